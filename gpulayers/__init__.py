@@ -1,0 +1,72 @@
+"""Neural-network layers with hand-written gradients, on NumPy or on an NVIDIA GPU through CuPy."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "activations",
+    "backend",
+    "errors",
+    "initializers",
+    "layers",
+    "losses",
+    "models",
+    "ops",
+    "optimizers",
+    "random",
+    "schedulers",
+    "training",
+    "utils",
+)
+_NAMES = {
+    "available": "backend",
+    "set_default_dtype": "backend",
+    "to_cpu": "backend",
+    "to_gpu": "backend",
+    "use_backend": "backend",
+    "use_engine": "ops",
+    "Sequential": "training",
+    "Trainer": "training",
+    "load": "training",
+    "load_data": "training",
+    "save": "training",
+}
+
+__all__ = ["__version__", *_SUBMODULES, *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from gpulayers import (
+        activations,
+        backend,
+        errors,
+        initializers,
+        layers,
+        losses,
+        models,
+        ops,
+        optimizers,
+        random,
+        schedulers,
+        training,
+        utils,
+    )
+    from gpulayers.backend import available, set_default_dtype, to_cpu, to_gpu, use_backend
+    from gpulayers.ops import use_engine
+    from gpulayers.training import Sequential, Trainer, load, load_data, save
+
+
+def __getattr__(name: str) -> Any:
+    """Import submodules and the public names on first use, so that the import itself is fast."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"gpulayers.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"gpulayers.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'gpulayers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

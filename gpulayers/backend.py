@@ -1,0 +1,433 @@
+"""Which array library computes: NumPy, or CuPy on an NVIDIA GPU.
+
+Two rules. Arrays decide: an operation runs where its input lives (`xp_of`). The default only
+creates: new arrays go to the current backend (`xp`, `asarray`), which is what `use_backend`
+chose, else ``GPULAYERS_BACKEND``, else a GPU if one answers, else NumPy.
+
+    from gpulayers import backend
+    backend.xp.zeros((2, 3))            # `xp` is looked up on each use, so it follows use_backend
+    with backend.use_backend("numpy"):
+        ...
+
+CuPy is imported on first need, never by ``import gpulayers``, and a GPU counts as usable only
+after one element was really allocated on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpulayers.errors import BackendError, DTypeError, ParameterError, suggest
+
+Array = Any  # numpy.ndarray or cupy.ndarray; neither library is imported just to name a type
+
+__all__ = [
+    "Array",
+    "asarray",
+    "available",
+    "backend_of",
+    "current_backend",
+    "default_dtype",
+    "describe",
+    "is_floating",
+    "module",
+    "set_default_dtype",
+    "to_backend",
+    "to_cpu",
+    "to_gpu",
+    "use_backend",
+    "xp_of",
+]
+
+NAMES = ("numpy", "cupy")
+_log = logging.getLogger("gpulayers")
+
+
+@dataclass(frozen=True)
+class _CupyStatus:
+    """What trying CuPy gave: the module when usable, else the reason and the remedy."""
+
+    module: ModuleType | None
+    reason: str
+    remedy: str
+
+
+_cupy_status: _CupyStatus | None = None
+_current: ContextVar[str | None] = ContextVar("gpulayers_backend", default=None)
+_auto_choice: str | None = None
+_module_of_type: dict[type, ModuleType] = {np.ndarray: np}
+
+_INSTALL = (
+    'pip install "gpulayers[cuda13]" (driver 580 or newer) or pip install "gpulayers[cuda12]" '
+    "(driver 525 or newer)"
+)
+
+
+# ------------------------------------------------------------------------------- finding CuPy
+
+
+def _probe_cupy() -> _CupyStatus:
+    """Import CuPy and allocate one element; say what failed and what mends it."""
+    try:
+        import cupy  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        if getattr(error, "name", None) == "cupy":
+            return _CupyStatus(None, "CuPy is not installed", _INSTALL)
+        return _CupyStatus(None, f"CuPy does not import: {error}", f"reinstall: {_INSTALL}")
+    except Exception as error:  # a broken installation may raise anything
+        return _CupyStatus(None, f"CuPy does not import: {error}", f"reinstall: {_INSTALL}")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return _CupyStatus(
+            None,
+            f"CuPy {cupy.__version__} is installed, but no usable NVIDIA driver: {error}",
+            "install or update the NVIDIA driver (nvidia-smi must list the GPU), "
+            "or the CuPy build for it: " + _INSTALL,
+        )
+    if count == 0:
+        return _CupyStatus(
+            None,
+            f"CuPy {cupy.__version__} and a driver are there, but no GPU is visible",
+            "check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES",
+        )
+    try:
+        cupy.zeros(1, dtype=np.float32)
+    except Exception as error:
+        return _CupyStatus(
+            None,
+            f"a GPU is there, but allocating one element on it failed: {error}",
+            "free memory on the GPU, or choose another one with CUDA_VISIBLE_DEVICES",
+        )
+    return _CupyStatus(cupy, f"CuPy {cupy.__version__} with {count} GPU(s)", "")
+
+
+def _load_cupy() -> _CupyStatus:
+    global _cupy_status
+    if _cupy_status is None:
+        _cupy_status = _probe_cupy()
+        if _cupy_status.module is not None:
+            _module_of_type[_cupy_status.module.ndarray] = _cupy_status.module
+    return _cupy_status
+
+
+def _reset() -> None:
+    """Forget what was found (tests put another CuPy in place)."""
+    global _cupy_status, _auto_choice
+    _cupy_status = None
+    _auto_choice = None
+    _current.set(None)
+    _module_of_type.clear()
+    _module_of_type[np.ndarray] = np
+
+
+def _cupy_or_raise() -> ModuleType:
+    status = _load_cupy()
+    if status.module is None:
+        raise BackendError(
+            f"the backend 'cupy' was asked for, but {status.reason}. To mend it: {status.remedy}"
+        )
+    return status.module
+
+
+# ---------------------------------------------------------------------------- choosing a backend
+
+
+def _check_name(name: str, source: str) -> str:
+    name = str(name).strip().lower()
+    known = (*NAMES, "auto")
+    if name not in known:
+        raise BackendError(
+            f"{source}: unknown backend {name!r}, expected one of {', '.join(known)}"
+            + suggest(name, known)
+        )
+    return name
+
+
+def _resolve_auto() -> str:
+    global _auto_choice
+    if _auto_choice is None:
+        status = _load_cupy()
+        _auto_choice = "numpy" if status.module is None else "cupy"
+        _log.info("gpulayers computes with %s: %s", _auto_choice, status.reason)
+    return _auto_choice
+
+
+def current_backend() -> str:
+    """Return ``"numpy"`` or ``"cupy"``: where new arrays go.
+
+    Raises
+    ------
+    BackendError
+        If ``GPULAYERS_BACKEND`` names an unknown backend, or ``cupy`` where it cannot start.
+    """
+    name = _current.get()
+    if name is None:
+        name = _check_name(os.environ.get("GPULAYERS_BACKEND") or "auto", "GPULAYERS_BACKEND")
+        if name == "cupy":
+            _cupy_or_raise()
+    return _resolve_auto() if name == "auto" else name
+
+
+class use_backend:  # noqa: N801 - read as a verb, like contextlib.suppress
+    """Choose where new arrays go, from now on or for the length of a ``with`` block.
+
+    ``use_backend("numpy")`` takes effect at once; as a context manager it restores the former
+    choice at the end of the block. The choice is a context variable: other threads and tasks
+    keep theirs.
+
+    Parameters
+    ----------
+    name : str
+        ``"numpy"``, ``"cupy"`` or ``"auto"``.
+
+    Raises
+    ------
+    BackendError
+        For an unknown name, or for ``"cupy"`` where CuPy cannot start (with the cause and the
+        line that mends it). There is no silent fallback.
+    """
+
+    def __init__(self, name: str) -> None:
+        name = _check_name(name, "use_backend")
+        if name == "cupy":
+            _cupy_or_raise()
+        self.name = name
+        self._token = _current.set(name)
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _current.reset(self._token)
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the backends that work here: ``("numpy",)`` or ``("numpy", "cupy")``."""
+    return ("numpy",) if _load_cupy().module is None else NAMES
+
+
+def module(name: str) -> ModuleType:
+    """Return the array module of a backend name.
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown or CuPy cannot start.
+    """
+    name = _check_name(name, "module")
+    if name == "auto":
+        name = _resolve_auto()
+    return np if name == "numpy" else _cupy_or_raise()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "xp":
+        return module(current_backend())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ---------------------------------------------------------------------------------- arrays decide
+
+
+def _module_for(array: Any) -> ModuleType | None:
+    found = _module_of_type.get(type(array))
+    if found is None:
+        for kind, library in tuple(_module_of_type.items()):  # subclasses, e.g. numpy.memmap
+            if isinstance(array, kind):
+                _module_of_type[type(array)] = library
+                return library
+        if type(array).__module__.partition(".")[0] == "cupy" and _load_cupy().module is not None:
+            return _module_of_type.get(type(array))
+    return found
+
+
+def backend_of(array: Array) -> str:
+    """Return ``"numpy"`` or ``"cupy"``: where `array` lives (errors as `xp_of`)."""
+    return "numpy" if xp_of(array) is np else "cupy"
+
+
+def xp_of(*arrays: Array) -> ModuleType:
+    """Return the library (`numpy` or `cupy`) that all `arrays` belong to; ``None`` is skipped.
+
+    Raises
+    ------
+    BackendError
+        If arrays of both libraries are mixed.
+    DTypeError
+        If an argument is no array of either.
+    """
+    found: ModuleType | None = None
+    for array in arrays:
+        if array is None:
+            continue
+        library = _module_for(array)
+        if library is None:
+            raise DTypeError(
+                f"expected a numpy or cupy array, got {type(array).__name__}; "
+                "convert it with gpulayers.backend.asarray(...)"
+            )
+        if found is None:
+            found = library
+        elif library is not found:
+            raise BackendError(
+                "numpy and cupy arrays were mixed in one operation; move one side with "
+                "gpulayers.backend.to_cpu(...) or to_gpu(...)"
+            )
+    if found is None:
+        raise DTypeError("expected at least one array, got none")
+    return found
+
+
+def to_backend(array: Array, name: str) -> Array:
+    """Return `array` on the backend `name`; the same object if it is there already.
+
+    Raises
+    ------
+    BackendError
+        If the backend is unknown or cannot start.
+    DTypeError
+        If `array` is no array.
+    """
+    source, target = xp_of(array), module(name)
+    if source is target:
+        return array
+    if target is np:
+        return array.get()
+    return target.asarray(array)
+
+
+def to_cpu(array: Array) -> np.ndarray:
+    """Return `array` as a NumPy array (copied from the GPU if it lives there)."""
+    return to_backend(array, "numpy")
+
+
+def to_gpu(array: Array) -> Array:
+    """Return `array` as a CuPy array; BackendError where CuPy cannot start."""
+    return to_backend(array, "cupy")
+
+
+def asarray(value: Any, dtype: Any = None) -> Array:
+    """Return `value` (array, list or scalar) on the current backend, converted to `dtype` if given."""
+    library = module(current_backend())
+    if _module_for(value) not in (None, library):
+        value = to_backend(value, current_backend())
+    return library.asarray(value, dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------ dtype policy
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_default_dtype: ContextVar[np.dtype | None] = ContextVar("gpulayers_dtype", default=None)
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether `dtype` is one of float16, bfloat16, float32, float64."""
+    return np.dtype(dtype).name in _FLOATS
+
+
+def _float_dtype(value: Any, source: str) -> np.dtype:
+    if value == "bfloat16":
+        try:
+            import ml_dtypes  # pyright: ignore[reportMissingImports] # CuPy's own choice too
+        except ImportError:
+            raise ParameterError(
+                f"{source}: bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+            ) from None
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not is_floating(dtype):
+        raise ParameterError(
+            f"{source}: expected a floating dtype ({', '.join(_FLOATS)}), got {value!r}"
+            + (suggest(value, _FLOATS) if isinstance(value, str) else "")
+        )
+    return dtype
+
+
+def set_default_dtype(dtype: Any) -> None:
+    """Set the dtype in which layers create their parameters.
+
+    Parameters
+    ----------
+    dtype : str or dtype
+        ``float32`` (the default), ``float64`` (gradient checks), ``float16`` or ``bfloat16``.
+
+    Raises
+    ------
+    ParameterError
+        If it is not a floating dtype.
+    """
+    _default_dtype.set(_float_dtype(dtype, "set_default_dtype"))
+
+
+def default_dtype() -> np.dtype:
+    """Return the dtype of new parameters: as set, else ``GPULAYERS_DTYPE``, else float32."""
+    dtype = _default_dtype.get()
+    if dtype is None:
+        name = os.environ.get("GPULAYERS_DTYPE") or "float32"
+        dtype = _float_dtype(name.strip().lower(), "GPULAYERS_DTYPE")
+    return dtype
+
+
+# --------------------------------------------------------------------------------------- a report
+
+
+def _gpu_lines(cupy: ModuleType) -> list[str]:
+    runtime = cupy.cuda.runtime
+    lines = []
+    for i in range(runtime.getDeviceCount()):
+        props = runtime.getDeviceProperties(i)
+        name = props["name"].decode() if isinstance(props["name"], bytes) else props["name"]
+        lines.append(
+            f"gpu {i}:      {name}, compute capability {props['major']}.{props['minor']}, "
+            f"{props['totalGlobalMem'] / 2**30:.1f} GiB"
+        )
+    driver = runtime.driverGetVersion()
+    lines.append(f"driver:     supports CUDA {driver // 1000}.{driver % 1000 // 10}")
+    return lines
+
+
+def describe() -> str:
+    """Return a report of several lines: the library picked, why, the versions, and what would mend
+    a missing GPU."""
+    import gpulayers
+
+    status = _load_cupy()
+    asked = _current.get() or os.environ.get("GPULAYERS_BACKEND") or "auto"
+    try:
+        picked, why = current_backend(), ""
+    except BackendError as error:
+        picked, why = "none", str(error)
+    if not why:
+        if picked == "cupy":
+            why = status.reason
+        elif asked == "numpy":
+            why = "NumPy was asked for"
+        else:
+            why = status.reason
+    lines = [
+        f"gpulayers:  {gpulayers.__version__}",
+        f"backend:    {picked} (asked for: {asked})",
+        f"why:        {why}",
+        f"dtype:      {default_dtype().name}",
+        f"numpy:      {np.__version__}",
+        f"python:     {sys.version.split()[0]} on {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} CPU(s)",
+    ]
+    if status.module is not None:
+        lines += [f"cupy:       {status.module.__version__}", *_gpu_lines(status.module)]
+    else:
+        lines.append(f"gpu:        none usable. If you expected one: {status.remedy}")
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""Errors that gpulayers raises; each also is the built-in exception a caller would expect.
+
+A message says where (the layer or operation), what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GPULayersError(Exception):
+    """Base class of every error raised on purpose by gpulayers."""
+
+
+class ShapeError(GPULayersError, ValueError):
+    """An array has the wrong rank, channel count or size."""
+
+
+class DTypeError(GPULayersError, TypeError):
+    """An array has a dtype the operation cannot take, or is no array at all."""
+
+
+class ParameterError(GPULayersError, ValueError):
+    """A hyperparameter is out of range, or a name is unknown."""
+
+
+class BackendError(GPULayersError, RuntimeError):
+    """The asked-for array library cannot be used, or arrays of two libraries were mixed."""
+
+
+class FrozenLayerError(GPULayersError, RuntimeError, AssertionError):
+    """A frozen layer was asked to update; an AssertionError too, as numpy-ml raises there."""
+
+
+class NotInitializedError(GPULayersError, RuntimeError):
+    """Something needs shapes that only the first forward pass tells."""
+
+
+class DataError(GPULayersError, ValueError):
+    """A dataset is missing, truncated, corrupted or inconsistent."""
+
+
+class CheckpointError(GPULayersError, ValueError):
+    """A saved model cannot be read: missing, truncated, corrupted or written by something else."""
+
+
+class DivergedError(GPULayersError, ArithmeticError):
+    """Training produced a loss that is not finite."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the known name closest to `name`, else an empty string."""
+    known = list(known)
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""

@@ -1,0 +1,187 @@
+"""The seam between the public operations and their implementations.
+
+`Kernels` is what every implementation satisfies: `ops.reference.Reference` (array formulas on xp,
+the specification), `ops.cpu.Cpu` (fast NumPy) and `gpulayers.cuda.Cuda` (RawKernels). The public
+functions in the family files check their arguments and then call ``kernels_for(X).<operation>``;
+so an implementation gets arrays of one library and one floating dtype, of checked shapes,
+C-contiguous, and does no checking of its own. Results are new arrays unless stated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, Protocol
+
+from gpulayers import backend
+from gpulayers.backend import Array
+from gpulayers.errors import ParameterError, suggest
+from gpulayers.ops.window import Window
+
+Shape4 = tuple[int, int, int, int]
+
+
+class Activation(Protocol):
+    """What the operations need to know of an activation function (see `gpulayers.activations`)."""
+
+    kernel: tuple[str, float, float] | None
+
+    def fn(self, z: Array) -> Array: ...
+    def grad(self, x: Array) -> Array: ...
+
+
+class Kernels(Protocol):
+    """One implementation of every operation. Images are (n, rows, cols, ch), ``window.taps`` = fr*fc."""
+
+    # ---- convolution: columns are (n*out_rows*out_cols, fr*fc*ch), within a row tap by tap
+    def im2col(self, X: Array, window: Window) -> Array: ...
+    def col2im(self, columns: Array, x_shape: Shape4, window: Window, mode: str) -> Array: ...
+    def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array: ...
+    def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array: ...
+    def conv2d_weight_grad(self, X: Array, dZ: Array, window: Window) -> Array: ...
+    def bias_grad(self, dZ: Array) -> Array: ...
+
+    # ---- pooling: argmax is uint8, i*fc + j inside the window (int32 for more than 256 taps)
+    def max_pool2d_forward(self, X: Array, window: Window) -> tuple[Array, Array]: ...
+    def max_pool2d_backward(
+        self, dY: Array, argmax: Array, x_shape: Shape4, window: Window
+    ) -> Array: ...
+    def avg_pool2d_forward(self, X: Array, window: Window) -> Array: ...
+    def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array: ...
+
+    # ---- bias and activation: Z is changed in place (the bias is added), Y is new
+    def bias_activation(self, Z: Array, b: Array | None, act: Activation) -> Array: ...
+    def activation_backward(self, dY: Array, Z: Array, act: Activation) -> Array: ...
+
+    # ---- softmax over the rows of (m, classes)
+    def softmax_forward(self, Z: Array) -> Array: ...
+    def softmax_backward(self, dY: Array, Y: Array) -> Array: ...
+    def softmax_cross_entropy_forward(
+        self, logits: Array, labels: Array
+    ) -> tuple[Array, Array]: ...
+    def softmax_cross_entropy_backward(
+        self, probs: Array, labels: Array, scale: float
+    ) -> Array: ...
+
+    # ---- optimizer updates: param and state are changed in place
+    def sgd_update(
+        self, param: Array, grad: Array, velocity: Array, lr: float, momentum: float
+    ) -> None: ...
+    def adagrad_update(
+        self, param: Array, grad: Array, cache: Array, lr: float, eps: float
+    ) -> None: ...
+    def rmsprop_update(
+        self, param: Array, grad: Array, cache: Array, lr: float, decay: float, eps: float
+    ) -> None: ...
+    def adam_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean: Array,
+        var: Array,
+        lr: float,
+        decay1: float,
+        decay2: float,
+        eps: float,
+        t: int,
+    ) -> None: ...
+
+    # ---- recurrent step
+    def rnn_step_forward(
+        self, projected: Array, recurrent: Array, ba: Array, bx: Array, act: Activation
+    ) -> tuple[Array, Array]: ...
+    def rnn_step_backward(
+        self, dA: Array, accumulator: Array | None, Z: Array, act: Activation
+    ) -> Array: ...
+
+    # ---- normalisation over the rows of (m, ch)
+    def batchnorm_forward(
+        self, X: Array, scaler: Array, intercept: Array, eps: float
+    ) -> tuple[Array, Array, Array, Array, Array]: ...
+    def batchnorm_backward(
+        self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+    ) -> tuple[Array, Array, Array]: ...
+
+    # ---- random words
+    def philox_words(
+        self, xp: ModuleType, key: tuple[int, int], counter: int, n: int
+    ) -> Array: ...
+
+
+# --------------------------------------------------------------------------------- choosing one
+
+ENGINES = ("auto", "reference")
+_IMPLEMENTATIONS = {
+    ("auto", "numpy"): ("gpulayers.ops.cpu", "Cpu"),
+    ("auto", "cupy"): ("gpulayers.cuda", "Cuda"),
+    ("reference", "numpy"): ("gpulayers.ops.reference", "Reference"),
+    ("reference", "cupy"): ("gpulayers.ops.reference", "Reference"),
+}
+_loaded: dict[tuple[str, str], Kernels] = {}
+_engine: ContextVar[str | None] = ContextVar("gpulayers_engine", default=None)
+
+
+def _check_engine(name: str, source: str) -> str:
+    name = str(name).strip().lower()
+    if name not in ENGINES:
+        raise ParameterError(
+            f"{source}: unknown engine {name!r}, expected one of {', '.join(ENGINES)}"
+            + suggest(name, ENGINES)
+        )
+    return name
+
+
+def current_engine() -> str:
+    """Return ``"auto"`` or ``"reference"``: as `use_engine` set it, else ``GPULAYERS_ENGINE``."""
+    name = _engine.get()
+    if name is None:
+        name = _check_engine(os.environ.get("GPULAYERS_ENGINE") or "auto", "GPULAYERS_ENGINE")
+    return name
+
+
+class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
+    """Choose the implementation of the operations, at once or for a ``with`` block.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"``: the fast NumPy code on the CPU, the CUDA kernels on a GPU.
+        ``"reference"``: the array formulas of `gpulayers.ops.reference` on either, to read along
+        or to compare with.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _check_engine(name, "use_engine")
+        self._token = _engine.set(self.name)
+
+    def __enter__(self) -> use_engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _engine.reset(self._token)
+
+
+def _implementation(backend_name: str) -> Kernels:
+    key = (current_engine(), backend_name)
+    found = _loaded.get(key)
+    if found is None:
+        where, name = _IMPLEMENTATIONS[key]
+        found = _loaded[key] = getattr(importlib.import_module(where), name)()
+    return found
+
+
+def kernels_of_module(xp: ModuleType) -> Kernels:
+    """Return the implementation for arrays of the module `xp` (numpy or cupy)."""
+    return _implementation("numpy" if xp.__name__ == "numpy" else "cupy")
+
+
+def kernels_for(*arrays: Any) -> Kernels:
+    """Return the implementation for these arrays; they must be of one library (see `xp_of`)."""
+    return kernels_of_module(backend.xp_of(*arrays))
