@@ -36,7 +36,33 @@ _NAMES = {
     "save": "training",
 }
 
-__all__ = ["__version__", *_SUBMODULES, *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Sequential",
+    "Trainer",
+    "__version__",
+    "activations",
+    "available",
+    "backend",
+    "errors",
+    "initializers",
+    "layers",
+    "load",
+    "load_data",
+    "losses",
+    "models",
+    "ops",
+    "optimizers",
+    "random",
+    "save",
+    "schedulers",
+    "set_default_dtype",
+    "to_cpu",
+    "to_gpu",
+    "training",
+    "use_backend",
+    "use_engine",
+    "utils",
+]
 
 if TYPE_CHECKING:
     from gpulayers import (

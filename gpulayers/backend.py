@@ -317,7 +317,7 @@ def to_gpu(array: Array) -> Array:
 
 
 def asarray(value: Any, dtype: Any = None) -> Array:
-    """Return `value` (array, list or scalar) on the current backend, converted to `dtype` if given."""
+    """Return `value` (array, list or scalar) on the current backend, as `dtype` if given."""
     library = module(current_backend())
     if _module_for(value) not in (None, library):
         value = to_backend(value, current_backend())

@@ -50,7 +50,7 @@ class DivergedError(GPULayersError, ArithmeticError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the known name closest to `name`, else an empty string."""
+    """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, else ``""``."""
     known = list(known)
     folded = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)

@@ -1,9 +1,9 @@
 """Random numbers that are the same on NumPy and on a GPU.
 
 The generator is Philox4x64-10, counter based (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC'11): the numbers are a function of (key, counter) alone, so the state is a few integers,
-it can be saved and restored exactly, and every thread of a GPU computes its own words without
-talking to others. The stream is that of `numpy.random.Philox`.
+1, 2, 3", SC'11): the numbers are a function of (key, counter) alone, so the state is a few
+integers, it can be saved and restored exactly, and every thread of a GPU computes its own words
+without talking to others. The stream is that of `numpy.random.Philox`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Activation(Protocol):
 
 
 class Kernels(Protocol):
-    """One implementation of every operation. Images are (n, rows, cols, ch), ``window.taps`` = fr*fc."""
+    """One implementation of every operation. Images are (n, rows, cols, ch)."""
 
     # ---- convolution: columns are (n*out_rows*out_cols, fr*fc*ch), within a row tap by tap
     def im2col(self, X: Array, window: Window) -> Array: ...
@@ -105,9 +105,7 @@ class Kernels(Protocol):
     ) -> tuple[Array, Array, Array]: ...
 
     # ---- random words
-    def philox_words(
-        self, xp: ModuleType, key: tuple[int, int], counter: int, n: int
-    ) -> Array: ...
+    def philox_words(self, xp: ModuleType, key: tuple[int, int], counter: int, n: int) -> Array: ...
 
 
 # --------------------------------------------------------------------------------- choosing one

@@ -21,8 +21,11 @@ def words(xp: ModuleType, key: tuple[int, int], counter: int, n: int) -> Array:
 
 
 def uniform(xp: ModuleType, key: tuple[int, int], counter: int, n: int, dtype: Any) -> Array:
-    """Return `n` numbers of `dtype`, uniform in [0, 1): the top bits of each 64-bit word (float64) or
-    of each 32-bit half, low half first (the narrower types), times 2**-bits."""
+    """Return `n` numbers of `dtype`, uniform in [0, 1).
+
+    Each is the top bits of a 64-bit word (float64) or of a 32-bit half, low half first (the
+    narrower types), times 2**-bits.
+    """
     dtype = np.dtype(dtype)
     bits = _BITS[dtype.name]
     if dtype == np.float64:

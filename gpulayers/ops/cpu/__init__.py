@@ -1,0 +1,10 @@
+"""The fast NumPy implementation; what it does not override is the reference."""
+
+from gpulayers.ops.cpu.random import CpuRandom
+from gpulayers.ops.reference import Reference
+
+__all__ = ["Cpu"]
+
+
+class Cpu(CpuRandom, Reference):
+    """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""

@@ -1,0 +1,29 @@
+"""The specification: every operation as a few array formulas on xp.
+
+Runs on NumPy and CuPy alike. The fast implementations are tested against it, and it is tested
+against loops in float64 and against PyTorch.
+"""
+
+from gpulayers.ops.reference.activation import ReferenceActivation
+from gpulayers.ops.reference.conv import ReferenceConv
+from gpulayers.ops.reference.normalization import ReferenceNormalization
+from gpulayers.ops.reference.pool import ReferencePool
+from gpulayers.ops.reference.random import ReferenceRandom
+from gpulayers.ops.reference.recurrent import ReferenceRecurrent
+from gpulayers.ops.reference.softmax import ReferenceSoftmax
+from gpulayers.ops.reference.update import ReferenceUpdate
+
+__all__ = ["Reference"]
+
+
+class Reference(
+    ReferenceConv,
+    ReferencePool,
+    ReferenceActivation,
+    ReferenceSoftmax,
+    ReferenceUpdate,
+    ReferenceRecurrent,
+    ReferenceNormalization,
+    ReferenceRandom,
+):
+    """Satisfies `gpulayers.ops._kernels.Kernels` with array formulas."""
