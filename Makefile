@@ -1,0 +1,33 @@
+# One-line targets; .ci/run and the workflows call the same ones.
+PYTHON ?= .venv/bin/python
+
+.PHONY: install test test-gpu static mutants lint types imports notebooks wheel bench budget all
+
+install:            ## a virtual environment with everything to develop
+	python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"
+
+test:               ## all but the slow and the GPU tests
+	$(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
+
+test-gpu:           ## on a machine with a CUDA device; a missing device is a failure
+	$(PYTHON) -m pytest -q -m gpu --require-gpu
+
+mutants:            ## do the kernel tests notice faults planted in the kernels?
+	$(PYTHON) -m pytest -q -n 2 -m slow tests/meta
+
+lint:
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m pyright
+
+imports:            ## imports run one way
+	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+
+notebooks:          ## run every notebook; the committed outputs are left alone
+	$(PYTHON) tools/run_notebooks.py examples/*.ipynb
+
+wheel:              ## build the wheel, install it elsewhere, train ten steps
+	$(PYTHON) -m pytest -q -m slow tests/packaging
+
+all: lint types imports test wheel notebooks mutants
