@@ -1,10 +1,12 @@
 """The fast NumPy implementation; what it does not override is the reference."""
 
+from gpulayers.ops.cpu.conv import CpuConv
+from gpulayers.ops.cpu.pool import CpuPool
 from gpulayers.ops.cpu.random import CpuRandom
 from gpulayers.ops.reference import Reference
 
 __all__ = ["Cpu"]
 
 
-class Cpu(CpuRandom, Reference):
+class Cpu(CpuConv, CpuPool, CpuRandom, Reference):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
