@@ -1,0 +1,217 @@
+"""Shared fixtures and options.
+
+Which array library a test runs on
+----------------------------------
+A test that takes the fixture `backend` runs once on NumPy, once on the CuPy stand-in ("emulated":
+CUDA kernels run on the CPU, host arrays and hidden copies are errors), and with a GPU once on
+CuPy. gpulayers is switched to that library for the length of the test:
+
+    def test_doubles(backend):
+        x = backend.asarray(np.arange(6.0, dtype=np.float32))  # host array -> array of the backend
+        y = layer.forward(x)                                    # computes there
+        np.testing.assert_allclose(backend.asnumpy(y), ...)     # and back
+
+    def test_no_hidden_sync(backend):
+        with backend.count() as events, backend.forbid("sync", "h2d", "d2h"):
+            layer.forward(x)
+        if backend.observed:                    # only the stand-in sees what happens
+            assert events["launch"] <= 3        # also alloc, alloc_bytes, kernel:<name>, ...
+
+`backend.xp` is the module (numpy, the stand-in, cupy), `backend.name` is "numpy", "emulated" or
+"cupy", `backend.library` is what gpulayers calls it ("numpy" or "cupy"). Fixture `emulated` is the
+same object for the stand-in alone, `numpy_backend` for NumPy alone.
+
+Options and variables
+---------------------
+--require-gpu                   a missing GPU is an error, not a skip, for tests marked `gpu`
+GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `emulated` tests
+GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpulayers.backend
+from tests.support import fake_cupy
+from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
+
+FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
+
+
+# ------------------------------------------------------------------------------- options, skips
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu",
+        action="store_true",
+        help="fail instead of skipping the tests marked gpu when no CUDA device answers",
+    )
+
+
+def no_gpu_reason() -> str | None:
+    """Why CuPy cannot compute here, or None; asks the driver without importing CuPy."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return f"no NVIDIA driver ({library} is not there)"
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "an NVIDIA driver, but no CUDA device"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    reason = no_gpu_reason() if on_gpu or config.getoption("--require-gpu") else None
+    if reason and config.getoption("--require-gpu"):
+        raise pytest.UsageError(f"--require-gpu: {reason}")
+    if reason:
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {reason}"))
+    on_emulator = [item for item in items if item.get_closest_marker("emulated")]
+    missing = unavailable_reason() if on_emulator else None
+    if missing and os.environ.get(REQUIRE_VARIABLE) == "1":
+        raise pytest.UsageError(f"{REQUIRE_VARIABLE}=1: {missing}")
+    if missing:
+        for item in on_emulator:
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
+# ------------------------------------------------------------------------------------- backends
+
+
+class Backend:
+    """One array library, with gpulayers switched to it (see the top of this file)."""
+
+    def __init__(self, name: str, xp: Any) -> None:
+        self.name = name
+        self.xp = xp
+        self.library = "numpy" if name == "numpy" else "cupy"
+        self.observed = name == "emulated"
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r})"
+
+    def asarray(self, array: Any, dtype: Any = None) -> Any:
+        """A host array (or list) as an array of this backend, with its memory layout kept."""
+        return self.xp.asarray(array, dtype=dtype)
+
+    def asnumpy(self, array: Any) -> np.ndarray:
+        """An array of this backend as a host array; anything else is an error."""
+        if not isinstance(array, self.xp.ndarray):
+            raise TypeError(f"expected an array on {self.name}, got {type(array)}")
+        return array if self.name == "numpy" else array.get()
+
+    @contextlib.contextmanager
+    def count(self) -> Iterator[Counter[str]]:
+        """Count launches, allocations, copies and synchronisations (all 0 if not `observed`)."""
+        if not self.observed:
+            yield Counter()
+            return
+        with fake_cupy.count() as events:
+            yield events
+
+    @contextlib.contextmanager
+    def forbid(self, *events: str) -> Iterator[None]:
+        """Make `events` ("sync", "h2d", "d2h", "alloc", ...) an error (if `observed`)."""
+        if not self.observed:
+            yield
+            return
+        with fake_cupy.forbid(*events):
+            yield
+
+
+_cuda_bound_to: ModuleType | None = None
+
+
+def _forget_other_cupy(cupy: ModuleType) -> None:
+    """`gpulayers.cuda` binds the cupy it was imported with: drop it when another one comes."""
+    global _cuda_bound_to
+    if _cuda_bound_to is not None and _cuda_bound_to is not cupy:
+        for name in [n for n in sys.modules if n.startswith("gpulayers.cuda")]:
+            del sys.modules[name]
+        kernels = sys.modules.get("gpulayers.ops._kernels")
+        if kernels is not None:
+            kernels._loaded.clear()
+    _cuda_bound_to = cupy
+
+
+@contextlib.contextmanager
+def switched_to(name: str) -> Iterator[Backend]:
+    """gpulayers on "numpy", "emulated" or "cupy" for the length of a `with` block."""
+    before = gpulayers.backend._cupy_status
+    with contextlib.ExitStack() as stack:
+        if name == "emulated":
+            xp: Any = stack.enter_context(fake_cupy.installed())
+            stack.enter_context(_flavour(os.environ.get(FLAVOUR_VARIABLE, "plain")))
+        elif name == "cupy":
+            import cupy as xp
+        else:
+            xp = np
+        if name != "numpy":
+            _forget_other_cupy(xp)
+            gpulayers.backend._reset()
+            stack.callback(_restore, before)
+        stack.enter_context(gpulayers.backend.use_backend("numpy" if name == "numpy" else "cupy"))
+        yield Backend(name, xp)
+
+
+def _restore(status: Any) -> None:
+    gpulayers.backend._reset()
+    gpulayers.backend._cupy_status = status
+    if status is not None and status.module is not None:
+        gpulayers.backend._module_of_type[status.module.ndarray] = status.module
+
+
+@contextlib.contextmanager
+def _flavour(name: str) -> Iterator[None]:
+    if name not in ("plain", "check"):
+        raise pytest.UsageError(f"{FLAVOUR_VARIABLE}={name}: expected plain or check")
+    before, fake_cupy.state.flavour = fake_cupy.state.flavour, name
+    try:
+        yield
+    finally:
+        fake_cupy.state.flavour = before
+
+
+@pytest.fixture(
+    params=[
+        "numpy",
+        pytest.param("emulated", marks=pytest.mark.emulated),
+        pytest.param("cupy", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """NumPy, the CuPy stand-in, and CuPy where there is a GPU."""
+    with switched_to(request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.emulated)])
+def emulated(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The CuPy stand-in alone."""
+    with switched_to(request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture
+def numpy_backend() -> Iterator[Backend]:
+    """NumPy alone."""
+    with switched_to("numpy") as chosen:
+        yield chosen

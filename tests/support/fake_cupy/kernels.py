@@ -1,0 +1,161 @@
+"""RawKernel and RawModule: the unchanged CUDA source, compiled for the host and run there.
+
+The emulator (tests.support.cuda_on_cpu) checks every launch: argument types, contiguity, limits,
+and in the flavour "check" also bounds, races, barriers and uninitialised reads. So a layer test on
+the stand-in is a memory check of the layer's kernels too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from tests.support.fake_cupy.arrays import ndarray
+from tests.support.fake_cupy.memory import MemoryPointer
+from tests.support.fake_cupy.state import CUDARuntimeError, state
+
+
+class CUDADriverError(CUDARuntimeError):
+    """cupy_backends.cuda.api.driver.CUDADriverError."""
+
+
+class CompileException(Exception):
+    """cupy.cuda.compiler.CompileException."""
+
+
+class _Source:
+    """One CUDA source with its options, built on first use, once for each flavour."""
+
+    def __init__(self, code: str, options: tuple[str, ...], names: tuple[str, ...], title: str):
+        if not isinstance(options, tuple):
+            raise TypeError(
+                f"Argument 'options' has incorrect type (expected tuple, got "
+                f"{type(options).__name__})"
+            )
+        self.code, self.options, self.names, self.title = code, options, names, title
+        self._built: dict[str, Any] = {}
+
+    def module(self) -> Any:
+        built = self._built.get(state.flavour)
+        if built is None:
+            from tests.support.cuda_on_cpu import HostModule
+
+            built = HostModule(
+                self.code,
+                options=self.options,
+                name_expressions=self.names,
+                name=state.sources.get(self.code, self.title),
+                flavour=state.flavour,
+            )
+            self._built[state.flavour] = built
+        return built
+
+
+class RawKernel:
+    """cupy.RawKernel: `kernel(grid, block, args, shared_mem=0)`."""
+
+    __module__ = "cupy"
+
+    def __init__(
+        self,
+        code: str,
+        name: str,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        *,
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        jitify: bool | None = None,
+    ) -> None:
+        names = (name,) if "<" in name else ()
+        title = re.sub(r"\W", "_", name) + ".cu"
+        self._source = _Source(code, options, names, title)
+        self.code, self.name, self.options, self.backend = code, name, options, backend
+        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.preferred_shared_memory_carveout = -1
+
+    def compile(self, log_stream: Any = None) -> None:
+        self._source.module()
+
+    def __call__(self, grid: tuple, block: tuple, args: Any, *, shared_mem: int = 0) -> None:
+        for what, value in (("grid", grid), ("block", block)):
+            if not isinstance(value, tuple):
+                raise TypeError(
+                    f"Argument '{what}' has incorrect type (expected tuple, got "
+                    f"{type(value).__name__})"
+                )
+        arrays = [a._a for a in args if isinstance(a, ndarray)]
+        values = tuple(_argument(self.name, i, a) for i, a in enumerate(args))
+        kernel = self._source.module()[self.name]
+        options = {
+            "max_dynamic_shared": self.max_dynamic_shared_size_bytes,
+            "seed": state.seed,
+            **state.launch_options,
+        }
+
+        def work() -> None:
+            stats = kernel(grid, block, values, shared_mem=shared_mem, **options)
+            state.launch_log.append((self.name, stats or {}))
+
+        state.note(f"kernel:{self.name}")
+        recording = state.recording
+        if recording is not None:
+            for array in arrays:
+                recording.will_write(array)
+        state.write(arrays[0] if arrays else np.empty(0), work, f"kernel {self.name}")
+
+
+def _argument(kernel: str, position: int, value: Any) -> Any:
+    """What the launcher gets: arrays and typed scalars as NumPy values, pointers as they are."""
+    if isinstance(value, ndarray):
+        array = value._a
+        return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {np.ndarray} (kernel {kernel}, argument {position})")
+    if isinstance(value, MemoryPointer):
+        return value.mem.bytes[value.ptr - value.mem.ptr :]
+    if value is not None and not isinstance(value, (np.generic, int, float, complex, bool)):
+        raise TypeError(f"Unsupported type {type(value)} (kernel {kernel}, argument {position})")
+    return value
+
+
+class RawModule:
+    """cupy.RawModule: several kernels from one source, template instances by name."""
+
+    __module__ = "cupy"
+
+    def __init__(
+        self,
+        *,
+        code: str | None = None,
+        path: str | None = None,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        name_expressions: Any = None,
+        jitify: bool | None = None,
+    ) -> None:
+        if (code is None) == (path is None):
+            raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
+        if code is None:
+            raise NotImplementedError("RawModule(path=...): the stand-in needs the source")
+        self.name_expressions = tuple(name_expressions or ())
+        self.code, self.options, self.backend = code, options, backend
+        self._source = _Source(code, options, self.name_expressions, "module.cu")
+
+    def compile(self, log_stream: Any = None) -> None:
+        self._source.module()
+
+    def get_function(self, name: str) -> RawKernel:
+        module = self._source.module()
+        if name not in module.kernels:
+            raise CUDADriverError(500, "CUDA_ERROR_NOT_FOUND", f"named symbol not found ({name})")
+        kernel = RawKernel(self.code, name, self.options, self.backend)
+        kernel._source = self._source
+        return kernel
+
+    def get_global(self, name: str) -> Any:
+        raise NotImplementedError("RawModule.get_global: in CuPy, not in this stand-in")

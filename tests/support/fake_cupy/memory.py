@@ -1,0 +1,175 @@
+"""Device memory: aligned poisoned blocks, pools that count the live bytes, allocators."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.support.fake_cupy.state import poison, state
+
+ALIGNMENT = 512  # CuPy's pool rounds every block up to this and aligns it so
+
+
+class OutOfMemoryError(MemoryError):
+    """cupy.cuda.memory.OutOfMemoryError."""
+
+
+def rounded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+class MemoryPool:
+    """Counts live and cached bytes; freed blocks stay cached until `free_all_blocks`."""
+
+    def __init__(self, allocator: Any = None) -> None:
+        self._used = 0
+        self._total = 0
+        self._limit = 0
+
+    def _take(self, nbytes: int) -> None:
+        size = rounded(nbytes)
+        if self._limit and self._used + size > self._limit:
+            raise OutOfMemoryError(
+                f"Out of memory allocating {size:,} bytes "
+                f"(allocated so far: {self._used:,} bytes, limit set to: {self._limit:,} bytes)."
+            )
+        self._used += size
+        self._total = max(self._total, self._used)
+
+    def _give(self, nbytes: int) -> None:
+        self._used -= rounded(nbytes)
+
+    def malloc(self, size: int) -> MemoryPointer:
+        return MemoryPointer(Block(int(size), self), 0)
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def free_bytes(self) -> int:
+        return self._total - self._used
+
+    def total_bytes(self) -> int:
+        return self._total
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        self._total = self._used
+
+    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
+        if (size is None) == (fraction is None):
+            raise ValueError("exactly one of size and fraction must be given")
+        self._limit = int(size) if size is not None else int(TOTAL_MEMORY * (fraction or 0.0))
+
+    def get_limit(self) -> int:
+        return self._limit
+
+
+TOTAL_MEMORY = 16 << 30
+default_pool = MemoryPool()
+pinned_pool = MemoryPool()
+_allocator: Callable[[int], MemoryPointer] = default_pool.malloc
+
+
+class Block:
+    """One allocation; gives its bytes back to the pool when nothing refers to it any more."""
+
+    def __init__(self, nbytes: int, pool: MemoryPool) -> None:
+        pool._take(nbytes)
+        self.size, self._pool = nbytes, pool
+        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.bytes = raw[start : start + nbytes]
+        self.ptr = self.bytes.ctypes.data
+        self.device_id = 0
+
+    def __del__(self) -> None:
+        if hasattr(self, "bytes"):
+            self._pool._give(self.size)
+
+
+class MemoryPointer:
+    """An address inside a block: `pointer.ptr`, `pointer.mem`."""
+
+    def __init__(self, mem: Block, offset: int) -> None:
+        self.mem, self._offset = mem, offset
+        self.ptr = mem.ptr + offset
+        self.device_id = 0
+
+    def __int__(self) -> int:
+        return self.ptr
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self._offset + int(offset))
+
+    def __sub__(self, offset: int) -> MemoryPointer:
+        return self + -offset
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
+        nbytes = math.prod(shape) * dtype.itemsize
+        part = self.mem.bytes[self._offset : self._offset + nbytes]
+        if part.size != nbytes:
+            raise ValueError(f"array of {nbytes} bytes does not fit its memory block")
+        return part.view(dtype).reshape(shape, order=order)
+
+
+def allocate(shape: Any, dtype: Any, order: str = "C") -> tuple[np.ndarray, Block]:
+    """A new poisoned array from the current allocator."""
+    dtype = checked_dtype(dtype)
+    shape = (int(shape),) if np.ndim(shape) == 0 else tuple(int(n) for n in shape)
+    if any(n < 0 for n in shape):
+        raise ValueError("negative dimensions are not allowed")
+    nbytes = math.prod(shape) * dtype.itemsize
+    state.note_alloc(nbytes)
+    pointer = _allocator(nbytes)
+    array = pointer.view(shape, dtype, order)
+    poison(array)
+    return array, pointer.mem
+
+
+def adopt(array: np.ndarray, keep_layout: bool = False) -> tuple[np.ndarray, Block]:
+    """Copy a NumPy result into device memory: C order, or the same order of axes."""
+    axes = list(range(array.ndim))
+    if keep_layout:
+        axes.sort(key=lambda axis: -abs(array.strides[axis]))  # stable: ties stay in C order
+    turned = array.transpose(axes)
+    dtype = checked_dtype(array.dtype)
+    state.note_alloc(array.nbytes)
+    pointer = _allocator(array.nbytes)
+    copy = pointer.view(turned.shape, dtype, "C")
+    copy[...] = turned
+    return copy.transpose(np.argsort(axes)) if axes else copy, pointer.mem
+
+
+def checked_dtype(dtype: Any) -> np.dtype:
+    """The dtypes a device array can have; CuPy's error for the others."""
+    dtype = np.dtype(dtype)
+    known = dtype.kind in "biufc" and dtype.itemsize <= 16 and dtype.char not in "gG"
+    if not (known or dtype.name == "bfloat16"):
+        raise ValueError(f"Unsupported dtype {dtype}")
+    return dtype
+
+
+def get_allocator() -> Callable[[int], MemoryPointer]:
+    return _allocator
+
+
+def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
+    global _allocator
+    _allocator = allocator or default_pool.malloc
+
+
+def alloc(size: int) -> MemoryPointer:
+    return _allocator(size)
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> Iterator[None]:
+    before = _allocator
+    set_allocator(allocator)
+    try:
+        yield
+    finally:
+        set_allocator(before)
