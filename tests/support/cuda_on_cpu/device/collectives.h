@@ -1,0 +1,25 @@
+// Names that kernels (device/) and the runtime (runtime/) share.
+#pragma once
+
+enum EmuBarrier { EMU_SYNC, EMU_SYNC_COUNT, EMU_SYNC_AND, EMU_SYNC_OR };
+
+enum EmuCollective {
+    EMU_SYNCWARP,
+    EMU_SHUFFLE, EMU_SHUFFLE_UP, EMU_SHUFFLE_DOWN, EMU_SHUFFLE_XOR,
+    EMU_BALLOT, EMU_ANY, EMU_ALL,
+    EMU_REDUCE_ADD, EMU_REDUCE_MIN, EMU_REDUCE_MAX, EMU_REDUCE_AND, EMU_REDUCE_OR, EMU_REDUCE_XOR,
+};
+
+extern "C" {
+// Waits until every thread of the block has come; `line` tells two barriers apart.
+void emu_barrier(int kind, int vote, int* result, int line);
+// Waits until every lane of `mask` has come, then replaces *value by the lane's result.
+void emu_warp(int collective, unsigned mask, void* value, int bytes, int argument, int width);
+// Books an atomic access; the caller does the read-modify-write itself (one OS thread).
+void emu_atomic(const void* address, int bytes, void* site);
+void emu_fence(int scope);  // 0 block, 1 device, 2 system
+void emu_fail(const char* kind, const char* text) __attribute__((noreturn));
+void* emu_dynamic_shared(void);
+unsigned emu_activemask(void);
+void emu_yield(void);
+}
