@@ -1,0 +1,126 @@
+"""Sources to kernels: inlined headers, one compile an instance on first use, launches checked.
+
+A source is compiled for the one instance that is asked for (NVRTC skips what is not instantiated),
+so the first use of a layer costs little; CuPy keeps the machine code on disk, in
+``~/.cupy/kernel_cache`` or ``CUPY_CACHE_DIR``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from gpulayers.cuda import table
+from gpulayers.errors import BackendError
+
+_INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.M)
+
+
+@functools.cache
+def load_source(file: str) -> str:
+    """Return the text of a source of this folder with its own headers put in.
+
+    ``#line`` directives keep compiler messages at the right file and line.
+    """
+    folder = resources.files("gpulayers.cuda")
+    text = (folder / file).read_text(encoding="utf-8")
+
+    def inline(match: re.Match[str]) -> str:
+        header = (folder / match[1]).read_text(encoding="utf-8")
+        following = text.count("\n", 0, match.end()) + 2
+        return f'#line 1 "{match[1]}"\n{header}#line {following} "{file}"'
+
+    return _INCLUDE.sub(inline, text)
+
+
+_kernels: dict[tuple[int, str, str, str], Callable[..., None]] = {}
+
+
+def get_kernel(name: str, dtype: str, index: str = "int32") -> Callable[..., None]:
+    """Return the compiled kernel for the current device; the first call compiles.
+
+    Parameters
+    ----------
+    name : str
+        A key of `table.KERNELS`.
+    dtype : str
+        Name of the storage dtype.
+    index : str
+        ``"int32"`` or ``"int64"``.
+
+    Raises
+    ------
+    BackendError
+        If the compile fails; it names the kernel and holds the compiler's log.
+    """
+    import cupy
+
+    key = (cupy.cuda.Device().id, name, dtype, index)
+    kernel = _kernels.get(key)
+    if kernel is None:
+        spec = table.KERNELS[name]
+        expression = spec.expression(dtype, index)
+        module = cupy.RawModule(
+            code=load_source(spec.file),
+            options=table.options(dtype),
+            name_expressions=[expression],
+        )
+        try:
+            kernel = module.get_function(expression)
+        except Exception as error:  # NVRTC, header search and driver each raise their own type
+            raise BackendError(
+                f"kernel {expression} ({spec.file}) did not compile for device {key[0]}:\n{error}"
+            ) from error
+        _kernels[key] = kernel
+    return kernel
+
+
+def launch(name: str, dtype: Any, grid: tuple[int, ...], args: Sequence[Any], index: str) -> None:
+    """Launch a kernel on the current stream.
+
+    Parameters
+    ----------
+    name : str
+        A key of `table.KERNELS`.
+    dtype : dtype
+        The storage dtype.
+    grid : tuple of int
+        Blocks along x and y.
+    args : sequence
+        Arrays and numbers in the kernel's order; numbers are converted to its parameter types.
+    index : str
+        ``"int32"`` or ``"int64"``.
+
+    Raises
+    ------
+    BackendError
+        If the kernel cannot be compiled, an argument does not fit, or an array is not C-contiguous
+        (a kernel sees only the pointer).
+    """
+    import cupy
+
+    spec = table.KERNELS[name]
+    for kind, arg in zip(spec.parameters, args, strict=False):
+        if kind == table.ARRAY and not (isinstance(arg, cupy.ndarray) and arg.flags.c_contiguous):
+            raise BackendError(
+                f"kernel {name}: expected C-contiguous CuPy arrays, got {_what(arg)}"
+            )
+    packed = spec.pack(dtype.name, index, args)
+    get_kernel(name, dtype.name, index)(grid, (spec.block,), packed, shared_mem=spec.shared)
+
+
+def _what(arg: Any) -> str:
+    name = f"{type(arg).__module__}.{type(arg).__name__}"
+    if not hasattr(arg, "strides"):
+        return name
+    return f"{name} of shape {arg.shape} with strides {arg.strides}"
+
+
+def launch_elements(name: str, dtype: Any, total: int, args: Sequence[Any], index: str) -> None:
+    """Launch a kernel with one thread for each of `total` elements; nothing to do for none."""
+    if total:
+        block = table.KERNELS[name].block
+        launch(name, dtype, (-(-total // block),), args, index)

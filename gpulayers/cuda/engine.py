@@ -1,0 +1,29 @@
+"""The CUDA kernels put together: what `gpulayers.ops` calls for CuPy arrays."""
+
+from __future__ import annotations
+
+from gpulayers.cuda.activation import CudaActivation
+from gpulayers.cuda.conv import CudaConv
+from gpulayers.cuda.pool import CudaPool
+from gpulayers.cuda.random import CudaRandom
+from gpulayers.cuda.recurrent import CudaRecurrent
+from gpulayers.cuda.softmax import CudaSoftmax
+from gpulayers.cuda.update import CudaUpdate
+
+__all__ = ["Cuda"]
+
+
+class Cuda(
+    CudaConv,
+    CudaPool,
+    CudaRecurrent,
+    CudaActivation,
+    CudaSoftmax,
+    CudaUpdate,
+    CudaRandom,
+):
+    """Satisfies `gpulayers.ops._kernels.Kernels` on CuPy arrays.
+
+    What has no kernel of its own (normalisation, windows of more than 256 taps, a user's own
+    activation) is inherited from `gpulayers.ops.reference.Reference`, array formulas on CuPy.
+    """

@@ -1,0 +1,121 @@
+// Softmax over the rows of (rows, classes), alone and with the cross-entropy loss.
+//
+// LANES threads share a row: a warp for short rows (a block of 256 holds 8 of them), a whole block for long ones.
+// Sums are taken in a fixed order: bitwise repeatable.
+#include "common.cuh"
+
+#define BLOCK 256
+
+template <typename Acc>
+__device__ __forceinline__ Acc larger(Acc a, Acc b)
+{
+    return a > b ? a : b;
+}
+
+// Sum or maximum over the LANES threads of a row; every one of them gets the result. `warps` is shared memory.
+template <int LANES, bool MAXIMUM, typename Acc>
+__device__ __forceinline__ Acc reduce_row(Acc value, Acc* warps)
+{
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const Acc other = __shfl_xor_sync(0xffffffffu, value, distance);
+        value = MAXIMUM ? larger(value, other) : value + other;
+    }
+    if (LANES > 32) {
+        if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+        __syncthreads();
+        value = warps[0];
+#pragma unroll
+        for (int warp = 1; warp < BLOCK / 32; ++warp) value = MAXIMUM ? larger(value, warps[warp]) : value + warps[warp];
+        __syncthreads();  // the next reduction writes the same words
+    }
+    return value;
+}
+
+// Number of this thread's row; with whole blocks a row it is never past the end.
+template <typename Index, int LANES>
+__device__ __forceinline__ Index row_number()
+{
+    return static_cast<Index>(blockIdx.x) * (BLOCK / LANES) + static_cast<int>(threadIdx.x) / LANES;
+}
+
+// y = exp(z - max z) / sum exp(z - max z)
+template <typename T, typename Acc, typename Index, int LANES>
+__global__ void __launch_bounds__(BLOCK) softmax_forward(const T* __restrict__ z, T* __restrict__ y, Index rows, int classes)
+{
+    __shared__ Acc warps[BLOCK / 32];
+    const Index row = row_number<Index, LANES>();
+    if (row >= rows) return;  // a whole warp at a time, and never where a block shares a row
+    const int lane = threadIdx.x % LANES;
+    const T* source = z + row * classes;
+    T* target = y + row * classes;
+
+    Acc highest = minus_infinity<Acc>();
+    for (int c = lane; c < classes; c += LANES) highest = larger(highest, static_cast<Acc>(source[c]));
+    highest = reduce_row<LANES, true>(highest, warps);
+    Acc total = static_cast<Acc>(0);
+    for (int c = lane; c < classes; c += LANES) total += exp(static_cast<Acc>(source[c]) - highest);
+    total = reduce_row<LANES, false>(total, warps);
+    for (int c = lane; c < classes; c += LANES)
+        target[c] = static_cast<T>(exp(static_cast<Acc>(source[c]) - highest) / total);
+}
+
+// dz = y * (dy - <dy, y>)
+template <typename T, typename Acc, typename Index, int LANES>
+__global__ void __launch_bounds__(BLOCK) softmax_backward(const T* __restrict__ dy, const T* __restrict__ y,
+                                                          T* __restrict__ dz, Index rows, int classes)
+{
+    __shared__ Acc warps[BLOCK / 32];
+    const Index row = row_number<Index, LANES>();
+    if (row >= rows) return;
+    const int lane = threadIdx.x % LANES;
+    const Index start = row * classes;
+
+    Acc product = static_cast<Acc>(0);
+    for (int c = lane; c < classes; c += LANES)
+        product += static_cast<Acc>(dy[start + c]) * static_cast<Acc>(y[start + c]);
+    product = reduce_row<LANES, false>(product, warps);
+    for (int c = lane; c < classes; c += LANES)
+        dz[start + c] = static_cast<T>(static_cast<Acc>(y[start + c]) * (static_cast<Acc>(dy[start + c]) - product));
+}
+
+// losses = log sum exp(z) - z[label], probs = softmax(z). A label outside [0, classes) reads nothing and gives NaN.
+template <typename T, typename Acc, typename Index, int LANES>
+__global__ void __launch_bounds__(BLOCK)
+    softmax_cross_entropy_forward(const T* __restrict__ logits, const long long* __restrict__ labels,
+                                  T* __restrict__ losses, T* __restrict__ probs, Index rows, int classes)
+{
+    __shared__ Acc warps[BLOCK / 32];
+    const Index row = row_number<Index, LANES>();
+    if (row >= rows) return;
+    const int lane = threadIdx.x % LANES;
+    const T* source = logits + row * classes;
+    T* target = probs + row * classes;
+
+    Acc highest = minus_infinity<Acc>();
+    for (int c = lane; c < classes; c += LANES) highest = larger(highest, static_cast<Acc>(source[c]));
+    highest = reduce_row<LANES, true>(highest, warps);
+    Acc total = static_cast<Acc>(0);
+    for (int c = lane; c < classes; c += LANES) total += exp(static_cast<Acc>(source[c]) - highest);
+    total = reduce_row<LANES, false>(total, warps);
+    for (int c = lane; c < classes; c += LANES)
+        target[c] = static_cast<T>(exp(static_cast<Acc>(source[c]) - highest) / total);
+    if (lane == 0) {
+        const long long label = labels[row];
+        const bool known = label >= 0 && label < classes;
+        losses[row] = static_cast<T>(known ? log(total) - (static_cast<Acc>(source[label]) - highest)
+                                           : not_a_number<Acc>());
+    }
+}
+
+// dlogits = (probs - [class is the label]) * scale, one thread an element; total = probs.size
+template <typename T, typename Acc, typename Index>
+__global__ void softmax_cross_entropy_backward(const T* __restrict__ probs, const long long* __restrict__ labels,
+                                               T* __restrict__ dlogits, Index total, int classes, Acc scale)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const Index row = number / classes;
+    const Acc hit = labels[row] == number - row * classes ? static_cast<Acc>(1) : static_cast<Acc>(0);
+    dlogits[number] = static_cast<T>((static_cast<Acc>(probs[number]) - hit) * scale);
+}

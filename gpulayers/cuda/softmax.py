@@ -1,0 +1,61 @@
+"""Softmax and softmax cross-entropy on a GPU."""
+
+from __future__ import annotations
+
+import cupy
+
+from gpulayers.backend import Array
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.ops.reference import Reference
+
+# from here on a row keeps a whole block busy
+_LONG_ROW = 1024
+_WARP = 32
+
+
+def _launch_rows(name: str, arrays: tuple[Array, ...], rows: int, classes: int) -> None:
+    """Launch a row kernel: a warp a row, or a block for long rows."""
+    if not rows * classes:
+        return
+    dtype = arrays[0].dtype
+    if classes >= _LONG_ROW:
+        name, grid = f"{name}_long", rows
+    else:
+        grid = -(-rows // (table.KERNELS[name].block // _WARP))
+    launch(name, dtype, (grid,), (*arrays, rows, classes), table.index_for(rows * classes))
+
+
+class CudaSoftmax(Reference):
+    """A label outside [0, classes) gives a NaN loss: to raise would need a synchronisation."""
+
+    def softmax_forward(self, Z: Array) -> Array:
+        Y = cupy.empty(Z.shape, dtype=Z.dtype)
+        _launch_rows("softmax_forward", (Z, Y), *Z.shape)
+        return Y
+
+    def softmax_backward(self, dY: Array, Y: Array) -> Array:
+        dZ = cupy.empty(Y.shape, dtype=Y.dtype)
+        _launch_rows("softmax_backward", (dY, Y, dZ), *Y.shape)
+        return dZ
+
+    def softmax_cross_entropy_forward(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        losses = cupy.empty(logits.shape[0], dtype=logits.dtype)
+        probs = cupy.empty(logits.shape, dtype=logits.dtype)
+        wide = cupy.ascontiguousarray(labels, dtype=cupy.int64)
+        arrays = (logits, wide, losses, probs)
+        _launch_rows("softmax_cross_entropy_forward", arrays, *logits.shape)
+        return losses, probs
+
+    def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
+        dlogits = cupy.empty(probs.shape, dtype=probs.dtype)
+        wide = cupy.ascontiguousarray(labels, dtype=cupy.int64)
+        args = (probs, wide, dlogits, probs.size, probs.shape[1], scale)
+        launch_elements(
+            "softmax_cross_entropy_backward",
+            probs.dtype,
+            probs.size,
+            args,
+            table.index_for(probs.size),
+        )
+        return dlogits

@@ -1,0 +1,304 @@
+"""Every kernel of this folder: its source file, block, parameters and template instances.
+
+Read by the launchers, by the compile cache and by the tests; needs neither CuPy nor a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpulayers.errors import BackendError
+
+#: dtype name -> (storage type, arithmetic type) in CUDA C++
+C_TYPES = {
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+    "float16": ("__half", "float"),
+    "bfloat16": ("__nv_bfloat16", "float"),
+}
+ITEM_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+#: index name -> C++ type
+INDEX_TYPES = {"int32": "int", "int64": "long long"}
+#: largest count of elements that 32-bit indices reach; the last block may overhang by its size
+INT32_LIMIT = 2**31 - 1 - 1024
+#: bytes of one vector load
+VECTOR_BYTES = 16
+#: defines that a source needs for a dtype (the half headers cost compile time, so only on demand)
+DEFINES = {"float16": ("-DGPULAYERS_FLOAT16",), "bfloat16": ("-DGPULAYERS_BFLOAT16",)}
+
+#: numbers of the activations in activation_functions.cuh
+ACTIVATIONS = (
+    "identity",
+    "sigmoid",
+    "relu",
+    "leaky_relu",
+    "gelu_tanh",
+    "gelu_erf",
+    "tanh",
+    "affine",
+    "elu",
+    "exponential",
+    "selu",
+    "hard_sigmoid",
+    "softplus",
+)
+
+#: kinds of kernel parameters: an array, a number of type Index, int, Acc or unsigned 64-bit
+ARRAY, INDEX, INT, REAL, WORD = "array", "index", "int", "real", "word"
+
+#: WINDOW_PARAMETERS of common.cuh: rows, cols, channels, out_rows, out_cols, then kernel, stride,
+#: padding (top, left) and dilation, each for rows and cols
+WINDOW = (INT,) * 13
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One kernel as a launcher sees it.
+
+    Attributes
+    ----------
+    name : str
+        The launchers' and tests' name for it.
+    file : str
+        Source file in this folder.
+    template : str
+        Name expression with the fields {T}, {Acc}, {Index} and {Vec}.
+    parameters : tuple of str
+        Kinds of the parameters, in order.
+    block : int
+        Threads a block (blocks are one-dimensional).
+    dtypes : tuple of str
+        Storage types it is instantiated for.
+    shared : int
+        Bytes of dynamic shared memory.
+    barriers, atomics : bool
+        Whether the kernel waits at barriers, and whether it uses atomics (then its sums differ in
+        the last bits from run to run).
+    """
+
+    name: str
+    file: str
+    template: str
+    parameters: tuple[str, ...]
+    block: int = 256
+    dtypes: tuple[str, ...] = tuple(C_TYPES)
+    shared: int = 0
+    barriers: bool = False
+    atomics: bool = False
+
+    def expression(self, dtype: str, index: str) -> str:
+        """Return the C++ name expression of one instance, say ``im2col<float, int, 4>``.
+
+        Raises
+        ------
+        BackendError
+            If the kernel has no instance for `dtype`.
+        """
+        if dtype not in self.dtypes:
+            raise BackendError(
+                f"kernel {self.name}: no instance for {dtype}, expected one of {self.dtypes}"
+            )
+        storage, arithmetic = C_TYPES[dtype]
+        return self.template.format(
+            T=storage,
+            Acc=arithmetic,
+            Index=INDEX_TYPES[index],
+            Vec=VECTOR_BYTES // ITEM_SIZE[dtype],
+        )
+
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """All name expressions."""
+        return tuple(dict.fromkeys(self.expression(d, i) for d in self.dtypes for i in INDEX_TYPES))
+
+    def pack(self, dtype: str, index: str, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Convert the numbers among `args` to the exact types of the kernel's parameters.
+
+        (CuPy hands a Python float to a kernel as a double and an int as 64 bits: the wrong bytes
+        for a ``float`` or ``int`` parameter.)
+
+        Raises
+        ------
+        BackendError
+            If the count is wrong, or a number does not fit its parameter.
+        """
+        if len(args) != len(self.parameters):
+            raise BackendError(
+                f"kernel {self.name}: expected {len(self.parameters)} arguments, got {len(args)}"
+            )
+        types = {
+            INDEX: np.int32 if index == "int32" else np.int64,
+            INT: np.int32,
+            REAL: np.float64 if dtype == "float64" else np.float32,
+            WORD: np.uint64,
+        }
+        try:
+            return tuple(
+                arg if kind == ARRAY else types[kind](arg)
+                for kind, arg in zip(self.parameters, args, strict=True)
+            )
+        except (OverflowError, TypeError, ValueError) as error:
+            raise BackendError(
+                f"kernel {self.name}: bad argument among {args!r}: {error}"
+            ) from error
+
+
+_MAP = "{T}, {Acc}, {Index}"
+_A2, _A3 = (ARRAY,) * 2, (ARRAY,) * 3
+_ACT = (INT, REAL, REAL)
+
+_SPECS = (
+    # ---- im2col.cu; the _vector forms move 16 bytes a thread (channels a multiple of that)
+    KernelSpec("im2col", "im2col.cu", "im2col<{T}, {Index}, 1>", (*_A2, INDEX, *WINDOW)),
+    KernelSpec("im2col_vector", "im2col.cu", "im2col<{T}, {Index}, {Vec}>", (*_A2, INDEX, *WINDOW)),
+    KernelSpec("col2im_gather", "im2col.cu", f"col2im_gather<{_MAP}, 1>", (*_A2, INDEX, *WINDOW)),
+    KernelSpec(
+        "col2im_gather_vector",
+        "im2col.cu",
+        f"col2im_gather<{_MAP}, {{Vec}}>",
+        (*_A2, INDEX, *WINDOW),
+    ),
+    KernelSpec(
+        "col2im_scatter",
+        "im2col.cu",
+        f"col2im_scatter<{_MAP}>",
+        (*_A2, INDEX, *WINDOW),
+        atomics=True,
+    ),
+    # ---- pool.cu
+    KernelSpec(
+        "max_pool2d_forward", "pool.cu", f"max_pool2d_forward<{_MAP}>", (*_A3, INDEX, *WINDOW)
+    ),
+    KernelSpec(
+        "max_pool2d_backward", "pool.cu", f"max_pool2d_backward<{_MAP}>", (*_A3, INDEX, *WINDOW)
+    ),
+    KernelSpec(
+        "avg_pool2d_forward", "pool.cu", f"avg_pool2d_forward<{_MAP}>", (*_A2, INDEX, *WINDOW)
+    ),
+    KernelSpec(
+        "avg_pool2d_backward", "pool.cu", f"avg_pool2d_backward<{_MAP}>", (*_A2, INDEX, *WINDOW)
+    ),
+    # ---- activation.cu
+    KernelSpec("bias_add", "activation.cu", f"bias_add<{_MAP}>", (*_A2, INDEX, INT)),
+    KernelSpec(
+        "bias_activation", "activation.cu", f"bias_activation<{_MAP}>", (*_A3, INDEX, INT, *_ACT)
+    ),
+    KernelSpec(
+        "activation_forward", "activation.cu", f"activation_forward<{_MAP}>", (*_A2, INDEX, *_ACT)
+    ),
+    KernelSpec(
+        "activation_backward", "activation.cu", f"activation_backward<{_MAP}>", (*_A3, INDEX, *_ACT)
+    ),
+    # the bias gradient: partial sums in Acc, then their sums; or in one pass
+    KernelSpec(
+        "column_sums",
+        "activation.cu",
+        "column_sums<{T}, {T}, {Acc}, {Index}>",
+        (*_A2, INDEX, INT, INT),
+        barriers=True,
+    ),
+    KernelSpec(
+        "column_sums_partial",
+        "activation.cu",
+        "column_sums<{T}, {Acc}, {Acc}, {Index}>",
+        (*_A2, INDEX, INT, INT),
+        barriers=True,
+    ),
+    KernelSpec(
+        "column_sums_final",
+        "activation.cu",
+        "column_sums<{Acc}, {T}, {Acc}, {Index}>",
+        (*_A2, INDEX, INT, INT),
+        barriers=True,
+    ),
+    # ---- softmax.cu; the _long forms give a row to a whole block instead of a warp
+    *(
+        KernelSpec(
+            name + suffix,
+            "softmax.cu",
+            f"{name}<{_MAP}, {lanes}>",
+            (*(ARRAY,) * arrays, INDEX, INT),
+            barriers=lanes > 32,
+        )
+        for suffix, lanes in (("", 32), ("_long", 256))
+        for name, arrays in (
+            ("softmax_forward", 2),
+            ("softmax_backward", 3),
+            ("softmax_cross_entropy_forward", 4),
+        )
+    ),
+    KernelSpec(
+        "softmax_cross_entropy_backward",
+        "softmax.cu",
+        f"softmax_cross_entropy_backward<{_MAP}>",
+        (*_A3, INDEX, INT, REAL),
+    ),
+    # ---- update.cu
+    KernelSpec("sgd_update", "update.cu", f"sgd_update<{_MAP}>", (*_A3, INDEX, *(REAL,) * 2)),
+    KernelSpec(
+        "adagrad_update", "update.cu", f"adagrad_update<{_MAP}>", (*_A3, INDEX, *(REAL,) * 2)
+    ),
+    KernelSpec(
+        "rmsprop_update", "update.cu", f"rmsprop_update<{_MAP}>", (*_A3, INDEX, *(REAL,) * 4)
+    ),
+    KernelSpec(
+        "adam_update",
+        "update.cu",
+        f"adam_update<{_MAP}>",
+        (*(ARRAY,) * 4, INDEX, *(REAL,) * 7),
+    ),
+    # ---- recurrent.cu
+    KernelSpec(
+        "rnn_step_forward",
+        "recurrent.cu",
+        f"rnn_step_forward<{_MAP}>",
+        (*(ARRAY,) * 6, INDEX, INT, *_ACT),
+    ),
+    KernelSpec(
+        "rnn_step_backward",
+        "recurrent.cu",
+        f"rnn_step_backward<{_MAP}>",
+        (*(ARRAY,) * 4, INDEX, *_ACT),
+    ),
+    # ---- random.cu: no storage type (float64 is a placeholder)
+    KernelSpec(
+        "philox_words",
+        "random.cu",
+        "philox_words<{Index}>",
+        (ARRAY, INDEX, *(WORD,) * 4),
+        dtypes=("float64",),
+    ),
+)
+
+#: name -> KernelSpec
+KERNELS = {spec.name: spec for spec in _SPECS}
+#: the source files, in order
+FILES = tuple(dict.fromkeys(spec.file for spec in _SPECS))
+
+
+def index_for(*sizes: int) -> str:
+    """Return the index type that reaches every element of arrays of these sizes."""
+    return "int32" if max(sizes) <= INT32_LIMIT else "int64"
+
+
+def instances(file: str, dtypes: Sequence[str] = tuple(C_TYPES)) -> tuple[str, ...]:
+    """Return the name expressions of all kernels of `file` for these dtypes, without repeats."""
+    return tuple(
+        dict.fromkeys(
+            spec.expression(dtype, index)
+            for spec in _SPECS
+            if spec.file == file
+            for dtype in spec.dtypes
+            if dtype in dtypes
+            for index in INDEX_TYPES
+        )
+    )
+
+
+def options(*dtypes: str) -> tuple[str, ...]:
+    """Return the compiler options for instances of these dtypes."""
+    return ("-std=c++17", *(define for d in dtypes for define in DEFINES.get(d, ())))

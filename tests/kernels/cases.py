@@ -1,0 +1,43 @@
+"""Every case of every source: `CASES[file]` is a list of callables that take a launcher.
+
+A case builds its arrays, launches kernels through ``launcher.launch(...)`` and raises if a result
+is wrong. They are small, since the mutants of a source run all of its cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.kernels import (
+    cases_activation,
+    cases_im2col,
+    cases_pool,
+    cases_random,
+    cases_recurrent,
+    cases_softmax,
+    cases_update,
+)
+from tests.kernels.arrays import Launcher
+
+CASES: dict[str, list[Callable[[Launcher], None]]] = {
+    "im2col.cu": cases_im2col.CASES,
+    "pool.cu": cases_pool.CASES,
+    "activation.cu": cases_activation.CASES,
+    "softmax.cu": cases_softmax.CASES,
+    "update.cu": cases_update.CASES,
+    "recurrent.cu": cases_recurrent.CASES,
+    "random.cu": cases_random.CASES,
+}
+
+
+def case_name(case: Callable[[Launcher], None]) -> str:
+    """A short name: the function and its fixed arguments."""
+    function = getattr(case, "func", case)
+    name = getattr(function, "__name__", None) or case_name(function)
+    numbers = [str(v) for v in getattr(case, "keywords", {}).values() if not hasattr(v, "shape")]
+    shapes = [
+        "x".join(map(str, (*v.shape, *v.kernel)))
+        for v in getattr(case, "keywords", {}).values()
+        if hasattr(v, "shape")
+    ]
+    return "-".join([name, *shapes, *numbers]).replace(" ", "_")
