@@ -1,0 +1,1 @@
+"""Reading image-classification datasets: arrays, file formats, published sets, downloads."""

@@ -1,0 +1,156 @@
+"""The checked arrays of a dataset: `Split` and `Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend
+from gpulayers.errors import DataError
+
+MAX_CLASSES = 65_536  # a label above this is taken for a broken file, not for a class
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one part of a dataset, on the host.
+
+    Parameters
+    ----------
+    images : array of shape (n, rows, cols, channels)
+        uint8, or a floating dtype (kept as given).
+    labels : array of shape (n,)
+        Any integer dtype; kept as int64.
+    source : str
+        Where the arrays come from; errors name it.
+
+    Raises
+    ------
+    DataError
+        If there is no example, a rank or a dtype is wrong, the counts differ, a label is negative
+        or a pixel is not finite.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    source: InitVar[str] = "split"
+
+    def __post_init__(self, source: str) -> None:
+        images, labels = self.images, self.labels
+        for what, array in (("images", images), ("labels", labels)):
+            if not isinstance(array, np.ndarray):
+                raise DataError(
+                    f"{source}: {what} must be a NumPy array, got {type(array).__name__}"
+                )
+        if not (images.dtype == np.uint8 or backend.is_floating(images.dtype)):
+            raise DataError(f"{source}: images must be uint8 or floating, got dtype {images.dtype}")
+        if images.ndim != 4:
+            raise DataError(
+                f"{source}: images must have shape (n, rows, cols, channels), got {images.shape}"
+            )
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"{source}: labels must be integers, got dtype {labels.dtype}")
+        if labels.ndim != 1:
+            raise DataError(f"{source}: labels must have shape (n,), got {labels.shape}")
+        if images.shape[0] != labels.shape[0]:
+            raise DataError(
+                f"{source}: {images.shape[0]} images but {labels.shape[0]} labels; "
+                "the counts must be equal"
+            )
+        if images.shape[0] == 0:
+            raise DataError(f"{source}: expected at least one example, got none")
+        if images.size == 0:
+            raise DataError(f"{source}: images have no pixels, their shape is {images.shape}")
+        if int(labels.min()) < 0:
+            at = int(np.argmin(labels))
+            raise DataError(f"{source}: labels must count from 0, got {labels[at]} at example {at}")
+        if int(labels.max()) >= MAX_CLASSES:
+            at = int(np.argmax(labels))
+            raise DataError(
+                f"{source}: labels must be below {MAX_CLASSES}, got {labels[at]} at example {at}"
+            )
+        if images.dtype != np.uint8 and not np.isfinite(images).all():
+            at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3))))
+            raise DataError(f"{source}: image {at} has a pixel that is NaN or infinite")
+        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Any) -> Split:
+        """Return the examples at `indices` (a slice, integers or a mask) as a new split."""
+        return Split(self.images[indices], self.labels[indices], "Split.take")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split with the names of their classes.
+
+    Parameters
+    ----------
+    name : str
+        What the dataset is called.
+    train, test : Split
+        Of one image shape and one dtype.
+    classes : sequence of str
+        The name of each label, in order.
+
+    Raises
+    ------
+    DataError
+        If the splits differ in shape or dtype, or a label has no class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
+        train, test = self.train.images, self.test.images
+        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+            raise DataError(
+                f"{self.name}: train and test images must be alike, got "
+                f"{train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}"
+            )
+        for part, split in (("train", self.train), ("test", self.test)):
+            at = int(np.argmax(split.labels))
+            if split.labels[at] >= len(self.classes):
+                raise DataError(
+                    f"{self.name}: {part} label {split.labels[at]} at example {at} is out of "
+                    f"range; the {len(self.classes)} classes have labels "
+                    f"0..{len(self.classes) - 1}"
+                )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (rows, cols, channels)."""
+        rows, cols, channels = self.train.images.shape[1:]
+        return rows, cols, channels
+
+    def describe(self) -> str:
+        """Return a few lines: sizes, image shape, classes, examples per class."""
+        rows, cols, channels = self.input_shape
+        lines = [
+            f"{self.name}: {len(self.train)} training and {len(self.test)} test images, "
+            f"{rows} x {cols} x {channels} {self.train.images.dtype}",
+            f"{len(self.classes)} classes: {_shortened(self.classes)}",
+        ]
+        for part, split in (("training", self.train), ("test", self.test)):
+            counts = np.bincount(split.labels, minlength=len(self.classes))
+            lines.append(f"{part} images per class: {counts.min()} to {counts.max()}")
+        return "\n".join(lines)
+
+
+def numbered_classes(train: Split) -> tuple[str, ...]:
+    """Return "0", "1", ... for every label up to the highest one in `train`."""
+    return tuple(str(i) for i in range(int(train.labels.max()) + 1))
+
+
+def _shortened(names: Sequence[str], limit: int = 20) -> str:
+    rest = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
