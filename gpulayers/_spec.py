@@ -1,0 +1,195 @@
+"""Reading specifications such as ``"Adam(lr=0.01)"``, and checking the numbers in them.
+
+A specification is a name, then perhaps arguments in parentheses, written as a Python call. The
+name ignores case, spaces, hyphens and underscores: ``"Leaky ReLU(alpha=0.3)"``,
+``"leaky_relu(alpha=0.3)"`` and ``"LeakyReLU(0.3)"`` are one. The arguments go through Python's
+own parser (`ast`); nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gpulayers.errors import ParameterError, suggest
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def fold(name: str) -> str:
+    """Return `name` in lower case without spaces, hyphens and underscores."""
+    return "".join(c for c in name.lower() if not (c.isspace() or c in "-_"))
+
+
+def parse_call(text: str, owner: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Split ``"Name(1, key=value)"`` into the name, the positional and the keyword arguments.
+
+    Values are numbers, strings, True, False and None (in any case), tuples and lists of these, and
+    nested calls, which are returned as text. Keys are turned to lower case.
+
+    Raises
+    ------
+    ParameterError
+        If the text cannot be read; `owner` says who asked.
+    """
+    name, bracket, rest = text.strip().partition("(")
+    name = name.strip()
+    if not name:
+        raise ParameterError(f"{owner}: expected a name in {text!r}")
+    if not bracket:
+        return name, [], {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        reason = getattr(error, "msg", str(error))
+        raise ParameterError(f"{owner}: cannot read {text!r}: {reason}") from None
+    # "relu()(1)" or "relu() + 1" parse too, but are no plain call
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        raise ParameterError(f"{owner}: expected 'Name(key=value, ...)', got {text!r}")
+    keywords: dict[str, Any] = {}
+    for item in call.keywords:
+        if item.arg is None:
+            raise ParameterError(f"{owner}: expected 'key=value' in {text!r}, got '**'")
+        key = item.arg.lower()
+        if key in keywords:
+            raise ParameterError(f"{owner}: {key!r} is given twice in {text!r}")
+        keywords[key] = _value(item.value, text, owner)
+    return name, [_value(node, text, owner) for node in call.args], keywords
+
+
+def _value(node: ast.expr, text: str, owner: str) -> Any:
+    if isinstance(node, ast.Call):
+        return ast.unparse(node)
+    if isinstance(node, ast.Name) and node.id.lower() in _WORDS:
+        return _WORDS[node.id.lower()]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ParameterError(
+            f"{owner}: cannot read the value {ast.unparse(node)!r} in {text!r}; expected a number, "
+            "True, False, None or a nested call"
+        ) from None
+
+
+def build(
+    text: str, known: Mapping[str, Callable[..., Any]], owner: str, kind: str, listed: str = ""
+) -> Any:
+    """Construct the object that `text` describes.
+
+    Parameters
+    ----------
+    text : str
+    known : mapping of folded name -> class
+    owner, kind : str
+        Who asks and for what, for messages: ("ActivationInitializer", "activation").
+    listed : str
+        The names to show when `text` names none of them; the classes' names if empty.
+
+    Raises
+    ------
+    ParameterError
+        If the name is unknown, or the arguments do not fit the class.
+    """
+    name, args, keywords = parse_call(text, owner)
+    cls = known.get(fold(name))
+    if cls is None:
+        names = list(dict.fromkeys(c.__name__ for c in known.values()))
+        raise ParameterError(
+            f"{owner}: unknown {kind} {name!r}, expected one of {listed or ', '.join(names)}"
+            + suggest(fold(name), names)
+        )
+    return construct(cls, args, keywords, f"{owner}: {text!r}")
+
+
+def construct(
+    cls: Callable[..., Any], args: list[Any], keywords: dict[str, Any], owner: str
+) -> Any:
+    """Call ``cls(*args, **keywords)``; arguments that do not fit raise ParameterError."""
+    parameters = inspect.signature(cls).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(accepted):
+        raise ParameterError(
+            f"{owner}: {cls.__name__} takes at most {len(accepted)} arguments, got {len(args)}"
+        )
+    for key in keywords:
+        if key not in accepted:
+            refuse_unknown(owner, {key: None}, accepted)
+        if key in accepted[: len(args)]:
+            raise ParameterError(f"{owner}: {key!r} is given twice")
+    return cls(*args, **keywords)
+
+
+def refuse_unknown(owner: str, unknown: Mapping[str, Any], accepted: Any) -> None:
+    """Raise ParameterError if `unknown` is not empty, with the nearest of the `accepted` names."""
+    for key in unknown:
+        expected = ", ".join(accepted) or "none"
+        raise ParameterError(
+            f"{owner}: unknown argument {key!r}, expected one of: {expected}"
+            + suggest(key, accepted)
+        )
+
+
+# ------------------------------------------------------------------------------ checking numbers
+
+
+def real(
+    owner: str,
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Any:
+    """Return `value` as a Python int or float after checking that it is finite and in the range.
+
+    Raises
+    ------
+    ParameterError
+        Naming `owner`, the argument and the range.
+    """
+    number = plain(value)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not math.isfinite(number)
+    ):
+        raise ParameterError(f"{owner}: {name} must be a finite number, got {value!r}")
+    if (
+        number < low
+        or number > high
+        or (open_low and number == low)
+        or (open_high and number == high)
+    ):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ParameterError(
+            f"{owner}: {name} must be in {left}{low}, {high}{right}, got {value!r}"
+        )
+    return number
+
+
+def integer(owner: str, name: str, value: Any, low: int) -> int:
+    """Return `value` as an int >= `low`; ParameterError otherwise (3.0 is no integer)."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < low:
+        raise ParameterError(f"{owner}: {name} must be an integer >= {low}, got {value!r}")
+    return int(number)
+
+
+def flag(owner: str, name: str, value: Any) -> bool:
+    """Return `value` if it is True or False; ParameterError otherwise."""
+    value = plain(value)
+    if not isinstance(value, bool):
+        raise ParameterError(f"{owner}: {name} must be True or False, got {value!r}")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python number it stands for, anything else unchanged."""
+    if getattr(value, "shape", None) == () and type(value).__module__ == "numpy":
+        return value.item()
+    return value
