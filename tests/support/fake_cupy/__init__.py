@@ -8,7 +8,7 @@ arrays that refuse to mix with host arrays, and CUDA kernels run by tests.suppor
     with fake_cupy.installed() as cupy:               # `import cupy` now gives the stand-in
         x = cupy.zeros(3)
         with fake_cupy.count() as events, fake_cupy.forbid("sync", "d2h"):
-            y = x + 1                                 # x.item() would raise Violation
+            y = x + 1                                 # x.item() would raise DeviceRuleError
     events["launch"]
 
 What it does not show: time, rounding of cuBLAS and of the GPU's functions, asynchrony (everything
@@ -30,13 +30,13 @@ from tests.support.fake_cupy import arrays, cuda, kernels, memory, operators
 from tests.support.fake_cupy.api import VERSION
 from tests.support.fake_cupy.arrays import host, ndarray
 from tests.support.fake_cupy.functions import Namespace, asnumpy
-from tests.support.fake_cupy.state import CaptureError, CUDARuntimeError, Violation, state
+from tests.support.fake_cupy.state import CaptureError, CUDARuntimeError, DeviceRuleError, state
 from tests.support.fake_cupy.ufuncs import ufunc
 
 __all__ = [
     "CUDARuntimeError",
     "CaptureError",
-    "Violation",
+    "DeviceRuleError",
     "count",
     "cupy",
     "cupyx",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.fake_cupy import memory
-from tests.support.fake_cupy.state import Violation, state
+from tests.support.fake_cupy.state import DeviceRuleError, state
 
 IMPLICIT = (
     "Implicit conversion to a NumPy array is not allowed. "
@@ -73,7 +73,7 @@ class ndarray:  # noqa: N801 - CuPy's name
                 state.recording.produced(self._a)
             return
         shape = (int(shape),) if np.ndim(shape) == 0 else tuple(shape)
-        self._a, self._block = memptr.view(shape, np.dtype(dtype), order or "C"), memptr.mem
+        self._a, self._block = memptr._view(shape, np.dtype(dtype), order or "C"), memptr.mem
         if strides is not None:
             self._a = np.lib.stride_tricks.as_strided(self._a, shape, strides)
 
@@ -85,6 +85,8 @@ class ndarray:  # noqa: N801 - CuPy's name
         scalars = all(isinstance(x, (ndarray, np.generic, int, float, complex)) for x in inputs)
         if method == "__call__" and scalars and any(isinstance(x, np.generic) for x in inputs):
             return namespace[ufunc.__name__](*inputs, **kwargs)  # np.float32(2) * x
+        if ufunc.__name__ == "matmul" and method == "__call__":
+            return namespace["matmul"](*inputs, **kwargs)  # refuses the host array
         call = ufunc.__name__ + ("" if method == "__call__" else f".{method}")
         if any(isinstance(x, np.ndarray) for x in inputs):
             raise TypeError(f"Unsupported type {np.ndarray} (np.{call} with a device array)")
@@ -274,7 +276,7 @@ def _check_assignment(target: np.ndarray, keys: tuple, source: Any) -> None:
         state.note("sync", "assigning an array through a boolean mask")
     hit = np.arange(target.size).reshape(target.shape)[keys]
     if np.unique(hit).size != hit.size:
-        raise Violation(
+        raise DeviceRuleError(
             "assignment through index arrays with repeated entries: which value wins is undefined "
             "on a device (use xp.add.at, or an assignment where each element is hit once)"
         )

@@ -18,7 +18,7 @@ from tests.support.fake_cupy.arrays import (
     new_array,
     view_of,
 )
-from tests.support.fake_cupy.state import Violation, state
+from tests.support.fake_cupy.state import DeviceRuleError, state
 from tests.support.fake_cupy.ufuncs import ufunc
 
 # Functions whose result's shape depends on values: the host waits for the device.
@@ -78,7 +78,7 @@ def check_product(name: str, operands: list[ndarray], subscripts: Any = None) ->
     if floating and state.recording is not None:
         raise NotImplementedError(NO_CUBLAS)
     if name == "matmul" and any(a.dtype.name == "bfloat16" and a.ndim > 2 for a in operands):
-        raise Violation("CuPy 14 cannot multiply batches of bfloat16: use 2-D operands")
+        raise DeviceRuleError("CuPy 14 cannot multiply batches of bfloat16: use 2-D operands")
 
 
 def _contracts(subscripts: str) -> bool:

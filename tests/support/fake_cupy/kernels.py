@@ -14,14 +14,14 @@ import numpy as np
 
 from tests.support.fake_cupy.arrays import ndarray
 from tests.support.fake_cupy.memory import MemoryPointer
-from tests.support.fake_cupy.state import CUDARuntimeError, state
+from tests.support.fake_cupy.state import CUDARuntimeError, is_poisoned, state
 
 
 class CUDADriverError(CUDARuntimeError):
     """cupy_backends.cuda.api.driver.CUDADriverError."""
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818 - CuPy's name
     """cupy.cuda.compiler.CompileException."""
 
 
@@ -40,15 +40,18 @@ class _Source:
     def module(self) -> Any:
         built = self._built.get(state.flavour)
         if built is None:
-            from tests.support.cuda_on_cpu import HostModule
+            from tests.support.cuda_on_cpu import CompileError, HostModule
 
-            built = HostModule(
-                self.code,
-                options=self.options,
-                name_expressions=self.names,
-                name=state.sources.get(self.code, self.title),
-                flavour=state.flavour,
-            )
+            try:
+                built = HostModule(
+                    self.code,
+                    options=self.options,
+                    name_expressions=self.names,
+                    name=state.sources.get(self.code, self.title),
+                    flavour=state.flavour,
+                )
+            except CompileError as error:
+                raise CompileException(str(error)) from error
             self._built[state.flavour] = built
         return built
 
@@ -89,15 +92,16 @@ class RawKernel:
         arrays = [a._a for a in args if isinstance(a, ndarray)]
         values = tuple(_argument(self.name, i, a) for i, a in enumerate(args))
         kernel = self._source.module()[self.name]
-        options = {
-            "max_dynamic_shared": self.max_dynamic_shared_size_bytes,
-            "seed": state.seed,
-            **state.launch_options,
-        }
+        kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
+        options: dict[str, Any] = {"seed": state.seed, **state.launch_options}
+        if state.flavour == "check":  # reading what nobody wrote is an error
+            options["uninitialised"] = [
+                i for i, a in enumerate(args) if isinstance(a, ndarray) and is_poisoned(a._a)
+            ]
 
         def work() -> None:
-            stats = kernel(grid, block, values, shared_mem=shared_mem, **options)
-            state.launch_log.append((self.name, stats or {}))
+            counters = kernel(grid, block, values, shared_mem=shared_mem, **options)
+            state.launch_log.append((self.name, counters))
 
         state.note(f"kernel:{self.name}")
         recording = state.recording
@@ -110,8 +114,7 @@ class RawKernel:
 def _argument(kernel: str, position: int, value: Any) -> Any:
     """What the launcher gets: arrays and typed scalars as NumPy values, pointers as they are."""
     if isinstance(value, ndarray):
-        array = value._a
-        return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+        return value._a
     if isinstance(value, np.ndarray):
         raise TypeError(f"Unsupported type {np.ndarray} (kernel {kernel}, argument {position})")
     if isinstance(value, MemoryPointer):

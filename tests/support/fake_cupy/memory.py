@@ -107,7 +107,7 @@ class MemoryPointer:
     def __sub__(self, offset: int) -> MemoryPointer:
         return self + -offset
 
-    def view(self, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
+    def _view(self, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
         part = self.mem.bytes[self._offset : self._offset + nbytes]
         if part.size != nbytes:
@@ -124,7 +124,7 @@ def allocate(shape: Any, dtype: Any, order: str = "C") -> tuple[np.ndarray, Bloc
     nbytes = math.prod(shape) * dtype.itemsize
     state.note_alloc(nbytes)
     pointer = _allocator(nbytes)
-    array = pointer.view(shape, dtype, order)
+    array = pointer._view(shape, dtype, order)
     poison(array)
     return array, pointer.mem
 
@@ -138,7 +138,7 @@ def adopt(array: np.ndarray, keep_layout: bool = False) -> tuple[np.ndarray, Blo
     dtype = checked_dtype(array.dtype)
     state.note_alloc(array.nbytes)
     pointer = _allocator(array.nbytes)
-    copy = pointer.view(turned.shape, dtype, "C")
+    copy = pointer._view(turned.shape, dtype, "C")
     copy[...] = turned
     return copy.transpose(np.argsort(axes)) if axes else copy, pointer.mem
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 
-class Violation(RuntimeError):
+class DeviceRuleError(RuntimeError):
     """Something happened inside `forbid(...)`, or something a device leaves undefined was asked."""
 
 
@@ -43,15 +43,31 @@ def owner_of(array: np.ndarray) -> np.ndarray:
     return array
 
 
+POISON = {"float16": 0x7EAD, "bfloat16": 0x7FDE, "float32": 0x7FC0DEAD}
+POISON |= {"float64": 0x7FF8_DEAD_DEAD_BEEF}  # NaNs that arithmetic does not make
+
+
+def _bits(array: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """The array as unsigned integers, and the pattern that stands for "never written"."""
+    if array.dtype.name in POISON:
+        return array.view(f"u{array.itemsize}"), POISON[array.dtype.name]
+    if array.dtype.kind in "iu":
+        return array, np.iinfo(array.dtype).max // 3
+    return array, None
+
+
 def poison(array: np.ndarray) -> None:
     """Fill with what nobody may rely on: NaN, or a large odd integer."""
-    kind = array.dtype.kind
-    if kind in "fcV":
-        array.fill(np.nan)
-    elif kind in "iu":
-        array.fill(np.iinfo(array.dtype).max // 3)
-    elif kind == "b":
-        array.fill(True)
+    bits, pattern = _bits(array)
+    bits.fill(True if pattern is None else pattern)
+
+
+def is_poisoned(array: np.ndarray) -> bool:
+    """Whether every element still is what `poison` left (small integer arrays: unknown, False)."""
+    bits, pattern = _bits(array)
+    if pattern is None or not array.size or (array.itemsize < 4 and array.size < 16):
+        return False
+    return bool((bits == pattern).all())
 
 
 class Recording:
@@ -93,7 +109,7 @@ class State:
         self.seed = 0  # order in which the emulator runs threads
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
         self.sources: dict[str, str] = {}  # kernel source -> file name shown in reports
-        self.launch_log: deque[tuple[str, dict[str, int]]] = deque(maxlen=1000)
+        self.launch_log: deque[tuple[str, Any]] = deque(maxlen=1000)
         self.stream: Any = None  # the current stream; cuda.py puts the null stream here
         self._counters: list[Counter[str]] = []
         self._forbidden: list[frozenset[str]] = []
@@ -105,7 +121,7 @@ class State:
             counter[event] += n
         for forbidden in self._forbidden:
             if event in forbidden:
-                raise Violation(f"{event} ({detail}) inside a region that forbids it")
+                raise DeviceRuleError(f"{event} ({detail}) inside a region that forbids it")
         if event in ("sync", "h2d", "d2h") and self.recording is not None:
             raise CaptureError(
                 f"{event} ({detail}): the current stream is capturing, so synchronous API calls "
@@ -129,7 +145,7 @@ class State:
 
     @contextlib.contextmanager
     def forbid(self, *events: str) -> Iterator[None]:
-        """Raise Violation when one of `events` happens inside the `with` block."""
+        """Raise DeviceRuleError when one of `events` happens inside the `with` block."""
         unknown = set(events) - {"launch", "alloc", "sync", "h2d", "d2h", "iterate"}
         if unknown:
             raise ValueError(f"forbid: no such event: {', '.join(sorted(unknown))}")
