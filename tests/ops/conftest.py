@@ -47,4 +47,4 @@ def dtype(request: pytest.FixtureRequest) -> str:
 def eighths(shape: tuple[int, ...], seed: int, spread: int = 16) -> np.ndarray:
     """Multiples of 1/8 in [-spread/8, spread/8]: exact in every floating dtype, many ties."""
     numbers = np.random.default_rng(seed).integers(-spread, spread, shape, endpoint=True)
-    return numbers / 8.0
+    return np.asarray(numbers / 8.0)
