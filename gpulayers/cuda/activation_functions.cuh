@@ -18,17 +18,42 @@ enum Activation {
     SOFTPLUS
 };
 
+// s = 1 / (1 + exp(-z)) and s (1 - s), from exp(-|z|) <= 1 alone: no overflow, no cancellation.
 template <typename Acc>
-__device__ __forceinline__ Acc sigmoid(Acc z)
+__device__ __forceinline__ Acc logistic(Acc z)
 {
-    return static_cast<Acc>(1) / (static_cast<Acc>(1) + exp(-z));
+    const Acc e = exp(-fabs(z));
+    return (z < static_cast<Acc>(0) ? e : static_cast<Acc>(1)) / (static_cast<Acc>(1) + e);
 }
 
-// tanh(sqrt(2 / pi) * (z + 0.044715 z^3)): Hendrycks & Gimpel (2016), section 2
 template <typename Acc>
-__device__ __forceinline__ Acc gelu_inner_tanh(Acc z)
+__device__ __forceinline__ Acc logistic_slope(Acc z)
 {
-    return tanh(static_cast<Acc>(0.7978845608028654) * (z + static_cast<Acc>(0.044715) * z * z * z));
+    const Acc e = exp(-fabs(z));
+    const Acc inverse = static_cast<Acc>(1) / (static_cast<Acc>(1) + e);
+    return e * inverse * inverse;
+}
+
+// GELU z Phi(z) (Hendrycks & Gimpel, 2016, section 2). Its tanh form is z s(2u) with this u.
+template <typename Acc>
+__device__ __forceinline__ Acc gelu_u(Acc z)
+{
+    return static_cast<Acc>(0.7978845608028654) * z * (static_cast<Acc>(1) + static_cast<Acc>(0.044715) * z * z);
+}
+
+// Phi is 0 or 1 beyond +-40 in every type; cut there, or minus infinity would meet a zero. Keeps NaN.
+template <typename Acc>
+__device__ __forceinline__ Acc cut(Acc z)
+{
+    const Acc limit = static_cast<Acc>(40);
+    return z < -limit ? -limit : z > limit ? limit : z;
+}
+
+// Phi(z), without cancellation in the left tail
+template <typename Acc>
+__device__ __forceinline__ Acc normal_cdf(Acc z)
+{
+    return static_cast<Acc>(0.5) * erfc(static_cast<Acc>(-0.7071067811865476) * z);
 }
 
 template <typename Acc>
@@ -36,24 +61,23 @@ __device__ __forceinline__ Acc activation_value(int act, Acc z, Acc alpha, Acc b
 {
     const Acc zero = static_cast<Acc>(0);
     const Acc one = static_cast<Acc>(1);
-    const Acc half = static_cast<Acc>(0.5);
     switch (act) {
-    case SIGMOID: return sigmoid(z);
+    case SIGMOID: return logistic(z);
     case RELU: return z <= zero ? zero : z;  // keeps NaN
     case LEAKY_RELU: return z < zero ? alpha * z : z;
-    case GELU_TANH: return half * z * (one + gelu_inner_tanh(z));
-    case GELU_ERF: return half * z * (one + erf(z * static_cast<Acc>(0.7071067811865476)));
+    case GELU_TANH: return (z < zero ? cut(z) : z) * logistic(2 * gelu_u(cut(z)));
+    case GELU_ERF: return (z < zero ? cut(z) : z) * normal_cdf(cut(z));
     case TANH: return tanh(z);
     case AFFINE: return alpha * z + beta;
     case ELU: return z > zero ? z : alpha * expm1(z);
     case EXPONENTIAL: return exp(z);
     case SELU: return beta * (z > zero ? z : alpha * expm1(z));
     case HARD_SIGMOID: {
-        const Acc line = static_cast<Acc>(0.2) * z + half;
+        const Acc line = static_cast<Acc>(0.2) * z + static_cast<Acc>(0.5);
         return line < zero ? zero : line > one ? one : line;
     }
     case SOFTPLUS: return (z > zero ? z : zero) + log1p(exp(-fabs(z)));
-    default: return z;
+    default: return z;  // IDENTITY
     }
 }
 
@@ -62,22 +86,19 @@ __device__ __forceinline__ Acc activation_slope(int act, Acc z, Acc alpha, Acc b
 {
     const Acc zero = static_cast<Acc>(0);
     const Acc one = static_cast<Acc>(1);
-    const Acc half = static_cast<Acc>(0.5);
     switch (act) {
-    case SIGMOID: {
-        const Acc s = sigmoid(z);
-        return s * (one - s);
-    }
+    case SIGMOID: return logistic_slope(z);
     case RELU: return z > zero ? one : zero;
     case LEAKY_RELU: return z < zero ? alpha : one;
     case GELU_TANH: {
-        const Acc t = gelu_inner_tanh(z);
-        const Acc inner = static_cast<Acc>(0.7978845608028654) * (one + static_cast<Acc>(0.134145) * z * z);
-        return half * (one + t) + half * z * (one - t * t) * inner;
+        const Acc x = cut(z);
+        const Acc du = static_cast<Acc>(0.7978845608028654) * (one + static_cast<Acc>(0.134145) * x * x);
+        return logistic(2 * gelu_u(x)) + 2 * x * logistic_slope(2 * gelu_u(x)) * du;
     }
-    case GELU_ERF:
-        return half * (one + erf(z * static_cast<Acc>(0.7071067811865476))) +
-               z * static_cast<Acc>(0.3989422804014327) * exp(-half * z * z);
+    case GELU_ERF: {
+        const Acc x = cut(z);
+        return normal_cdf(x) + x * static_cast<Acc>(0.3989422804014327) * exp(static_cast<Acc>(-0.5) * x * x);
+    }
     case TANH: {
         const Acc t = tanh(z);
         return one - t * t;
@@ -86,11 +107,8 @@ __device__ __forceinline__ Acc activation_slope(int act, Acc z, Acc alpha, Acc b
     case ELU: return z > zero ? one : alpha * exp(z);
     case EXPONENTIAL: return exp(z);
     case SELU: return beta * (z > zero ? one : alpha * exp(z));
-    case HARD_SIGMOID: {
-        const Acc line = static_cast<Acc>(0.2) * z + half;
-        return line > zero && line < one ? static_cast<Acc>(0.2) : zero;
-    }
-    case SOFTPLUS: return sigmoid(z);
-    default: return one;
+    case HARD_SIGMOID: return fabs(z) <= static_cast<Acc>(2.5) ? static_cast<Acc>(0.2) : zero;
+    case SOFTPLUS: return logistic(z);
+    default: return one;  // IDENTITY
     }
 }

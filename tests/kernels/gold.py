@@ -190,9 +190,27 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     ),
     "hard_sigmoid": (
         lambda z, a, b: min(max(0.2 * z + 0.5, 0.0), 1.0),
-        lambda z, a, b: 0.2 if -2.5 < z < 2.5 else 0.0,
+        lambda z, a, b: 0.2 if -2.5 <= z <= 2.5 else 0.0,
     ),
     "softplus": (lambda z, a, b: _softplus(z), lambda z, a, b: _sigmoid(z)),
+}
+
+_INF = math.inf
+#: name -> value at minus and plus infinity, slope at minus and plus infinity, of (alpha, beta)
+LIMITS: dict[str, Callable[[float, float], tuple[float, float, float, float]]] = {
+    "identity": lambda a, b: (-_INF, _INF, 1.0, 1.0),
+    "sigmoid": lambda a, b: (0.0, 1.0, 0.0, 0.0),
+    "relu": lambda a, b: (0.0, _INF, 0.0, 1.0),
+    "leaky_relu": lambda a, b: (-_INF, _INF, a, 1.0),
+    "gelu_tanh": lambda a, b: (0.0, _INF, 0.0, 1.0),
+    "gelu_erf": lambda a, b: (0.0, _INF, 0.0, 1.0),
+    "tanh": lambda a, b: (-1.0, 1.0, 0.0, 0.0),
+    "affine": lambda a, b: (-_INF, _INF, a, a),
+    "elu": lambda a, b: (-a, _INF, 0.0, 1.0),
+    "exponential": lambda a, b: (0.0, _INF, 0.0, _INF),
+    "selu": lambda a, b: (-a * b, _INF, 0.0, b),
+    "hard_sigmoid": lambda a, b: (0.0, 1.0, 0.0, 0.0),
+    "softplus": lambda a, b: (0.0, _INF, 0.0, 1.0),
 }
 
 
