@@ -1,0 +1,31 @@
+"""Layers with hand-written gradients, numpy-ml's contract.
+
+Every layer has ``forward(X)``, ``backward(dLdY)``, ``update()``; see `LayerBase`. One file per
+family: `_forward` and `_backward` stand next to each other, what they share stands in `base.py`.
+"""
+
+from gpulayers.layers.base import LayerBase
+from gpulayers.layers.conv import Conv1D, Conv2D
+from gpulayers.layers.deconv import Deconv2D
+from gpulayers.layers.dense import FullyConnected
+from gpulayers.layers.dropout import Dropout
+from gpulayers.layers.normalization import BatchNorm2D
+from gpulayers.layers.pool import Pool2D
+from gpulayers.layers.recurrent import RNN, RNNCell
+from gpulayers.layers.reshape import Flatten
+from gpulayers.layers.softmax import Softmax
+
+__all__ = [
+    "RNN",
+    "BatchNorm2D",
+    "Conv1D",
+    "Conv2D",
+    "Deconv2D",
+    "Dropout",
+    "Flatten",
+    "FullyConnected",
+    "LayerBase",
+    "Pool2D",
+    "RNNCell",
+    "Softmax",
+]

@@ -1,0 +1,74 @@
+"""Checks of constructor arguments; each error names the layer, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from gpulayers.errors import ParameterError, suggest
+from gpulayers.ops.window import Window
+
+
+def integer(layer: str, name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as a Python int (array-library integers too), at least `minimum`."""
+    if not isinstance(value, bool):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = None
+        if number is not None and number >= minimum:
+            return number
+    raise ParameterError(f"{layer}: {name} must be an integer >= {minimum}, got {value!r}")
+
+
+def number(layer: str, name: str, value: Any, low: float, high: float, closed: str = "") -> float:
+    """Return `value` as a float in the interval (low, high); ``closed`` holds "[" and / or "]"."""
+    try:
+        x = float(value)
+    except (TypeError, ValueError):
+        x = math.nan
+    inside = low < x < high or (x == low and "[" in closed) or (x == high and "]" in closed)
+    if not inside:
+        left, right = "[" if "[" in closed else "(", "]" if "]" in closed else ")"
+        raise ParameterError(
+            f"{layer}: {name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}"
+        )
+    return x
+
+
+def choice(layer: str, name: str, value: Any, known: Sequence[Any]) -> Any:
+    """Return `value` if it is one of `known`."""
+    for candidate in known:
+        if type(candidate) is type(value) and candidate == value:
+            return value
+    expected = ", ".join(repr(k) for k in known)
+    hint = (
+        suggest(value, [k for k in known if isinstance(k, str)]) if isinstance(value, str) else ""
+    )
+    raise ParameterError(f"{layer}: {name} must be one of {expected}, got {value!r}{hint}")
+
+
+def plain(value: Any) -> Any:
+    """Return ints, strings and sequences of them as plain Python objects (tuples of ints)."""
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(v) for v in value)
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value  # the check that follows names it
+
+
+def pair(value: Any) -> Any:
+    """Return one number for both axes as a pair; anything else unchanged."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# The window depends on the image size only through 'same', 'causal' and the check that it fits;
+# training asks for the same few again and again.
+window_2d = lru_cache(maxsize=1024)(Window.make)
+window_1d = lru_cache(maxsize=1024)(Window.make_1d)
