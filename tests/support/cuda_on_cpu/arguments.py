@@ -1,8 +1,7 @@
 """Checks kernel arguments against the parameter types and turns them into C pointers.
 
-The rules are those of ``cupy.RawKernel``, which checks nothing: a NumPy scalar is passed with its own
-size, a Python int as 8 bytes and a Python float as a double. What CuPy would pass as the wrong bytes
-is refused here.
+``cupy.RawKernel`` checks nothing: it passes a NumPy scalar with its own size, a Python int as 8
+bytes and a Python float as a double. What CuPy would pass as the wrong bytes is refused here.
 """
 
 from __future__ import annotations
@@ -192,7 +191,8 @@ def _same_dtype(dtype: np.dtype[np.generic], wanted: str) -> bool:
 
 def _scalar(where: str, parameter: Parameter, argument: object) -> NDArray[np.generic]:
     wrong = LaunchError(
-        f"{where} is {type(argument).__name__}, the parameter is {parameter.type}: CuPy would pass the wrong bytes"
+        f"{where} is {type(argument).__name__}, the parameter is {parameter.type}: "
+        "CuPy would pass the wrong bytes"
     )
     wanted = SCALAR_DTYPES.get(parameter.base)
     if wanted is None:  # a structure, passed by value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-class EmulatorUnavailable(RuntimeError):
+class EmulatorUnavailableError(RuntimeError):
     """This machine cannot build kernels for the CPU; the message says what is missing."""
 
 

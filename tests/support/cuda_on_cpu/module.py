@@ -66,8 +66,8 @@ class HostModule:
     """A CUDA source compiled by g++, in the place of ``cupy.RawModule``.
 
     ``extern "C"`` kernels are found by themselves; instances of templates are listed in
-    ``name_expressions``. ``__device__`` variables keep their values between launches, and modules with
-    equal text share them.
+    ``name_expressions``. ``__device__`` variables keep their values between launches, and modules
+    with equal text share them.
 
     Args:
         code: CUDA source, with all ``#include "..."`` resolved.
@@ -79,7 +79,7 @@ class HostModule:
 
     Raises:
         CompileError: g++ refused the source.
-        EmulatorUnavailable: this machine has no usable g++ or no CUDA headers.
+        EmulatorUnavailableError: this machine has no usable g++ or no CUDA headers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Turns a CUDA source into a C++ translation unit that g++ compiles; the text of kernels stays as it is."""
+"""Turns a CUDA source into a C++ translation unit for g++; the text of kernels stays as it is."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def translation_unit(code: str, file_name: str, kernels: dict[str, str]) -> str:
     """The C++ text for a CUDA source.
 
     The source goes into an unnamed namespace so that its names cannot meet those of the C library;
-    system headers must stay outside. Only ``extern __shared__`` has no C++ counterpart: it becomes a
-    pointer. Line numbers are kept.
+    system headers must stay outside. Only ``extern __shared__`` has no C++ counterpart: it becomes
+    a pointer. Line numbers are kept.
     """
     includes = "\n".join(include.strip() for include in _SYSTEM_INCLUDE.findall(code))
     body = _SYSTEM_INCLUDE.sub("", code)
     body = _DYNAMIC_SHARED.sub(r"\1* const \2 = (\1*)emu_dynamic_shared();", body)
     exports = "\n".join(f"EMU_EXPORT({identifier}, {name})" for name, identifier in kernels.items())
-    return f'#include "cuda_on_cpu.h"\n{includes}\nnamespace {{\n#line 1 "{file_name}"\n{body}\n}}\n{exports}\n'
+    source = f'namespace {{\n#line 1 "{file_name}"\n{body}\n}}\n'
+    return f'#include "cuda_on_cpu.h"\n{includes}\n{source}{exports}\n'

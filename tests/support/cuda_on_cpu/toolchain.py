@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.support.cuda_on_cpu.errors import CompileError, EmulatorUnavailable
+from tests.support.cuda_on_cpu.errors import CompileError, EmulatorUnavailableError
 
 HERE = Path(__file__).parent
 REQUIRE_VARIABLE = "GPULAYERS_REQUIRE_EMULATOR"
@@ -49,7 +49,7 @@ def unavailable_reason() -> str | None:
     try:
         gxx()
         cuda_headers()
-    except EmulatorUnavailable as error:
+    except EmulatorUnavailableError as error:
         return str(error)
     return None
 
@@ -59,22 +59,23 @@ def gxx() -> str:
     """Path of a g++ that is new enough.
 
     Raises:
-        EmulatorUnavailable: wrong platform, no g++, or too old a g++.
+        EmulatorUnavailableError: wrong platform, no g++, or too old a g++.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise EmulatorUnavailable(
-            f"running kernels on the CPU needs Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+        raise EmulatorUnavailableError(
+            "running kernels on the CPU needs Linux on x86-64, "
+            f"this is {sys.platform} on {platform.machine()}"
         )
     path = shutil.which("g++")
     if path is None:
-        raise EmulatorUnavailable(
+        raise EmulatorUnavailableError(
             f"running kernels on the CPU needs g++ >= {OLDEST_GXX}, none is on PATH"
         )
     version = subprocess.run(
         [path, "-dumpfullversion"], capture_output=True, text=True
     ).stdout.strip()
     if not version or int(version.split(".")[0]) < OLDEST_GXX:
-        raise EmulatorUnavailable(
+        raise EmulatorUnavailableError(
             f"running kernels on the CPU needs g++ >= {OLDEST_GXX}, {path} is {version or '?'}"
         )
     return path
@@ -95,13 +96,14 @@ def cuda_headers() -> Path:
     """The folder with ``vector_types.h`` and ``cuda_fp16.h``.
 
     Raises:
-        EmulatorUnavailable: neither the header wheels nor a CUDA toolkit is installed.
+        EmulatorUnavailableError: neither the header wheels nor a CUDA toolkit is installed.
     """
     for folder in _header_folders():
         if (folder / "cuda_fp16.h").exists() and (folder / "crt" / "host_defines.h").exists():
             return folder
-    raise EmulatorUnavailable(
-        "running kernels on the CPU needs the CUDA headers: pip install nvidia-cuda-runtime nvidia-cuda-crt"
+    raise EmulatorUnavailableError(
+        "running kernels on the CPU needs the CUDA headers: "
+        "pip install nvidia-cuda-runtime nvidia-cuda-crt"
     )
 
 
@@ -185,7 +187,7 @@ def build_kernels(unit: str, key: str, flavour: str, definitions: Sequence[str])
 
     Raises:
         CompileError: g++ refused the source.
-        EmulatorUnavailable: there is no usable g++ or no CUDA headers.
+        EmulatorUnavailableError: there is no usable g++ or no CUDA headers.
     """
     target = cache_folder() / f"{key}.so"
     if not target.exists():

@@ -27,14 +27,14 @@ template <typename... Parameter> struct emu_kernel<void (*)(Parameter...)> {
 };
 
 #define EMU_VISIBLE extern "C" __attribute__((visibility("default")))
-#define EMU_EXPORT(id, ...)                                                     \
-    EMU_VISIBLE EMU_UNCHECKED void emu_run_##id(void** arguments)               \
-    {                                                                           \
-        auto kernel = &__VA_ARGS__;                                             \
-        emu_kernel<decltype(kernel)>::run(kernel, arguments);                   \
-    }                                                                           \
-    EMU_VISIBLE const char* emu_signature_##id(int* count, int* sizes)          \
-    {                                                                           \
-        auto kernel = &__VA_ARGS__;                                             \
-        return emu_kernel<decltype(kernel)>::signature(count, sizes);           \
+#define EMU_EXPORT(id, ...)                                                         \
+    EMU_VISIBLE EMU_UNCHECKED void emu_run_##id(void** emu_arguments)               \
+    {                                                                               \
+        auto emu_entry = &__VA_ARGS__;                                              \
+        emu_kernel<decltype(emu_entry)>::run(emu_entry, emu_arguments);             \
+    }                                                                               \
+    EMU_VISIBLE const char* emu_signature_##id(int* emu_count, int* emu_sizes)      \
+    {                                                                               \
+        auto emu_entry = &__VA_ARGS__;                                              \
+        return emu_kernel<decltype(emu_entry)>::signature(emu_count, emu_sizes);    \
     }
