@@ -6,7 +6,7 @@ max pooling: Scherer, Muller & Behnke, "Evaluation of pooling operations" (2010)
 
 from __future__ import annotations
 
-from gpulayers.backend import Array
+from gpulayers.backend import Array, xp_of
 from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import _checks as check
 from gpulayers.ops._kernels import Shape4, kernels_for
@@ -77,6 +77,8 @@ def max_pool2d_backward(dY: Array, argmax: Array, x_shape: Shape4, window: Windo
     (dY,) = check.same_float(name, dY=dY)
     n, rows, cols, ch = x_shape
     kernels = kernels_for(dY, argmax)
+    if not argmax.flags.c_contiguous:
+        argmax = xp_of(argmax).ascontiguousarray(argmax)
     return kernels.max_pool2d_backward(dY, argmax, (n, rows, cols, ch), window)
 
 
