@@ -44,7 +44,7 @@ class CudaPool(Reference):
             "max_pool2d_backward",
             dY.dtype,
             dX.size,
-            (dY, argmax, dX, dX.size, *window_arguments(x_shape, window)),
+            (dY, cupy.ascontiguousarray(argmax), dX, dX.size, *window_arguments(x_shape, window)),
             table.index_for(dX.size, dY.size),
         )
         return dX
