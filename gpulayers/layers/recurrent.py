@@ -2,9 +2,9 @@
 
     Z_t = A_{t-1} Waa + ba + X_t Wax + bx          A_t = act(Z_t),  A_0 = 0
 
-A_t is used twice: it leaves as output t, and it enters step t+1. So two gradients reach it, and they
-add up. What comes from step t+1 travels in the *accumulator*, which is the whole of backpropagation
-through time:
+A_t is used twice: it leaves as output t, and it enters step t+1. So two gradients reach it, and
+they add up. What comes from step t+1 travels in the *accumulator*; that is all there is to
+backpropagation through time:
 
     dZ_t = (dA_t + accumulator) * act'(Z_t)        what reaches A_t, through the activation
     accumulator = dZ_t Waa^T                       what goes on to A_{t-1}
@@ -186,7 +186,7 @@ class RNNCell(_Recurrent):
         DTypeError, BackendError
         """
         step = self.derived_variables["current_step"]
-        if step == 0:
+        if step == 0 or step > len(self._retained):
             raise ShapeError(
                 f"{self._name}: no step is left to go back through; call forward(X) with "
                 "retain_derived=True once for each backward"
@@ -275,8 +275,13 @@ class RNN(_Recurrent):
         """One set of dicts for the layer and its cell; they are changed, never replaced."""
         for name in ("parameters", "gradients", "derived_variables", "optimizer", "trainable"):
             setattr(self.cell, name, getattr(self, name))
-        for name in ("n_in", "n_out", "act_fn", "init", "is_initialized", "_placed"):
+        for name in ("n_in", "n_out", "act_fn", "init"):
             setattr(self.cell, name, getattr(self, name))
+        self.cell._placed = True
+
+    def _drop_retained(self) -> None:
+        super()._drop_retained()
+        self.cell._drop_retained()
 
     def set_params(self, summary_dict: dict[str, Any]) -> RNN:
         super().set_params(summary_dict)
@@ -331,17 +336,17 @@ class RNN(_Recurrent):
         dLdA = xp.ascontiguousarray(dLdY.transpose(2, 0, 1))  # time first
         self._show(saved)
 
-        dLdZ = [None] * n_t
+        dLdZs: list[Array] = [None] * n_t
         for t in reversed(range(n_t)):
-            dLdZ[t], derived["dLdA_accumulator"] = step_backward(
+            dLdZs[t], derived["dLdA_accumulator"] = step_backward(
                 dLdA[t], derived["dLdA_accumulator"], saved["Z"][t], self.parameters, self.act_fn
             )
             derived["current_step"] = t
 
-        dLdZ = xp.stack(dLdZ).reshape(n_t * n_ex, n_out)
+        dLdZ = xp.stack(dLdZs).reshape(n_t * n_ex, n_out)
         A_prev = xp.stack(saved["A"][:-1]).reshape(n_t * n_ex, n_out)
         grads = parameter_gradients(saved["X"], A_prev, dLdZ) if params else {}
         if not inputs:
             return None, grads
-        dLdX = (dLdZ @ self.parameters["Wax"].T).reshape(n_t, n_ex, -1)
+        dLdX = (dLdZ @ self.parameters["Wax"].T).reshape(n_t, n_ex, self.n_in)
         return xp.ascontiguousarray(dLdX.transpose(1, 2, 0)), grads
