@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gpulayers.errors import ParameterError, suggest
@@ -94,14 +94,40 @@ def build(
         If the name is unknown, or the arguments do not fit the class.
     """
     name, args, keywords = parse_call(text, owner)
+    return construct(_find(name, known, owner, kind, listed), args, keywords, f"{owner}: {text!r}")
+
+
+def build_from_dict(
+    given: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], owner: str, kind: str
+) -> Any:
+    """Construct from ``{"hyperparameters": {"id": name, ...}}`` or that inner dict alone.
+
+    Raises
+    ------
+    ParameterError
+        If there is no "id", its name is unknown, or the other entries do not fit the class.
+    """
+    values = given.get("hyperparameters", given)
+    if not isinstance(values, Mapping) or not isinstance(values.get("id"), str):
+        raise ParameterError(
+            f"{owner}: a dict needs the entry 'hyperparameters' with the {kind}'s name as 'id', "
+            f"got the keys {sorted(map(str, given))}"
+        )
+    cls = _find(values["id"], known, owner, kind)
+    return construct(cls, [], {k: v for k, v in values.items() if k != "id"}, owner)
+
+
+def _find(
+    name: str, known: Mapping[str, Callable[..., Any]], owner: str, kind: str, listed: str = ""
+) -> Callable[..., Any]:
     cls = known.get(fold(name))
     if cls is None:
         names = list(dict.fromkeys(c.__name__ for c in known.values()))
         raise ParameterError(
             f"{owner}: unknown {kind} {name!r}, expected one of {listed or ', '.join(names)}"
-            + suggest(fold(name), names)
+            + suggest(fold(name), [*names, *known])
         )
-    return construct(cls, args, keywords, f"{owner}: {text!r}")
+    return cls
 
 
 def construct(
@@ -115,16 +141,18 @@ def construct(
             f"{owner}: {cls.__name__} takes at most {len(accepted)} arguments, got {len(args)}"
         )
     for key in keywords:
-        if key not in accepted:
-            refuse_unknown(owner, {key: None}, accepted)
+        refuse_unknown(owner, [key], accepted)
         if key in accepted[: len(args)]:
             raise ParameterError(f"{owner}: {key!r} is given twice")
     return cls(*args, **keywords)
 
 
-def refuse_unknown(owner: str, unknown: Mapping[str, Any], accepted: Any) -> None:
-    """Raise ParameterError if `unknown` is not empty, with the nearest of the `accepted` names."""
+def refuse_unknown(owner: str, unknown: Iterable[str], accepted: Iterable[str]) -> None:
+    """Raise ParameterError for the first of the `unknown` names not accepted, with the nearest of the `accepted` names."""
+    accepted = list(accepted)
     for key in unknown:
+        if key in accepted:
+            continue
         expected = ", ".join(accepted) or "none"
         raise ParameterError(
             f"{owner}: unknown argument {key!r}, expected one of: {expected}"

@@ -1,0 +1,513 @@
+"""Optimizers: update rules that keep their state by parameter name, as in numpy-ml.
+
+``opt(param, grad, name)`` returns a new array; ``opt.update_(param, grad, name)`` changes `param`
+in place, which is what layers do. The state (velocities, averages) lives where the parameter lives,
+in its dtype, and is changed in place too. Everything but the learning rate stays on the device.
+
+One optimizer object serves one layer: its cache goes by parameter name ("W", "b"), so layers copy
+the object they are given (numpy-ml shares it, and mixes the layers' state).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from gpulayers import _spec
+from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
+from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
+from gpulayers.ops import update as rules
+from gpulayers.schedulers import (
+    Check,
+    ConstantScheduler,
+    SchedulerBase,
+    make_scheduler,
+)
+
+__all__ = ["SGD", "AdaGrad", "Adam", "OptimizerBase", "RMSProp"]
+
+_not_negative: Check = partial(_spec.real, low=0.0)
+_fraction: Check = partial(_spec.real, low=0.0, high=1.0)
+_below_one: Check = partial(_spec.real, low=0.0, high=1.0, open_high=True)
+
+
+def _clip_norm(owner: str, name: str, value: Any) -> Any:
+    return None if value is None else _spec.real(owner, name, value, 0.0, open_low=True)
+
+
+class OptimizerBase(ABC):
+    """Base class of optimizers; one of your own defines ``update(param, grad, name, cur_loss)``.
+
+    Parameters
+    ----------
+    lr : float
+        The learning rate of a constant schedule, used if `scheduler` is None.
+    scheduler : None, SchedulerBase, str or dict
+        See `gpulayers.initializers.SchedulerInitializer`.
+
+    Attributes
+    ----------
+    cache : dict
+        State by parameter name.
+    cur_step : int
+        0 before the first `step()`; a layer steps once per update of all its parameters.
+    lr_scheduler : SchedulerBase
+    """
+
+    hyperparameters: Any
+
+    def __init__(self, lr: float, scheduler: Any = None) -> None:
+        self.cache: dict[str, Any] = {}
+        self.cur_step = 0
+        self.lr_scheduler: SchedulerBase = make_scheduler(scheduler, lr)
+
+    def __call__(
+        self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
+    ) -> Array:
+        """Return the updated parameter as a new array; arguments and errors as `update_`."""
+        return self.update(param, param_grad, param_name, cur_loss)
+
+    def step(self) -> None:
+        """Count one update step; the schedule sees the new number."""
+        self.cur_step += 1
+
+    def reset_step(self) -> None:
+        """Set the step counter back to 0."""
+        self.cur_step = 0
+
+    def copy(self) -> Self:
+        """Return an independent copy, with state and schedule."""
+        return copy.deepcopy(self)
+
+    @abstractmethod
+    def update(
+        self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
+    ) -> Array:
+        """Return the updated parameter as a new array."""
+
+    def update_(
+        self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
+    ) -> None:
+        """Update `param` in place."""
+        param[...] = self.update(param, param_grad, param_name, cur_loss)
+
+
+class _BuiltIn(OptimizerBase):
+    """What the built-in rules share: hyperparameters, clipping, state, checkpoints."""
+
+    _fields: ClassVar[Mapping[str, Check]]
+    _state_names: ClassVar[tuple[str, ...]] = ()  # () = the cache entry is one bare array
+
+    lr: float
+    clip_norm: float | None
+
+    def __init__(self, lr_scheduler: Any, unknown: Mapping[str, Any], **values: Any) -> None:
+        name = type(self).__name__
+        _spec.refuse_unknown(name, unknown, [*self._fields, "lr_scheduler"])
+        for key, value in values.items():
+            setattr(self, key, self._fields[key](name, key, value))
+        super().__init__(self.lr, lr_scheduler)
+
+    # ---------------------------------------------------------------------------- hyperparameters
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments and the class's name as "id": a new dict on each use."""
+        values = {name: getattr(self, name) for name in self._fields}
+        return {"id": type(self).__name__, **values, "lr_scheduler": str(self.lr_scheduler)}
+
+    def __str__(self) -> str:
+        values = {k: v for k, v in self.hyperparameters.items() if k != "id"}
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def set_params(
+        self,
+        hparam_dict: Mapping[str, Any] | None = None,
+        cache_dict: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Change hyperparameters and state; the new values are used from the next update on.
+
+        Parameters
+        ----------
+        hparam_dict : dict, optional
+            As `hyperparameters` returns it, or part of it. A new "lr" changes a constant schedule.
+            (numpy-ml shows it, and goes on with the old one.)
+        cache_dict : dict, optional
+            State by parameter name, as `cache` holds it; arrays are copied.
+
+        Raises
+        ------
+        ParameterError
+            For an unknown name, a value out of range, the "id" of another class, or a new "lr"
+            without a new "lr_scheduler" while the schedule is not constant. Nothing is changed.
+        """
+        values = dict(hparam_dict or {})
+        name = type(self).__name__
+        if _spec.fold(str(values.pop("id", name))) != _spec.fold(name):
+            raise ParameterError(f"{name}: got hyperparameters of {(hparam_dict or {})['id']!r}")
+        known = [*self._fields, "lr_scheduler"]
+        _spec.refuse_unknown(f"{name}.set_params", values, known)
+        scheduler = values.pop("lr_scheduler", self.lr_scheduler)
+        checked = {key: self._fields[key](name, key, value) for key, value in values.items()}
+        if str(scheduler) != str(self.lr_scheduler):
+            scheduler = make_scheduler(scheduler, checked.get("lr", self.lr))
+        elif isinstance(scheduler, (str, Mapping)):
+            scheduler = self.lr_scheduler  # the same schedule, whose state stays
+        if scheduler is self.lr_scheduler and checked.get("lr", self.lr) != self.lr:
+            if not isinstance(scheduler, ConstantScheduler):
+                raise ParameterError(
+                    f"{name}: lr={checked['lr']} has no effect, the learning rate comes from "
+                    f"{scheduler}; set lr_scheduler"
+                )
+            scheduler = ConstantScheduler(checked["lr"])
+        cache = self._checked_cache(cache_dict or {}, ParameterError)
+        for key, value in checked.items():
+            setattr(self, key, value)
+        self.lr_scheduler = scheduler
+        self.cache.update(cache)
+        return self
+
+    # ------------------------------------------------------------------------------------- update
+
+    def update(
+        self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
+    ) -> Array:
+        """Return the updated parameter as a new array; arguments and errors as `update_`."""
+        xp_of(param)
+        fresh = param.copy(order="C")
+        self.update_(fresh, param_grad, param_name, cur_loss)
+        return fresh
+
+    def update_(
+        self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
+    ) -> None:
+        """Update `param` in place.
+
+        Parameters
+        ----------
+        param : floating, C-contiguous, any shape
+        param_grad : floating, of the parameter's shape
+            The gradient of the loss; left as it is. Another floating dtype is converted.
+        param_name : str
+            Under which the state is kept.
+        cur_loss : float, optional
+            For schedules that look at the loss.
+
+        Raises
+        ------
+        ShapeError
+            If the shapes differ, also from that of the state kept under the name.
+        DTypeError, BackendError
+        """
+        name = type(self).__name__
+        xp = xp_of(param, param_grad)
+        for what, array in (("param", param), ("param_grad", param_grad)):
+            if not is_floating(array.dtype):
+                raise DTypeError(f"{name}: {what} must be a floating array, got {array.dtype}")
+        if param.shape != param_grad.shape:
+            raise ShapeError(
+                f"{name}: the gradient of {param_name!r} must have the parameter's shape "
+                f"{param.shape}, got {param_grad.shape}"
+            )
+        grad = xp.ascontiguousarray(param_grad.astype(param.dtype, copy=False))
+        grad = grad.reshape(param.shape)  # ascontiguousarray makes 0-d arrays 1-d
+        if self.clip_norm is not None:
+            grad = _clipped(grad, float(self.clip_norm))
+        entry = self._entry(param, param_name)
+        lr = self.lr_scheduler(self.cur_step, cur_loss)
+        self._rule(param, grad, entry, lr)
+        self.cache[param_name] = entry
+
+    @abstractmethod
+    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None: ...
+
+    def _entry(self, param: Array, param_name: str) -> Any:
+        """The state kept for a parameter; zeros at first."""
+        entry = self.cache.get(param_name)
+        if not self._state_names:
+            return self._fitting(entry, param, param_name)
+        entry = {"t": 0} if entry is None else entry
+        for key in self._state_names:
+            entry[key] = self._fitting(entry.get(key), param, param_name)
+        return entry
+
+    def _fitting(self, state: Array | None, param: Array, param_name: str) -> Array:
+        if state is None:
+            return xp_of(param).zeros(param.shape, dtype=param.dtype)
+        if state.shape != param.shape:
+            raise ShapeError(
+                f"{type(self).__name__}: the state kept for {param_name!r} has shape "
+                f"{state.shape}, the parameter {param.shape}. One optimizer object serves one "
+                "layer: give each a copy()"
+            )
+        # after a checkpoint, or a layer's move to another device or dtype
+        return to_backend(state, backend_of(param)).astype(param.dtype, copy=False)
+
+    # -------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly: plain values, and copies of the arrays."""
+        return {
+            "id": type(self).__name__,
+            "hyperparameters": self.hyperparameters,
+            "cur_step": self.cur_step,
+            "scheduler": self.lr_scheduler.state_dict(),
+            "cache": {name: _copied(entry) for name, entry in self.cache.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; arrays are copied.
+
+        They may live on another backend: each moves to its parameter's at the next update.
+
+        Raises
+        ------
+        CheckpointError
+            If an entry is missing, wrong, or the state is another optimizer's.
+        """
+        name = type(self).__name__
+        try:
+            if state["id"] != name:
+                raise CheckpointError(f"{name}: got the state of {state['id']!r}")
+            step, cache = int(state["cur_step"]), dict(state["cache"])
+            fresh = self.copy()
+            fresh.set_params(state["hyperparameters"])
+            fresh.lr_scheduler.load_state_dict(state["scheduler"])
+            fresh.cache = self._checked_cache(cache, CheckpointError)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{name}: bad state: {error!r}") from error
+        fresh.cur_step = step
+        for key, value in vars(fresh).items():
+            setattr(self, key, value)
+
+    def _checked_cache(self, cache: Mapping[str, Any], error: type[Exception]) -> dict[str, Any]:
+        """Return a copy of a cache; raise `error` if an entry does not look like this rule's."""
+        copied = {}
+        for name, entry in cache.items():
+            try:
+                arrays = [entry[key] for key in self._state_names] or [entry]
+                xp_of(*arrays)  # raises unless they are arrays
+                copied[name] = _copied(entry)
+                if self._state_names:
+                    copied[name]["t"] = int(entry["t"])
+            except (KeyError, TypeError, IndexError, ValueError) as reason:
+                raise error(
+                    f"{type(self).__name__}: the state of {name!r} does not fit: {reason!r}"
+                ) from reason
+        return copied
+
+
+def _copied(entry: Any) -> Any:
+    """A cache entry (an array, or a dict of arrays and numbers) with its arrays copied."""
+    if isinstance(entry, Mapping):
+        return {key: _copied(value) for key, value in entry.items()}
+    return entry.copy() if hasattr(entry, "copy") else entry
+
+
+def _clipped(grad: Array, limit: float) -> Array:
+    """``grad * min(1, limit / ||grad||)``, without waiting for the device to know the norm."""
+    if not grad.size:
+        return grad
+    xp = xp_of(grad)
+    wide = grad.astype(np.float32) if grad.dtype.itemsize < 4 else grad
+    limit = min(limit, float(np.finfo(wide.dtype).max))
+    peak = xp.maximum(xp.abs(wide).max(), limit)  # squares of g / peak cannot overflow
+    root = xp.sqrt(xp.square(wide / peak).sum())
+    ratio = limit / peak
+    return (wide * (ratio / xp.maximum(root, ratio))).astype(grad.dtype, copy=False)
+
+
+class SGD(_BuiltIn):
+    """Gradient descent with momentum.
+
+    velocity = momentum * velocity + lr * grad;  param -= velocity
+
+    The learning rate is inside the velocity, as in numpy-ml; PyTorch's is outside, which differs
+    while the rate changes. (Polyak, 1964; Sutskever et al., 2013)
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, >= 0, if there is no `lr_scheduler`.
+    momentum : float
+        >= 0.
+    clip_norm : float, optional
+        A longer gradient is scaled down to this Euclidean norm, each parameter by itself.
+    lr_scheduler : None, SchedulerBase, str or dict
+        Decides the learning rate instead of `lr`.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or an argument unknown (numpy-ml ignores those).
+    """
+
+    _fields: ClassVar[Mapping[str, Check]] = {
+        "lr": _not_negative,
+        "momentum": _not_negative,
+        "clip_norm": _clip_norm,
+    }
+    momentum: float
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        clip_norm: float | None = None,
+        lr_scheduler: Any = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(lr_scheduler, unknown, lr=lr, momentum=momentum, clip_norm=clip_norm)
+
+    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+        rules.sgd_update(param, grad, entry, lr, self.momentum)
+
+
+class AdaGrad(_BuiltIn):
+    """Steps shrink with the sum of past squares (Duchi, Hazan & Singer, 2011).
+
+    cache += grad^2;  param -= lr * grad / (sqrt(cache) + eps)
+
+    Parameters
+    ----------
+    lr, clip_norm, lr_scheduler :
+        As `SGD`.
+    eps : float
+        >= 0.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or an argument unknown.
+    """
+
+    _fields: ClassVar[Mapping[str, Check]] = {
+        "lr": _not_negative,
+        "eps": _not_negative,
+        "clip_norm": _clip_norm,
+    }
+    eps: float
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        lr_scheduler: Any = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(lr_scheduler, unknown, lr=lr, eps=eps, clip_norm=clip_norm)
+
+    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+        rules.adagrad_update(param, grad, entry, lr, self.eps)
+
+
+class RMSProp(_BuiltIn):
+    """Steps shrink with a running average of squares (Tieleman & Hinton, 2012).
+
+    cache = decay * cache + (1 - decay) * grad^2;  param -= lr * grad / (sqrt(cache) + eps)
+
+    Parameters
+    ----------
+    lr, clip_norm, lr_scheduler :
+        As `SGD`.
+    decay : float
+        In [0, 1].
+    eps : float
+        >= 0.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or an argument unknown.
+    """
+
+    _fields: ClassVar[Mapping[str, Check]] = {
+        "lr": _not_negative,
+        "eps": _not_negative,
+        "decay": _fraction,
+        "clip_norm": _clip_norm,
+    }
+    eps: float
+    decay: float
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay: float = 0.9,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        lr_scheduler: Any = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(lr_scheduler, unknown, lr=lr, decay=decay, eps=eps, clip_norm=clip_norm)
+
+    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+        rules.rmsprop_update(param, grad, entry, lr, self.decay, self.eps)
+
+
+class Adam(_BuiltIn):
+    """Averages of gradient and square, both corrected for their start at zero.
+
+    mean = decay1 * mean + (1 - decay1) * grad
+    var = decay2 * var + (1 - decay2) * grad^2
+    param -= lr * mean / (1 - decay1^t) / (sqrt(var / (1 - decay2^t)) + eps)
+
+    (Kingma & Ba, 2015, algorithm 1.) ``cache[name]`` is ``{"t", "mean", "var"}``.
+
+    Parameters
+    ----------
+    lr, clip_norm, lr_scheduler :
+        As `SGD`.
+    decay1, decay2 : float
+        In [0, 1).
+    eps : float
+        >= 0.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or an argument unknown.
+    """
+
+    _fields: ClassVar[Mapping[str, Check]] = {
+        "lr": _not_negative,
+        "decay1": _below_one,
+        "decay2": _below_one,
+        "eps": _not_negative,
+        "clip_norm": _clip_norm,
+    }
+    _state_names = ("mean", "var")
+    decay1: float
+    decay2: float
+    eps: float
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay1: float = 0.9,
+        decay2: float = 0.999,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        lr_scheduler: Any = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            lr_scheduler, unknown, lr=lr, decay1=decay1, decay2=decay2, eps=eps, clip_norm=clip_norm
+        )
+
+    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+        t = entry["t"] + 1
+        mean, var = entry["mean"], entry["var"]
+        rules.adam_update(param, grad, mean, var, lr, self.decay1, self.decay2, self.eps, t)
+        entry["t"] = t
