@@ -129,8 +129,7 @@ def attach() -> None:
     own |= {f"__{short}__": _binary(name, swapped=False) for short, name in COMPARE.items()}
     own |= {f"__{short}__": _unary(name) for short, name in UNARY.items()}
     for name, member in own.items():
-        # object's own comparisons are in no snapshot, but CuPy overrides them
-        if name in real or name.strip("_") in COMPARE:
+        if name in real:
             setattr(ndarray, name, member)
     for name, parameters in real.items():
         if not name.startswith("_") and parameters != "attribute" and not hasattr(ndarray, name):
