@@ -340,31 +340,32 @@ def created(
 
     Results that look at the memory of an input stay views; the others get memory of their own.
     """
-    fresh: list[np.ndarray] = []
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            value = np.asarray(value)
-        if isinstance(value, np.ndarray):
-            for array in inputs:
-                if np.may_share_memory(value, array._a):
-                    return view_of(array, value)
-            if not fresh and launches:
-                state.note("launch", name)
-            array = new_array(value, keep_layout)
-            fresh.append(array._a)
-            return array
-        if isinstance(value, (list, tuple)):
-            parts = [convert(v) for v in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        return value
-
     with np.errstate(all="ignore"):  # a device raises no floating-point warnings
         value = compute()
-    result = convert(value)
+    fresh: list[np.ndarray] = []
+    result = _given(value, inputs, keep_layout, fresh)
+    if fresh and launches:
+        state.note("launch", name)
     if fresh and state.recording is not None:
         state.created(fresh, lambda: _new_leaves(compute(), inputs))
     return result
+
+
+def _given(value: Any, inputs: list[ndarray], keep_layout: bool, fresh: list[np.ndarray]) -> Any:
+    """`value` with its NumPy arrays turned into device arrays; the new ones are put in `fresh`."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        for array in inputs:
+            if np.may_share_memory(value, array._a):
+                return view_of(array, value)
+        new = new_array(value, keep_layout)
+        fresh.append(new._a)
+        return new
+    if isinstance(value, (list, tuple)):
+        parts = [_given(v, inputs, keep_layout, fresh) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def _new_leaves(value: Any, inputs: list[ndarray]) -> list[np.ndarray]:

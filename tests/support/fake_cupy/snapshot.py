@@ -98,13 +98,16 @@ def describe_module(module: ModuleType) -> dict[str, str]:
 
 
 def describe_class(cls: type) -> dict[str, str]:
-    """member -> "attribute" or a parameter list; `__special__` members that `object` lacks too."""
+    """member -> "attribute" or a parameter list; `__special__` ones where `object` has another."""
     entries = {}
     for name in dir(cls):
-        special = name.startswith("__") and name.endswith("__")
-        if (name.startswith("_") and not special) or (special and hasattr(object, name)):
-            continue
         member = getattr(cls, name)
+        special = name.startswith("__") and name.endswith("__")
+        if special and name in dir(object):
+            if member == getattr(object, name) or name in ("__class__", "__doc__"):
+                continue
+        elif name.startswith("_") and not special:
+            continue
         entries[name] = parameters_of(member) if callable(member) else "attribute"
     return entries
 
