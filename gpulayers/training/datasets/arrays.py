@@ -21,7 +21,7 @@ class Split:
     Parameters
     ----------
     images : array of shape (n, rows, cols, channels)
-        uint8, or a floating dtype (kept as given).
+        uint8, or a floating dtype (kept as given); copied only if not C-contiguous.
     labels : array of shape (n,)
         Any integer dtype; kept as int64.
     source : str
@@ -75,6 +75,7 @@ class Split:
         if images.dtype != np.uint8 and not np.isfinite(images).all():
             at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3))))
             raise DataError(f"{source}: image {at} has a pixel that is NaN or infinite")
+        object.__setattr__(self, "images", np.ascontiguousarray(images))
         object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:

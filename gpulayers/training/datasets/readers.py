@@ -224,7 +224,8 @@ def parse_cifar10(data: bytes, source: Path | str) -> tuple[np.ndarray, np.ndarr
     if labels.max() > 9:
         at = int(np.argmax(labels))
         raise DataError(f"{source}: expected labels 0..9, got {labels[at]} at record {at}")
-    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
 
 def read_cifar10(
@@ -260,7 +261,7 @@ def read_cifar10(
         f"{folder_or_archive} (data_batch_1..5.bin)",
     )
     images, labels = parts[CIFAR10_FILES[-1]]
-    test = Split(np.ascontiguousarray(images), labels, f"{folder_or_archive} (test_batch.bin)")
+    test = Split(images, labels, f"{folder_or_archive} (test_batch.bin)")
     return train, test
 
 
@@ -313,21 +314,17 @@ def read_npz(path: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
         `Split` does.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path}: expected an .npz (a zip archive), got something else")
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in _NPZ_KEYS if key not in archive.files]
-            if missing:
-                raise DataError(
-                    f"{path}: expected the arrays {', '.join(_NPZ_KEYS)}; missing "
-                    f"{', '.join(missing)}, found {first_names(archive.files)}"
-                )
-            arrays = {key: _npz_array(archive, key, path) for key in _NPZ_KEYS}
-            names = _npz_array(archive, "classes", path) if "classes" in archive.files else None
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{path}: expected an .npz (a zip archive), got something else")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = _npz_arrays(archive, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path}: the archive is damaged: {error}") from error
+    names = arrays.get("classes")
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise DataError(
             f"{path}: classes must be a vector of strings, got {names.dtype} {names.shape}"
@@ -339,6 +336,17 @@ def read_npz(path: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
             images = images[..., None]
         splits.append(Split(images, arrays[f"y_{part}"], f"{path} (x_{part}, y_{part})"))
     return splits[0], splits[1], None if names is None else tuple(str(name) for name in names)
+
+
+def _npz_arrays(archive: np.lib.npyio.NpzFile, path: Path) -> dict[str, np.ndarray]:
+    missing = [key for key in _NPZ_KEYS if key not in archive.files]
+    if missing:
+        raise DataError(
+            f"{path}: expected the arrays {', '.join(_NPZ_KEYS)}; missing "
+            f"{', '.join(missing)}, found {first_names(archive.files)}"
+        )
+    keys = [*_NPZ_KEYS, "classes"] if "classes" in archive.files else _NPZ_KEYS
+    return {key: _npz_array(archive, key, path) for key in keys}
 
 
 def _npz_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
