@@ -145,7 +145,8 @@ class LayerState:
         arrays = {name: values.pop(name) for name in self.parameters if name in values}
         for name, value in values.items():
             if name == "act_fn":
-                self.act_fn = None if value is None else ActivationInitializer(value)()
+                if value != (None if self.act_fn is None else str(self.act_fn)):
+                    self.act_fn = ActivationInitializer(value)()
             elif name == "optimizer":
                 self.optimizer = OptimizerInitializer(value)().copy()
             else:
