@@ -148,7 +148,7 @@ def construct(
 
 
 def refuse_unknown(owner: str, unknown: Iterable[str], accepted: Iterable[str]) -> None:
-    """Raise ParameterError for the first of the `unknown` names not accepted, with the nearest of the `accepted` names."""
+    """Raise ParameterError for an `unknown` name that is not accepted, with the nearest one."""
     accepted = list(accepted)
     for key in unknown:
         if key in accepted:
