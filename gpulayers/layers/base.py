@@ -207,7 +207,7 @@ class LayerBase(LayerState, ABC):
     def _create(
         self,
         name: str,
-        shape: tuple[int, ...],
+        shape: tuple[int | None, ...],
         init: Callable[..., Array] | None = None,
         learned: bool = True,
     ) -> None:
@@ -261,7 +261,7 @@ class LayerBase(LayerState, ABC):
             if size == 0 or (known is not None and size != known):
                 raise ShapeError(
                     f"{self._name}: expected an input {self._axes} with "
-                    f"{attribute} = {'at least 1' if known is None else known}, got shape {X.shape}"
+                    f"{attribute} {'>= 1' if known is None else f'= {known}'}, got shape {X.shape}"
                 )
         if self.home not in (None, home):
             if self._placed:

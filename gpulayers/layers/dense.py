@@ -7,6 +7,7 @@ from typing import Any
 from gpulayers.backend import Array
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
+from gpulayers.layers._product import product
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import activation, conv
@@ -73,13 +74,13 @@ class FullyConnected(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
-        Z = X @ self.parameters["W"]
+        Z = product(X, self.parameters["W"])
         Y = activation.bias_activation(Z, self.parameters["b"], self.act_fn)  # adds b to Z in place
         return Y, {"X": X, "Z": Z}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dZ = dY * act'(Z);  dW = X^T dZ;  db = sum of dZ over the examples;  dX = dZ W^T."""
         dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
-        grads = {"W": saved["X"].T @ dZ, "b": conv.bias_grad(dZ)} if params else {}
-        dX = dZ @ self.parameters["W"].T if inputs else None
+        grads = {"W": product(saved["X"].T, dZ), "b": conv.bias_grad(dZ)} if params else {}
+        dX = product(dZ, self.parameters["W"].T) if inputs else None
         return dX, grads

@@ -79,7 +79,7 @@ class BatchNorm2D(LayerBase):
         """Y = scaler * X_hat + intercept; keeps the running statistics while training."""
         p = self.parameters
         if not training or X.size == 0:
-            inv_std = (p["running_var"] + self.epsilon) ** -0.5
+            inv_std = ((p["running_var"] + self.epsilon) ** -0.5).astype(X.dtype, copy=False)
             Y = (X - p["running_mean"]) * (inv_std * p["scaler"]) + p["intercept"]
             return Y, {"X_hat": None, "inv_std": inv_std}
         rows = X.reshape(-1, X.shape[-1])

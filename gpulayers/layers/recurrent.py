@@ -21,6 +21,7 @@ from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
+from gpulayers.layers._product import product
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import conv, recurrent
@@ -31,7 +32,9 @@ def step_forward(
 ) -> tuple[Array, Array]:
     """One step ahead in time: (X_t Wax, A_{t-1}) -> (Z_t, A_t), all (n_ex, n_out)."""
     p = parameters
-    return recurrent.rnn_step_forward(projected, A_prev @ p["Waa"], p["ba"], p["bx"], act_fn)
+    return recurrent.rnn_step_forward(
+        projected, product(A_prev, p["Waa"]), p["ba"], p["bx"], act_fn
+    )
 
 
 def step_backward(
@@ -42,7 +45,7 @@ def step_backward(
     `accumulator` is what step t+1 left, None at the last step. All (n_ex, n_out).
     """
     dLdZ = recurrent.rnn_step_backward(dLdA, accumulator, Z, act_fn)
-    return dLdZ, dLdZ @ parameters["Waa"].T
+    return dLdZ, product(dLdZ, parameters["Waa"].T)
 
 
 def parameter_gradients(X: Array, A_prev: Array, dLdZ: Array) -> dict[str, Array]:
@@ -52,7 +55,7 @@ def parameter_gradients(X: Array, A_prev: Array, dLdZ: Array) -> dict[str, Array
     product over the stack computes.
     """
     db = conv.bias_grad(dLdZ)
-    return {"Waa": A_prev.T @ dLdZ, "Wax": X.T @ dLdZ, "ba": db, "bx": db}
+    return {"Waa": product(A_prev.T, dLdZ), "Wax": product(X.T, dLdZ), "ba": db, "bx": db}
 
 
 class _Recurrent(LayerBase):
@@ -216,7 +219,8 @@ class RNNCell(_Recurrent):
                 f"{self._name}: the sequence has {len(A_prev)} examples, this step's input "
                 f"{len(X)} (shape {X.shape}); flush_gradients() begins a new sequence"
             )
-        Z, A = step_forward(X @ self.parameters["Wax"], A_prev, self.parameters, self.act_fn)
+        projected = product(X, self.parameters["Wax"])
+        Z, A = step_forward(projected, A_prev, self.parameters, self.act_fn)
         return A, {"X": X, "A_prev": A_prev, "Z": Z, "A": A}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
@@ -226,7 +230,7 @@ class RNNCell(_Recurrent):
             dLdY, derived["dLdA_accumulator"], saved["Z"], self.parameters, self.act_fn
         )
         grads = parameter_gradients(saved["X"], saved["A_prev"], dLdZ) if params else {}
-        dLdX = dLdZ @ self.parameters["Wax"].T if inputs else None
+        dLdX = product(dLdZ, self.parameters["Wax"].T) if inputs else None
         return dLdX, grads
 
 
@@ -319,7 +323,7 @@ class RNN(_Recurrent):
         if n_t == 0:
             raise ShapeError(f"{self._name}: expected at least one time step, got shape {X.shape}")
         X = xp.ascontiguousarray(X.transpose(2, 0, 1)).reshape(n_t * n_ex, n_in)  # time first
-        projected = (X @ self.parameters["Wax"]).reshape(n_t, n_ex, self.n_out)
+        projected = product(X, self.parameters["Wax"]).reshape(n_t, n_ex, self.n_out)
 
         A, Z = [xp.zeros((n_ex, self.n_out), dtype=X.dtype)], []
         for t in range(n_t):
@@ -348,5 +352,5 @@ class RNN(_Recurrent):
         grads = parameter_gradients(saved["X"], A_prev, dLdZ) if params else {}
         if not inputs:
             return None, grads
-        dLdX = (dLdZ @ self.parameters["Wax"].T).reshape(n_t, n_ex, self.n_in)
+        dLdX = product(dLdZ, self.parameters["Wax"].T).reshape(n_t, n_ex, self.n_in)
         return xp.ascontiguousarray(dLdX.transpose(1, 2, 0)), grads
