@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 from gpulayers.backend import Array, is_floating, xp_of
-from gpulayers.errors import DTypeError, ShapeError
+from gpulayers.errors import BackendError, DTypeError, ShapeError
+
+
+def array(op: str, name: str, value: Any) -> None:
+    """Raise DTypeError unless `value` is a numpy or cupy array."""
+    try:
+        xp_of(value)
+    except DTypeError as error:
+        raise DTypeError(f"{op}: {name}: {error}") from None
+
+
+def one_library(op: str, *arrays: Array | None) -> ModuleType:
+    """Return the library of all `arrays`; an error names the operation."""
+    try:
+        return xp_of(*arrays)
+    except (BackendError, DTypeError) as error:
+        raise type(error)(f"{op}: {error}") from None
 
 
 def same_float(op: str, **arrays: Array | None) -> list[Array]:
@@ -16,32 +35,34 @@ def same_float(op: str, **arrays: Array | None) -> list[Array]:
     DTypeError
         If one is no floating array, or the dtypes differ.
     """
-    xp = xp_of(*arrays.values())
+    xp = one_library(op, *arrays.values())
     dtype, first = None, ""
     result = []
-    for name, array in arrays.items():
-        if array is None:
+    for name, given in arrays.items():
+        if given is None:
             result.append(None)
             continue
-        if not is_floating(array.dtype):
-            raise DTypeError(f"{op}: {name} must be a floating array, got {array.dtype}")
+        if not is_floating(given.dtype):
+            raise DTypeError(f"{op}: {name} must be a floating array, got {given.dtype}")
         if dtype is None:
-            dtype, first = array.dtype, name
-        elif array.dtype != dtype:
+            dtype, first = given.dtype, name
+        elif given.dtype != dtype:
             raise DTypeError(
-                f"{op}: {name} is {array.dtype}, but {first} is {dtype}; convert one of them"
+                f"{op}: {name} is {given.dtype}, but {first} is {dtype}; convert one of them"
             )
-        result.append(array if array.flags.c_contiguous else xp.ascontiguousarray(array))
+        result.append(given if given.flags.c_contiguous else xp.ascontiguousarray(given))
     return result
 
 
-def rank(op: str, name: str, array: Array, ndim: int, axes: str) -> None:
-    """Raise ShapeError unless `array` has `ndim` axes; `axes` describes them."""
-    if array.ndim != ndim:
-        raise ShapeError(f"{op}: {name} must have shape {axes}, got {array.shape}")
+def rank(op: str, name: str, value: Array, ndim: int, axes: str) -> None:
+    """Raise ShapeError unless `value` has `ndim` axes; `axes` describes them."""
+    array(op, name, value)
+    if value.ndim != ndim:
+        raise ShapeError(f"{op}: {name} must have shape {axes}, got {value.shape}")
 
 
-def shape(op: str, name: str, array: Array, expected: tuple[int, ...]) -> None:
-    """Raise ShapeError unless `array` has exactly the shape `expected`."""
-    if array.shape != expected:
-        raise ShapeError(f"{op}: {name} must have shape {expected}, got {array.shape}")
+def shape(op: str, name: str, value: Array, expected: tuple[int, ...]) -> None:
+    """Raise ShapeError unless `value` has exactly the shape `expected`."""
+    array(op, name, value)
+    if value.shape != expected:
+        raise ShapeError(f"{op}: {name} must have shape {expected}, got {value.shape}")

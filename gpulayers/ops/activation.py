@@ -28,9 +28,11 @@ def bias_activation(Z: Array, b: Array | None, act: Activation) -> Array:
         If b has not ch elements or Z is not C-contiguous (a copy could not be changed in place).
     DTypeError, BackendError
     """
+    check.array("bias_activation", "Z", Z)
     if not Z.flags.c_contiguous:
         raise ShapeError("bias_activation: Z must be C-contiguous, it is changed in place")
     if b is not None:
+        check.array("bias_activation", "b", b)
         if Z.ndim == 0 or b.size != Z.shape[-1]:
             raise ShapeError(
                 f"bias_activation: b must have {Z.shape[-1:]} elements for Z {Z.shape}, "
@@ -58,6 +60,7 @@ def activation_backward(dY: Array, Z: Array, act: Activation) -> Array:
     ------
     ShapeError, DTypeError, BackendError
     """
+    check.array("activation_backward", "Z", Z)
     check.shape("activation_backward", "dY", dY, Z.shape)
     dY, Z = check.same_float("activation_backward", dY=dY, Z=Z)
     return kernels_for(dY).activation_backward(dY, Z, act)

@@ -173,6 +173,7 @@ def bias_grad(dZ: Array) -> Array:
     ------
     ShapeError, DTypeError
     """
+    check.array("bias_grad", "dZ", dZ)
     if dZ.ndim < 2:
         raise ShapeError(f"bias_grad: dZ must have shape (..., out_ch), got {dZ.shape}")
     (dZ,) = check.same_float("bias_grad", dZ=dZ)

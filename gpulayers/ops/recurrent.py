@@ -34,6 +34,8 @@ def rnn_step_forward(
     name = "rnn_step_forward"
     check.rank(name, "projected", projected, 2, "(n, n_out)")
     check.shape(name, "recurrent", recurrent, projected.shape)
+    check.array(name, "ba", ba)
+    check.array(name, "bx", bx)
     ba, bx = ba.reshape(-1), bx.reshape(-1)
     check.shape(name, "ba", ba, projected.shape[1:])
     check.shape(name, "bx", bx, projected.shape[1:])

@@ -49,6 +49,7 @@ def softmax_backward(dY: Array, Y: Array, axis: int = -1) -> Array:
     ------
     ShapeError, DTypeError, BackendError
     """
+    check.array("softmax_backward", "Y", Y)
     check.shape("softmax_backward", "dY", dY, Y.shape)
     axis = _axis("softmax_backward", Y, axis)
     check.same_float("softmax_backward", dY=dY, Y=Y)
@@ -120,6 +121,7 @@ def softmax_cross_entropy_backward(probs: Array, labels: Array, scale: float = 1
 
 
 def _axis(name: str, Z: Array, axis: int) -> int:
+    check.array(name, "Z", Z)
     if not -Z.ndim <= axis < Z.ndim:
         raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {Z.shape}")
     return axis % Z.ndim
@@ -141,7 +143,8 @@ def _as_rows(name: str, Z: Array, axis: int):
 
 def _check_labels(name: str, what: str, scores: Array, labels: Array) -> None:
     check.rank(name, what, scores, 2, "(m, classes)")
-    xp_of(scores, labels)
+    check.array(name, "labels", labels)
+    check.one_library(name, scores, labels)
     if labels.dtype.kind not in "iu":
         raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
     check.shape(name, "labels", labels, (scores.shape[0],))

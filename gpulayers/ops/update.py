@@ -5,15 +5,19 @@ Rules and sources stand in `gpulayers.optimizers`.
 
 from __future__ import annotations
 
-from gpulayers.backend import Array, is_floating, xp_of
+from gpulayers.backend import Array, is_floating
 from gpulayers.errors import DTypeError, ShapeError
+from gpulayers.ops import _checks as check
 from gpulayers.ops._kernels import Kernels, kernels_for
 
 
 def _kernels(op: str, param: Array, grad: Array, **state: Array) -> Kernels:
     """Check that all are contiguous, of one floating dtype and shape; pick the implementation."""
-    xp_of(param, grad, *state.values())
-    for name, array in {"param": param, "grad": grad, **state}.items():
+    arrays = {"param": param, "grad": grad, **state}
+    for name, array in arrays.items():
+        check.array(op, name, array)
+    check.one_library(op, *arrays.values())
+    for name, array in arrays.items():
         if not is_floating(array.dtype) or array.dtype != param.dtype:
             raise DTypeError(
                 f"{op}: {name} must be a floating array of param's dtype {param.dtype}, "
