@@ -60,17 +60,16 @@ class Generator:
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         try:
-            if state["algorithm"] != "philox4x64-10":
-                raise CheckpointError(
-                    f"Generator: state of {state['algorithm']!r}, expected 'philox4x64-10'"
-                )
+            algorithm = state["algorithm"]
             key, counter = tuple(int(k) for k in state["key"]), int(state["counter"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 "Generator: a state needs the entries algorithm, key (two integers) and counter, "
                 f"got {state!r}"
             ) from error
-        if len(key) != 2 or counter < 0:
+        if algorithm != "philox4x64-10":
+            raise CheckpointError(f"Generator: state of {algorithm!r}, expected 'philox4x64-10'")
+        if len(key) != 2 or not all(0 <= k < _WORD for k in key) or counter < 0:
             raise CheckpointError(f"Generator: bad key or counter in the state {state!r}")
         self.key, self.counter = key, counter
 
