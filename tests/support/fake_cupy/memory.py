@@ -122,7 +122,7 @@ def allocate(shape: Any, dtype: Any, order: str = "C") -> tuple[np.ndarray, Bloc
     if any(n < 0 for n in shape):
         raise ValueError("negative dimensions are not allowed")
     nbytes = math.prod(shape) * dtype.itemsize
-    state.note_alloc(nbytes)
+    state.note_alloc(nbytes, dtype)
     pointer = _allocator(nbytes)
     array = pointer._view(shape, dtype, order)
     poison(array)
@@ -136,7 +136,7 @@ def adopt(array: np.ndarray, keep_layout: bool = False) -> tuple[np.ndarray, Blo
         axes.sort(key=lambda axis: -abs(array.strides[axis]))  # stable: ties stay in C order
     turned = array.transpose(axes)
     dtype = checked_dtype(array.dtype)
-    state.note_alloc(array.nbytes)
+    state.note_alloc(array.nbytes, dtype)
     pointer = _allocator(array.nbytes)
     copy = pointer._view(turned.shape, dtype, "C")
     copy[...] = turned

@@ -4,6 +4,7 @@ Every operation of the stand-in reports here: `note("sync")`, `note("h2d")`, ...
 
     launch            an operation that starts at least one kernel   kernel:<name>  a RawKernel
     alloc             a new array from the memory pool               alloc_bytes    its size
+    alloc:<dtype>     the same by dtype
     sync              the host waits for the device                  iterate        `for x in array`
     h2d, d2h          copies between host and device                 graph_launch   a graph replay
 
@@ -110,6 +111,7 @@ class State:
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
         self.sources: dict[str, str] = {}  # kernel source -> file name shown in reports
         self.launch_log: deque[tuple[str, Any]] = deque(maxlen=1000)
+        self.cublas_in_capture = False  # True: as if products went through a handle of our own
         self.stream: Any = None  # the current stream; cuda.py puts the null stream here
         self._counters: list[Counter[str]] = []
         self._forbidden: list[frozenset[str]] = []
@@ -128,9 +130,10 @@ class State:
                 "and host/device copies are disallowed"
             )
 
-    def note_alloc(self, nbytes: int) -> None:
+    def note_alloc(self, nbytes: int, dtype: np.dtype) -> None:
         if nbytes:
-            self.note("alloc", f"{nbytes} bytes")
+            self.note("alloc", f"{nbytes} bytes of {dtype}")
+            self.note(f"alloc:{dtype}")
             self.note("alloc_bytes", n=nbytes)
 
     @contextlib.contextmanager
