@@ -125,7 +125,7 @@ def _find(
         names = list(dict.fromkeys(c.__name__ for c in known.values()))
         raise ParameterError(
             f"{owner}: unknown {kind} {name!r}, expected one of {listed or ', '.join(names)}"
-            + suggest(fold(name), [*names, *known])
+            + suggest(fold(name), [*known, *names])
         )
     return cls
 

@@ -318,9 +318,9 @@ class KingScheduler(SchedulerBase):
         super().set_params(hparam_dict)
         if self.initial_lr != before:
             self.current_lr = float(self.initial_lr)
-        # of h losses the robust test keeps floor(0.9 (h - 1)) + 1, which must exceed the patience
+        # of h losses the robust test keeps floor(0.9 (h - 1)) + 1: more than the patience, and 3
         self.max_history = max(
-            math.ceil(1.1 * (self.patience + 1)), -(-10 * self.patience // 9) + 1, 3
+            math.ceil(1.1 * (self.patience + 1)), -(-10 * self.patience // 9) + 1, 4
         )
         del self.loss_history[: -self.max_history]
         return self
