@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ import numpy as np
 from gpulayers import models, random
 from gpulayers.ops import softmax
 from tests.conftest import Backend
+
+BUDGET: dict[str, Any] = json.loads(Path(__file__).with_name("budget.json").read_text())
+SLACK = 0.85  # a step that needs less than this share of its budget should have it lowered
 
 
 class Step:

@@ -5,22 +5,18 @@ All on the CuPy stand-in, which sees what a device would be asked to do.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import Backend
-from tests.rules.step import Step
+from tests.rules.step import BUDGET, SLACK, Step
 from tests.support import fake_cupy
 from tests.support.fake_cupy import CaptureError, DeviceRuleError
 
-BUDGET = json.loads(Path(__file__).with_name("budget.json").read_text())
-OPTIMIZERS = [name for name in BUDGET if name != "about"]
-SLACK = 0.85  # a step that needs less than this share of its budget should have it lowered
+OPTIMIZERS = [name for name in BUDGET if name not in ("about", "Trainer")]
 
 
 @pytest.fixture(params=OPTIMIZERS)
