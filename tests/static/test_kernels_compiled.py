@@ -1,0 +1,88 @@
+"""Every kernel instance compiles for every architecture, inside its budget, to clean PTX."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import load_source
+from tests.support import nvrtc
+
+pytestmark = pytest.mark.static
+
+Matrix = dict[nvrtc.Job, nvrtc.Compiled]
+
+
+@pytest.fixture(scope="module")
+def budget() -> dict[str, Any]:
+    return json.loads(nvrtc.BUDGET_FILE.read_text())
+
+
+def results(compiled: Matrix, spec: table.KernelSpec) -> list[tuple[str, nvrtc.Resources]]:
+    """(what and where, figures) of all instances of a kernel."""
+    found = [
+        (f"{name} on {job.architecture}", result.kernels[name])
+        for job, result in compiled.items()
+        if job.file == spec.file and not result.log
+        for name in spec.instances
+    ]
+    assert found, f"no instance of {spec.name} was compiled"
+    return found
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("file", table.FILES)
+def test_compiles(compiled: Matrix, file: str, architecture: str) -> None:
+    result = compiled[nvrtc.Job(file, architecture)]
+    assert not result.log, result.log
+    assert set(result.kernels) == set(table.instances(file))
+
+
+@pytest.mark.parametrize("spec", table.KERNELS.values(), ids=lambda spec: spec.name)
+def test_within_budget(compiled: Matrix, budget: dict[str, Any], spec: table.KernelSpec) -> None:
+    beyond = nvrtc.over_budget(compiled, budget, spec.instances)
+    versions = f"budget of NVRTC {budget['nvrtc']}, this is {nvrtc.nvrtc_version()}"
+    note = f"({versions}; to accept: python -m tests.support.nvrtc --write-budget)"
+    assert not beyond, "\n".join([*beyond, note])
+
+
+def test_budget_lists_exactly_the_kernels(budget: dict[str, Any]) -> None:
+    instances = {name for file in table.FILES for name in table.instances(file)}
+    assert set(budget["kernels"]) == instances
+    for entry in budget["kernels"].values():
+        assert set(entry["registers"]) == set(nvrtc.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("spec", table.KERNELS.values(), ids=lambda spec: spec.name)
+def test_no_double_arithmetic_in_float_kernels(compiled: Matrix, spec: table.KernelSpec) -> None:
+    doubles = [
+        f"{where}: {found.double_instructions}"
+        for where, found in results(compiled, spec)
+        if found.double_instructions and "double" not in where
+    ]
+    assert not doubles, "\n".join(doubles)
+
+
+@pytest.mark.parametrize("spec", table.KERNELS.values(), ids=lambda spec: spec.name)
+def test_no_local_memory(compiled: Matrix, spec: table.KernelSpec) -> None:
+    local = [where for where, found in results(compiled, spec) if found.local_accesses]
+    assert not local, "\n".join(local)
+
+
+@pytest.mark.parametrize("spec", table.KERNELS.values(), ids=lambda spec: spec.name)
+def test_barriers_and_atomics_as_declared(compiled: Matrix, spec: table.KernelSpec) -> None:
+    for where, found in results(compiled, spec):
+        assert (found.barriers > 0) == spec.barriers, f"{where}: {found.barriers} barriers"
+        assert (found.atomics > 0) == spec.atomics, f"{where}: {found.atomics} atomics"
+
+
+@pytest.mark.parametrize("file", table.FILES)
+def test_light_headers_only(file: str) -> None:
+    """CCCL and cooperative groups cost seconds of compile time at first use."""
+    headers = re.findall(r"^\s*#\s*include\s*[<\"]([^>\"]+)", load_source(file), re.MULTILINE)
+    assert set(headers) <= {"cuda_fp16.h", "cuda_bf16.h"}
+    assert not re.search(r"\b(cuda::|cub::|std::|cooperative_groups)", load_source(file))

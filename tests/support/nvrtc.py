@@ -1,0 +1,330 @@
+"""Compiles every kernel of gpulayers for every architecture with NVRTC; needs no GPU and no driver.
+
+NVRTC is the compiler that CuPy uses, so what passes here compiles there. Its log gives registers,
+spills and shared memory of each kernel, its PTX shows what the code does. A budget file holds the
+figures that were looked at and accepted::
+
+    python -m tests.support.nvrtc                   # a table of all figures
+    python -m tests.support.nvrtc --write-budget    # accept them: writes tests/static/budget.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import getpass
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import load_source
+from tests.support.cuda_on_cpu.toolchain import cuda_headers
+
+try:
+    import fcntl
+except ImportError:  # Windows: workers may then do the same work twice
+    fcntl = None
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+BUDGET_FILE = Path(__file__).parents[1] / "static" / "budget.json"
+CACHE_VARIABLE = "GPULAYERS_NVRTC_CACHE"
+#: what CuPy 14 adds to the options of every RawModule (cupy/cuda/compiler.py)
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+REGISTER_STEP = 8  # registers are handed out to threads in eights
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel instance takes on one architecture, and what its PTX holds."""
+
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_bytes: int
+    barriers: int
+    atomics: int
+    double_instructions: int
+    local_accesses: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One source for one architecture: either the kernels, by name expression, or NVRTC's log."""
+
+    kernels: dict[str, Resources]
+    log: str
+
+
+def unavailable_reason() -> str | None:
+    """Why kernels cannot be compiled here, or None if they can."""
+    if not (importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings")):
+        return "compiling kernels needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc"
+    try:
+        nvrtc_version()
+        cuda_headers()
+    except RuntimeError as error:
+        return f"compiling kernels needs NVRTC and the CUDA headers: {error}"
+    return None
+
+
+@functools.cache
+def nvrtc_version() -> str:
+    """Version of the NVRTC library, such as "13.1"."""
+    from cuda.bindings import nvrtc
+
+    return ".".join(str(part) for part in _checked(nvrtc.nvrtcVersion()))
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of an NVRTC call, whose first item is its status."""
+    status, *values = result
+    if status.value != 0:
+        raise RuntimeError(str(status))
+    return values[0] if len(values) == 1 else values
+
+
+def compile_source(
+    code: str,
+    name_expressions: Sequence[str],
+    architecture: str,
+    options: Sequence[str] = ("-std=c++17",),
+    file_name: str = "kernel.cu",
+) -> Compiled:
+    """Compiles one source with the options that CuPy would use."""
+    from cuda.bindings import nvrtc
+
+    program = _checked(nvrtc.nvrtcCreateProgram(code.encode(), file_name.encode(), 0, [], []))
+    try:
+        for expression in name_expressions:
+            _checked(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
+        arguments = [f"-arch={architecture}", f"-I{cuda_headers()}", *options, *CUPY_OPTIONS]
+        arguments.append("--ptxas-options=-v")
+        encoded = [argument.encode() for argument in arguments]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+        buffer = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        nvrtc.nvrtcGetProgramLog(program, buffer)
+        log = buffer.decode(errors="replace").rstrip("\0 \n")
+        if status.value != 0:
+            return Compiled({}, log or str(status))
+        ptx = b" " * _checked(nvrtc.nvrtcGetPTXSize(program))
+        nvrtc.nvrtcGetPTX(program, ptx)
+        lowered = {
+            expression: _checked(nvrtc.nvrtcGetLoweredName(program, expression.encode())).decode()
+            for expression in name_expressions
+        }
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    usage, bodies = parse_log(log), ptx_bodies(ptx.decode())
+    kernels = {
+        expression: Resources(**usage[symbol], **inspect_ptx(bodies[symbol]))
+        for expression, symbol in lowered.items()
+    }
+    return Compiled(kernels, "")
+
+
+def parse_log(log: str) -> dict[str, dict[str, int]]:
+    """Symbol -> registers, shared memory, stack and spills, from the log of ptxas -v."""
+    entry = re.compile(r"entry function '(\S+)' for '\w+'(.*?)(?=entry function|\Z)", re.DOTALL)
+
+    def number(pattern: str, text: str, default: int | None = 0) -> int:
+        found = re.search(pattern, text)
+        if found is None and default is None:
+            raise RuntimeError(f"no {pattern!r} in NVRTC's log:\n{text}")
+        return int(found[1]) if found else default or 0
+
+    return {
+        symbol: {
+            "registers": number(r"Used (\d+) registers", text, None),
+            "shared_bytes": number(r"(\d+) bytes smem", text),
+            "stack_bytes": number(r"(\d+) bytes stack frame", text, None),
+            "spill_bytes": number(r"(\d+) bytes spill stores", text, None)
+            + number(r"(\d+) bytes spill loads", text, None),
+        }
+        for symbol, text in entry.findall(log)
+    }
+
+
+def ptx_bodies(ptx: str) -> dict[str, str]:
+    """Symbol -> text of each kernel, and of the functions before it that it may call."""
+    kernel = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\n\}", re.DOTALL)
+    return {symbol: text for symbol, text in kernel.findall(ptx)}
+
+
+def inspect_ptx(body: str) -> dict[str, int]:
+    """Counts of what the lint looks at."""
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, body, re.MULTILINE))
+
+    return {
+        "barriers": count(r"^\s*(?:@!?%\w+\s+)?bar(?:rier)?\.(?:cta\.)?(?:sync|red)"),
+        "atomics": count(r"\b(?:atom|red)\.\w"),
+        "double_instructions": count(r"\.f64\s+%"),
+        "local_accesses": count(r"\b(?:ld|st)\.local\b|^\s*\.local\b"),
+    }
+
+
+# ------------------------------------------------------------------------------ the whole library
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source of gpulayers/cuda for one architecture."""
+
+    file: str
+    architecture: str
+
+    def run(self) -> Compiled:
+        """Compiles, or finds the result of an earlier run in the cache."""
+        code, expressions = load_source(self.file), table.instances(self.file)
+        options = table.options(*table.C_TYPES)
+        key = "\0".join([code, *expressions, *options, self.architecture, nvrtc_version()])
+        key += Path(__file__).read_text(encoding="utf-8") + str(cuda_headers())
+        path = _cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+        with _locked(path.with_suffix(".lock")):  # pytest-xdist workers want the same results
+            if not path.exists():
+                compiled = compile_source(code, expressions, self.architecture, options, self.file)
+                text = json.dumps(dataclasses.asdict(compiled))
+                path.with_suffix(".new").write_text(text)
+                path.with_suffix(".new").rename(path)
+        stored = json.loads(path.read_text())
+        kernels = {name: Resources(**values) for name, values in stored["kernels"].items()}
+        return Compiled(kernels, stored["log"])
+
+
+def _cache_folder() -> Path:
+    default = Path(tempfile.gettempdir()) / f"gpulayers-nvrtc-{getpass.getuser()}"
+    folder = Path(os.environ.get(CACHE_VARIABLE, default))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(job: Job) -> Compiled:
+    return job.run()
+
+
+def compile_all(processes: int = 2, backwards: bool = False) -> dict[Job, Compiled]:
+    """Every source for every architecture. NVRTC is serial in a process, hence several.
+
+    Two callers, one going backwards, share the work: each finds the other's results in the cache.
+    """
+    jobs = [Job(file, architecture) for architecture in ARCHITECTURES for file in table.FILES]
+    if backwards:
+        jobs.reverse()
+    if processes == 1:
+        return {job: job.run() for job in jobs}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        return dict(zip(jobs, pool.map(_run, jobs), strict=True))
+
+
+# ----------------------------------------------------------------------------------------- budget
+
+
+def make_budget(compiled: dict[Job, Compiled]) -> dict[str, Any]:
+    """Figures of all kernels in the form of the budget file, registers rounded up to eights."""
+    kernels: dict[str, Any] = {}
+    for job, result in compiled.items():
+        if result.log:
+            raise RuntimeError(f"{job.file} does not compile for {job.architecture}:\n{result.log}")
+        for name, resources in result.kernels.items():
+            new = {"shared_bytes": resources.shared_bytes, "registers": {}}
+            entry = kernels.setdefault(name, new)
+            rounded = -(-resources.registers // REGISTER_STEP) * REGISTER_STEP
+            entry["registers"][job.architecture] = rounded
+    return {"nvrtc": nvrtc_version(), "kernels": kernels}
+
+
+def format_budget(budget: dict[str, Any]) -> str:
+    """JSON with one line a kernel, so that changes are easy to read."""
+    entries = budget["kernels"].items()
+    body = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries)
+    return f'{{\n  "nvrtc": {json.dumps(budget["nvrtc"])},\n  "kernels": {{\n{body}\n  }}\n}}\n'
+
+
+def over_budget(
+    compiled: dict[Job, Compiled], budget: dict[str, Any], names: Iterable[str]
+) -> list[str]:
+    """What the named kernels take beyond their budget, a line each."""
+    found = []
+    for name in names:
+        allowed = budget["kernels"].get(name)
+        if allowed is None:
+            found.append(f"{name} is not in the budget")
+            continue
+        for job, result in compiled.items():
+            if name in result.kernels:
+                taken, limit = result.kernels[name], allowed["registers"].get(job.architecture, 0)
+                excess = _excess(taken, limit, allowed["shared_bytes"])
+                found += [f"{name} on {job.architecture}: {text}" for text in excess]
+    return found
+
+
+def _excess(taken: Resources, registers: int, shared_bytes: int) -> Iterator[str]:
+    if taken.registers > registers:
+        yield f"{taken.registers} registers, budget {registers}"
+    if taken.spill_bytes or taken.stack_bytes:
+        yield f"spills {taken.spill_bytes}, stack {taken.stack_bytes} bytes"
+    if taken.shared_bytes != shared_bytes:
+        yield f"{taken.shared_bytes} bytes shared, budget {shared_bytes}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the figures, or writes them to the budget file."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.nvrtc", description=__doc__)
+    parser.add_argument("--write-budget", action="store_true", help=f"write {BUDGET_FILE.name}")
+    chosen = parser.parse_args(arguments)
+    reason = unavailable_reason()
+    if reason:
+        print(reason, file=sys.stderr)
+        return 1
+    compiled = compile_all()
+    failures = {job: result.log for job, result in compiled.items() if result.log}
+    for job, log in failures.items():
+        print(f"{job.file} does not compile for {job.architecture}:\n{log}", file=sys.stderr)
+    if failures:
+        return 1
+    if chosen.write_budget:
+        BUDGET_FILE.write_text(format_budget(make_budget(compiled)))
+        print(f"wrote {BUDGET_FILE}")
+        return 0
+    print(_figures(compiled))
+    return 0
+
+
+def _figures(compiled: dict[Job, Compiled]) -> str:
+    """A table: registers on each architecture, shared memory, the largest spill."""
+    titles = "".join(f"{architecture[3:]:>5}" for architecture in ARCHITECTURES)
+    lines = [f"{'registers':66}{titles}{'shared':>8}{'spills':>8}"]
+    for file in table.FILES:
+        for name in table.instances(file):
+            row = [compiled[Job(file, arch)].kernels[name] for arch in ARCHITECTURES]
+            registers = "".join(f"{figures.registers:5}" for figures in row)
+            spills = max(figures.spill_bytes for figures in row)
+            lines.append(f"{name:66}{registers}{row[0].shared_bytes:8}{spills:8}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
