@@ -1,0 +1,45 @@
+"""The table itself: nothing public is left out."""
+
+from __future__ import annotations
+
+from gpulayers import activations, layers
+from tests.layers.cases import ACT, CASES
+
+
+def test_every_public_layer_has_a_case() -> None:
+    public = {name for name in layers.__all__ if name != "LayerBase"}
+    assert public - {case.layer for case in CASES} == set()
+
+
+def test_every_layer_class_of_the_package_is_public() -> None:
+    found, todo = set(), [layers.LayerBase]
+    while todo:
+        for cls in todo.pop().__subclasses__():
+            todo.append(cls)
+            if cls.__module__.startswith("gpulayers.layers") and not cls.__name__.startswith("_"):
+                found.add(cls.__name__)
+    assert found <= set(layers.__all__)
+
+
+def test_every_activation_is_used() -> None:
+    used = set()
+    for case in CASES:
+        act = case.make().act_fn
+        used |= {type(act).__name__} if act is not None else set()
+    public = {name for name in activations.__all__ if name != "ActivationBase"}
+    assert public - used == set()
+    assert len(ACT) == len(public) + 1  # GELU twice
+
+
+def test_ids_are_unique() -> None:
+    ids = [case.id for case in CASES]
+    assert len(set(ids)) == len(ids)
+
+
+def test_only_dropout_is_not_compared_with_pytorch() -> None:
+    without = {case.layer for case in CASES} - {case.layer for case in CASES if case.torch}
+    assert without == {"Dropout"}  # its random numbers are our own
+
+
+def test_small_cases_exist_for_every_layer() -> None:
+    assert {case.layer for case in CASES if case.small} == {case.layer for case in CASES}
