@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _default_dtype: ContextVar[np.dtype | None] = ContextVar("gpulayers_dtype", default=None)
 
 
+@lru_cache(maxsize=256)  # asked several times in each operation; a dtype's name is slow to get
 def is_floating(dtype: Any) -> bool:
     """Whether `dtype` is one of float16, bfloat16, float32, float64."""
     return np.dtype(dtype).name in _FLOATS
