@@ -1,0 +1,301 @@
+"""A chain of layers, used like one layer (`forward`, `backward`, `update`, `freeze`, ...).
+
+Parameters and gradients are flat dictionaries whose names say where an array belongs: ``"0.W"`` is
+the weight of the first layer, ``"3.body.0.W"`` that of the first layer inside a residual block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend
+from gpulayers.backend import Array
+from gpulayers.errors import GPULayersError, ParameterError, ShapeError
+from gpulayers.models.composite import Composite
+
+__all__ = ["Pixels", "Sequential"]
+
+
+class Pixels:
+    """How a network takes bytes: ``(pixel - mean) / std`` for each channel, in its own dtype.
+
+    Parameters
+    ----------
+    mean, std : sequences of float, one per channel (or one for all)
+        In units of a pixel, 0..255. The default maps 0..255 to 0..1.
+
+    Raises
+    ------
+    ParameterError
+        If the lengths differ, or a value is not finite or a std not positive.
+    """
+
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (255.0,)) -> None:
+        self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if not self.mean or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
+            raise ParameterError(
+                "Pixels: expected as many finite means as positive stds, one per channel, got "
+                f"mean={self.mean}, std={self.std}"
+            )
+        self._factors: dict[Any, tuple[Array, Array]] = {}
+
+    def __call__(self, X: Array, dtype: Any) -> Array:
+        """Return bytes `X` (..., channels) as a new array of `dtype`."""
+        if len(self.mean) not in (1, X.shape[-1]):
+            raise ShapeError(
+                f"the network was trained on images of {len(self.mean)} channels, got {X.shape}"
+            )
+        xp, dtype = backend.xp_of(X), np.dtype(dtype)
+        factors = self._factors.get((xp, dtype))
+        if factors is None:
+            mean, std = np.array(self.mean), np.array(self.std)
+            factors = (
+                xp.asarray((1.0 / std).astype(dtype)),
+                xp.asarray((mean / std).astype(dtype)),
+            )
+            self._factors[xp, dtype] = factors
+        scale, shift = factors
+        if dtype.kind == "f":
+            Y = xp.multiply(X, scale, dtype=dtype)
+        else:
+            Y = X.astype(dtype) * scale  # bfloat16 has no mixed product with bytes
+        if any(self.mean):
+            Y -= shift
+        return Y
+
+
+class Sequential(Composite):
+    """A chain of layers: the output of each is the input of the next.
+
+    Parameters
+    ----------
+    layers : iterable of layers
+        Also `Residual` and `Sequential` objects.
+    optimizer : str or optimizer, optional
+        Copied into every layer; if None each layer keeps the one it was made with.
+    name : str
+        Used in error messages and reports.
+
+    Attributes
+    ----------
+    layers : list of layers
+    pixels : Pixels
+        What is done to uint8 inputs: divided by 255, unless a `Trainer` set the data's mean and
+        standard deviation. Kept in checkpoints; floating inputs are taken as they are.
+
+    Raises
+    ------
+    ParameterError
+        If there is no layer, one object stands in the chain twice, or something is no layer.
+    """
+
+    def __init__(
+        self, layers: Iterable[Any], optimizer: Any = None, name: str = "Sequential"
+    ) -> None:
+        layers = list(layers)
+        if not layers:
+            raise ParameterError(f"{name}: expected at least one layer, got none")
+        for i, layer in enumerate(layers):
+            if not callable(getattr(layer, "forward", None)):
+                raise ParameterError(
+                    f"{name}: entry {i} is {layer!r}, expected a layer (an object with forward "
+                    "and backward)"
+                )
+        if len({id(layer) for layer in layers}) != len(layers):
+            raise ParameterError(
+                f"{name}: one layer object stands in the chain twice; make a second layer"
+            )
+        super().__init__({str(i): layer for i, layer in enumerate(layers)}, name)
+        self.layers = layers
+        self.pixels = Pixels()
+        if optimizer is not None:
+            self.set_optimizer(optimizer)
+
+    # ------------------------------------------------------------------------ forward, backward
+
+    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+        """Return the last layer's output.
+
+        Parameters
+        ----------
+        X : array
+            What the first layer takes; uint8 goes through `pixels` first.
+        retain_derived : bool
+            Keep what `backward` needs. False means evaluation: BatchNorm uses its running
+            statistics, Dropout does nothing.
+
+        Raises
+        ------
+        GPULayersError
+            The failing layer's own error, with the layer's place in the network.
+        """
+        if X.dtype == np.uint8:
+            X = self.pixels(X, self.dtype)
+        i = 0
+        try:
+            for i, layer in enumerate(self.layers):  # noqa: B007 - i is read in `except`
+                X = layer.forward(X, retain_derived)
+        except GPULayersError as error:
+            raise type(error)(f"{self.layer_name(i)}: {error}") from error
+        return X
+
+    def backward(self, dLdY: Any, retain_grads: bool = True, input_grad: bool = True) -> Any:
+        """Return the gradient of the loss with respect to the input; accumulate those of the
+        parameters on the way (chain rule, from the last layer to the first).
+
+        Parameters
+        ----------
+        dLdY : array like the output of `forward`, or a list after several forwards
+        retain_grads : bool
+            If False the parameters' gradients are not touched.
+        input_grad : bool
+            If False, the first layer may skip its input gradient, and None is returned. Training
+            does so: nobody wants the gradient of the images.
+
+        Raises
+        ------
+        GPULayersError
+            The failing layer's own error, with the layer's place in the network.
+        """
+        i = len(self.layers)
+        try:
+            for i in range(len(self.layers) - 1, 0, -1):
+                dLdY = self.layers[i].backward(dLdY, retain_grads)
+            i, first = 0, self.layers[0]
+            if input_grad:
+                return first.backward(dLdY, retain_grads)
+            if _can_skip_input_grad(type(first)):
+                first.backward(dLdY, retain_grads, input_grad=False)
+            else:
+                first.backward(dLdY, retain_grads)
+        except GPULayersError as error:
+            raise type(error)(f"{self.layer_name(i)}: {error}") from error
+        return None
+
+    # ------------------------------------------------------------------------------- prediction
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The parameters' dtype; the default dtype before they exist."""
+        for _, layer in self.walk():
+            for array in layer.parameters.values():
+                if array is not None and backend.is_floating(array.dtype):
+                    return array.dtype
+        return backend.default_dtype()
+
+    @property
+    def home(self) -> str | None:
+        """Where the parameters live, ``"numpy"`` or ``"cupy"``; None before they exist."""
+        for _, layer in self.walk():
+            for array in layer.parameters.values():
+                if array is not None:
+                    return backend.backend_of(array)
+        return None
+
+    def predict(self, X: Array, batch_size: int = 256) -> Array:
+        """Return the network's output for `X`, computed in batches, in evaluation mode.
+
+        Parameters
+        ----------
+        X : (n, ...) array
+            Moved batch by batch to where the parameters live; the result comes back to where
+            `X` lives.
+        batch_size : int
+
+        Raises
+        ------
+        ParameterError
+            If batch_size is no positive integer.
+        GPULayersError
+            As `forward`.
+        """
+        _positive("predict: batch_size", batch_size)
+        home, place = backend.backend_of(X), self.home
+        parts = []
+        for start in range(0, max(len(X), 1), batch_size):
+            part = X[start : start + batch_size]
+            if place is not None and place != home:
+                part = backend.to_backend(part, place)
+            parts.append(backend.to_backend(self.forward(part, retain_derived=False), home))
+        return backend.module(home).concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def predict_classes(self, X: Array, batch_size: int = 256) -> Array:
+        """Return the index of the largest output for each example of `X`; ties: the first."""
+        return self.predict(X, batch_size).argmax(axis=-1)
+
+    # ---------------------------------------------------------------------------------- looking
+
+    def layer_name(self, i: int) -> str:
+        """Say which layer `i` is, for messages: ``"lenet, layer 3 (Pool2D)"``."""
+        return f"{self.name}, layer {i} ({type(self.layers[i]).__name__})"
+
+    def first_not_finite(self, X: Array) -> str | None:
+        """Run `X` forward and name the first layer whose output holds NaN or infinity, or None."""
+        if X.dtype == np.uint8:
+            X = self.pixels(X, self.dtype)
+        for i, layer in enumerate(self.layers):
+            X = layer.forward(X, True)
+            if not bool(backend.xp_of(X).isfinite(X).all()):
+                return self.layer_name(i)
+        return None
+
+    def table(self, input_shape: tuple[int, ...]) -> str:
+        """Return a table of the layers with output shapes and parameter counts.
+
+        Parameters
+        ----------
+        input_shape : shape of one example, e.g. (28, 28, 1)
+            One example of zeros is run through the network, which creates the parameters if
+            they do not exist yet.
+        """
+        X = backend.module(self.home or backend.current_backend()).zeros(
+            (1, *input_shape), self.dtype
+        )
+        rows = [("layer", "output", "parameters"), ("input", str(tuple(input_shape)), "")]
+        for layer in self.layers:
+            X = layer.forward(X, False)
+            if isinstance(layer, Composite):
+                count = layer.parameter_count
+            else:
+                count = sum(int(g.size) for g in layer.gradients.values())
+            rows.append((type(layer).__name__, str(tuple(X.shape[1:])), f"{count:,}"))
+        rows.append(("total", "", f"{self.parameter_count:,}"))
+        widths = [max(len(row[c]) for row in rows) for c in range(3)]
+        lines = [
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows
+        ]
+        return "\n".join(lines)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.layers[i]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(layer).__name__ for layer in self.layers)
+        return f"{type(self).__name__}([{names}], name={self.name!r})"
+
+
+_can_skip: dict[type, bool] = {}
+
+
+def _can_skip_input_grad(kind: type) -> bool:
+    """Whether this layer class can leave out the gradient of its input."""
+    if kind not in _can_skip:
+        _can_skip[kind] = "input_grad" in inspect.signature(kind.backward).parameters
+    return _can_skip[kind]
+
+
+def _positive(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ParameterError(f"{what} must be a positive integer, got {value!r}")

@@ -1,0 +1,116 @@
+"""What a trainer keeps in a checkpoint, and how it goes on from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpulayers import backend
+from gpulayers.errors import CheckpointError, ParameterError
+from gpulayers.models import Sequential
+from gpulayers.training.checkpoint import load_checkpoint
+from gpulayers.training.history import History
+
+if TYPE_CHECKING:
+    from gpulayers.training.trainer import Trainer
+
+__all__ = ["checkpoint_path", "restore", "state_of", "transplant"]
+
+
+def checkpoint_path(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or ``model.npz`` inside a run's folder."""
+    return path / "model.npz" if path.is_dir() else path
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Everything besides the network that the rest of the run depends on."""
+    step = trainer._step
+    return {
+        "config": trainer.config,
+        "epochs": trainer.epochs,
+        "epoch": trainer._epoch,
+        "step": step,
+        "seconds": trainer._seconds,
+        "train_seconds": trainer._train_seconds,
+        "losses": None if trainer._losses is None else backend.to_cpu(trainer._losses),
+        "hits": None if trainer._hits is None else backend.to_cpu(trainer._hits),
+        "random": trainer._random_state,
+        "history": trainer.history.to_dict(),
+    }
+
+
+def restore(trainer: Trainer, path: Path) -> None:
+    """Put `trainer` and its network into the state that `path` holds.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, was not written by a Trainer, or is of another network.
+    ParameterError
+        If data, batch size, seed, dtype or normalisation differ, or no epoch is left to run.
+    """
+    path = checkpoint_path(path)
+    custom = {type(layer) for _, layer in trainer.network.walk()}
+    checkpoint = load_checkpoint(path, custom, device="numpy")
+    state = checkpoint.trainer
+    if state is None:
+        raise CheckpointError(
+            f"{path} holds a network but no training state; load it with gpulayers.load and start "
+            "a new training"
+        )
+    try:
+        saved = state["config"]
+        for name, value in trainer.config.items():
+            if saved[name] != value:
+                raise ParameterError(
+                    f"resume: {name} is {value!r}, but the run in {path} has {saved[name]!r}; "
+                    "going on needs the same"
+                )
+        epoch, step, history = state["epoch"], state["step"], History.from_dict(state["history"])
+        random_state = state["random"]
+        losses, hits = state["losses"], state["hits"]
+        seconds, train_seconds = state["seconds"], state["train_seconds"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the training state in {path} is incomplete ({error!r}); use an older checkpoint"
+        ) from error
+    transplant(checkpoint.network, trainer.network, str(path))
+    trainer._epoch, trainer._step, trainer.history = epoch, step, history
+    trainer._random_state = random_state
+    trainer._losses, trainer._hits = losses, hits
+    trainer._seconds, trainer._train_seconds = seconds, train_seconds
+
+
+def transplant(source: Sequential, target: Sequential, where: str) -> None:
+    """Give `target` the parameters, optimizers, pixels and frozen layers of `source`.
+
+    Raises
+    ------
+    CheckpointError
+        If the two networks are not built alike.
+    """
+    ours, theirs = list(target.walk()), list(source.walk())
+    if [(n, type(a)) for n, a in ours] != [(n, type(a)) for n, a in theirs]:
+        raise CheckpointError(f"{where} holds another network: {source!r} there, {target!r} here")
+    for (name, layer), (_, saved) in zip(ours, theirs, strict=True):
+        mine, other = _shape_of(layer), _shape_of(saved)
+        for key, value in mine.items():
+            if value is not None and other.get(key) != value:
+                raise CheckpointError(
+                    f"{where} holds another network: {key} of layer {name} "
+                    f"({type(layer).__name__}) is {other.get(key)!r} there, {value!r} here"
+                )
+    for (_, layer), (_, saved) in zip(ours, theirs, strict=True):
+        summary = saved.summary()
+        summary["hyperparameters"].pop("optimizer", None)
+        if saved.is_initialized or not layer.is_initialized:
+            layer.set_params(summary)
+        layer.optimizer = saved.optimizer.copy()
+        layer.trainable = saved.trainable
+    target.pixels = source.pixels
+
+
+def _shape_of(layer: Any) -> dict[str, Any]:
+    values = layer.hyperparameters
+    values.pop("optimizer", None)
+    return values
