@@ -103,10 +103,11 @@ class SquaredError(ObjectiveBase):
         """
         name = "SquaredError.grad"
         targets = _pair(name, y, y_pred)
-        xp_of(y_pred, z)
+        xp = xp_of(y_pred, z)
         if z.shape != y_pred.shape:
             raise ShapeError(f"{name}: z must have y_pred's shape {y_pred.shape}, got {z.shape}")
-        return (y_pred - targets) * act_fn.grad(z).astype(y_pred.dtype, copy=False)
+        slope = act_fn.grad(z).astype(y_pred.dtype, copy=False)
+        return xp.asarray((y_pred - targets) * slope)
 
 
 class CrossEntropy(ObjectiveBase):

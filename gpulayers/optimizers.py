@@ -217,10 +217,11 @@ class _BuiltIn(OptimizerBase):
                 f"{name}: the gradient of {param_name!r} must have the parameter's shape "
                 f"{param.shape}, got {param_grad.shape}"
             )
-        grad = xp.ascontiguousarray(param_grad.astype(param.dtype, copy=False))
-        grad = grad.reshape(param.shape)  # ascontiguousarray makes 0-d arrays 1-d
+        grad = param_grad.astype(param.dtype, copy=False)
         if self.clip_norm is not None:
             grad = _clipped(grad, float(self.clip_norm))
+        # the reshape undoes that ascontiguousarray makes 0-d arrays 1-d
+        grad = xp.ascontiguousarray(grad).reshape(param.shape)
         entry = self._entry(param, param_name)
         lr = self.lr_scheduler(self.cur_step, cur_loss)
         self._rule(param, grad, entry, lr)
