@@ -1,0 +1,242 @@
+"""What comes in: left unmodified, any memory layout, any batch size, any floating dtype."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from gpulayers import backend as backends
+from gpulayers import optimizers
+from tests.conftest import Backend
+from tests.layers import harness
+from tests.layers.cases import Case, with_cases, with_learning_cases
+from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, host, scrambled
+
+OPTIMIZERS = ["SGD(lr=0.1, momentum=0.9)", "AdaGrad", "RMSProp", "Adam"]
+
+
+@with_cases
+def test_inputs_and_gradients_are_left_alone(case: Case, backend: Backend) -> None:
+    layer = harness.fresh(case, backend)
+    X = harness.input_of(case, backend)
+    X_before = X.copy()
+    Y = harness.forward(layer, X)
+    Y_before = Y.copy()
+    dY = harness.gradient_like(Y, backend)
+    dY_before = dY.copy()
+    dX = layer.backward(dY)
+    assert_same_bits(Y, Y_before)
+    layer.update()
+    for array, before in ((X, X_before), (dY, dY_before)):
+        assert_same_bits(array, before)
+    assert_close(dX, harness.gold_of(case).dX)  # the update has not written into it either
+    for array in (X, dY):  # and the layer may not write into them through what it keeps
+        assert all(array is not held for held in layer.gradients.values())
+        assert all(array is not held for held in layer.parameters.values())
+
+
+@with_cases
+def test_evaluation_leaves_the_input_alone(case: Case, backend: Backend) -> None:
+    layer = harness.fresh(case, backend)
+    X = harness.input_of(case, backend)
+    before = X.copy()
+    harness.forward(layer, X, retain_derived=False)
+    assert_same_bits(X, before)
+
+
+@with_learning_cases
+@pytest.mark.parametrize("spec", OPTIMIZERS)
+def test_the_optimizer_object_is_left_alone(case: Case, numpy_backend: Backend, spec: str) -> None:
+    from gpulayers.initializers import OptimizerInitializer
+
+    optimizer = OptimizerInitializer(spec)()
+    assert isinstance(optimizer, optimizers.OptimizerBase)
+    before = copy.deepcopy(optimizer.hyperparameters)
+    layer = harness.fresh(case, numpy_backend, optimizer=optimizer)
+    Y = harness.forward(layer, harness.input_of(case, numpy_backend))
+    layer.backward(harness.gradient_like(Y, numpy_backend))
+    layer.update()
+    assert optimizer.hyperparameters == before
+    assert optimizer.cache == {}
+    assert optimizer.cur_step == 0
+    assert layer.optimizer.cur_step == 1
+    assert layer.optimizer is not optimizer
+
+
+@with_cases
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layout_does_not_matter(case: Case, backend: Backend, layout: str) -> None:
+    layer = harness.fresh(case, backend)
+    X = harness.input_of(case, backend)
+    Y = harness.forward(layer, X)
+    dY = harness.gradient_like(Y, backend)
+    dX = layer.backward(dY)
+
+    other = harness.fresh(case, backend)
+    x, dy = scrambled(X, layout), scrambled(dY, layout)
+    assert_same_bits(harness.forward(other, x), Y)
+    assert_same_bits(other.backward(dy), dX)
+    for name, gradient in layer.gradients.items():
+        assert_same_bits(other.gradients[name], gradient)
+    assert_same_bits(x, X)
+    assert_same_bits(dy, dY)
+
+
+@with_cases
+@pytest.mark.parametrize("batch", [1, 4])
+def test_other_batch_sizes(case: Case, backend: Backend, batch: int) -> None:
+    gold = harness.gold_of(case, batch=batch)
+    layer = harness.fresh(case, backend)
+    Y = harness.forward(layer, harness.input_of(case, backend, batch=batch))
+    assert_close(Y, gold.Y)
+    # a batch of one pixel has variance 0, and 1 / sqrt(epsilon) magnifies the rounding
+    factor = 1e3 if case.layer == "BatchNorm2D" else 1
+    assert_close(layer.backward(harness.gradient_like(Y, backend)), gold.dX, factor=factor)
+    harness.assert_grads(layer, gold.grads, factor=factor)
+
+
+@with_cases
+def test_an_empty_batch(case: Case, backend: Backend) -> None:
+    expected = harness.fresh(case, backend).forward(harness.input_of(case, backend)).shape
+    layer = harness.fresh(case, backend)
+    before = harness.snapshot(layer.parameters)
+    X = harness.input_of(case, backend, batch=0)
+    Y = harness.forward(layer, X)
+    assert Y.size == 0
+    if not case.id.startswith("flatten"):
+        assert Y.shape == (0, *expected[1:])
+    dX = layer.backward(harness.gradient_like(Y, backend))
+    assert dX.shape == X.shape
+    assert (Y.dtype, dX.dtype) == ("float64", "float64")
+    harness.assert_no_grads(layer)
+    layer.update()
+    for name, array in before.items():
+        assert_same_bits(layer.parameters[name], array)
+    # evaluation, and the layer goes on with a full batch
+    assert harness.forward(layer, X, retain_derived=False).shape == Y.shape
+    layer.flush_gradients()
+    Y = harness.forward(layer, harness.input_of(case, backend))
+    assert_close(Y, harness.gold_of(case).Y)
+
+
+@with_cases
+def test_the_first_input_may_be_empty(case: Case, backend: Backend) -> None:
+    with harness.default_dtype("float64"):
+        layer = case.make()
+        Y = layer.forward(harness.input_of(case, backend, batch=0))
+        assert Y.size == 0
+        known = harness.fresh(case, backend).parameters
+        assert {n: p.shape for n, p in layer.parameters.items()} == {
+            n: p.shape for n, p in known.items()
+        }
+
+
+# -------------------------------------------------------------------------------------- dtypes
+
+
+@with_cases
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_dtype_is_kept(case: Case, backend: Backend, dtype: str) -> None:
+    gold = harness.gold_of(case, dtype)
+    layer = harness.fresh(case, backend, dtype, optimizer="Adam")
+    X = harness.input_of(case, backend, dtype)
+    Y = harness.forward(layer, X)
+    dX = layer.backward(harness.gradient_like(Y, backend))
+    assert (Y.dtype, dX.dtype) == (dtype, dtype)
+    factor = {"float16": 6.0, "float32": 10.0, "float64": 1.0}[dtype]
+    assert_close(Y, gold.Y, factor=factor)
+    assert_close(dX, gold.dX, factor=factor)
+    harness.assert_grads(layer, gold.grads, factor=factor)
+    assert (
+        harness.forward(layer, X, retain_derived=False).dtype == dtype
+        if not (case.sequence)
+        else True
+    )
+    layer.update()
+    for held in (layer.parameters, layer.gradients):
+        assert {str(a.dtype) for a in held.values()} <= {dtype}
+
+
+@with_learning_cases
+@pytest.mark.parametrize("wide", ["float64", "float16"])
+def test_another_dtype_becomes_the_layers(case: Case, backend: Backend, wide: str) -> None:
+    layer = harness.fresh(case, backend, "float32")
+    X = harness.input_of(case, backend, wide)
+    Y = harness.forward(layer, X)
+    dY = harness.gradient_like(Y, backend, wide)
+    dX = layer.backward(dY)
+    assert (X.dtype, dY.dtype) == (wide, wide)
+
+    other = harness.fresh(case, backend, "float32")
+    assert_same_bits(harness.forward(other, X.astype("float32")), Y)
+    assert_same_bits(other.backward(dY.astype("float32")), dX)
+    for name, gradient in layer.gradients.items():
+        assert gradient.dtype == "float32"
+        assert_same_bits(gradient, other.gradients[name])
+    assert dX.dtype == Y.dtype == "float32"
+
+
+@with_learning_cases
+def test_parameters_come_in_the_default_dtype(case: Case, backend: Backend) -> None:
+    for dtype in ("float16", "float32", "float64"):
+        layer = case.make()
+        with harness.default_dtype(dtype):
+            Y = layer.forward(harness.input_of(case, backend, "float32"))
+        assert {str(p.dtype) for p in layer.parameters.values()} == {dtype}
+        assert Y.dtype == dtype
+        assert layer.dtype == dtype
+
+
+def test_float32_is_the_default_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPULAYERS_DTYPE", raising=False)
+    assert backends.default_dtype() == "float32"
+
+
+@with_cases
+def test_scalars_do_not_widen_derived_values(case: Case, backend: Backend) -> None:
+    layer = harness.fresh(case, backend, "float32")
+    harness.forward(layer, harness.input_of(case, backend, "float32"))
+    for name, held in layer.derived_variables.items():
+        for value in held if isinstance(held, list) else [held]:
+            if hasattr(value, "dtype") and value.dtype.kind == "f":
+                assert value.dtype == "float32", name
+                assert isinstance(value, backend.xp.ndarray), name
+
+
+@with_cases
+def test_the_output_lives_where_the_input_does(case: Case, emulated: Backend) -> None:
+    """Whatever the current backend: arrays decide."""
+    with harness.default_dtype("float64"), backends.use_backend("cupy"):
+        layer = case.make()
+        X = harness.values(case.shape, 1)
+        Y = harness.forward(layer, X)
+        assert type(Y) is np.ndarray
+        assert type(layer.backward(np.ones(Y.shape))) is np.ndarray
+        for held in (layer.parameters, layer.gradients):
+            assert {type(a) for a in held.values()} <= {np.ndarray}
+
+
+@with_cases
+def test_both_backends_draw_the_same_parameters(case: Case, emulated: Backend) -> None:
+    drawn = []
+    for place in ("numpy", "cupy"):
+        X = backends.to_backend(harness.values(case.shape, 1).astype("float32"), place)
+        layer = case.make()
+        harness.forward(layer, X)
+        drawn.append({n: host(p) for n, p in layer.parameters.items() if "running" not in n})
+    for name, array in drawn[0].items():
+        np.testing.assert_array_equal(array, drawn[1][name])
+
+
+@with_cases
+def test_a_step_neither_waits_nor_copies(case: Case, emulated: Backend) -> None:
+    layer = harness.fresh(case, emulated, "float32", optimizer="Adam")
+    X = harness.input_of(case, emulated, "float32")
+    dY = harness.gradient_like(layer.forward(X), emulated)
+    layer.flush_gradients()
+    with emulated.forbid("sync", "h2d", "d2h", "iterate"):
+        layer.forward(X)
+        layer.backward(dY)
+        layer.update()
