@@ -1,0 +1,69 @@
+"""The command ``gpulayers``: train, evaluate, info.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from gpulayers.cli.arguments import make_parser
+from gpulayers.errors import GPULayersError, ParameterError, suggest
+
+__all__ = ["main"]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own if None); return the exit code.
+
+    Errors are one message on standard error; ``--debug`` lets them through with a traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = make_parser()
+    if not arguments:
+        parser.print_help()
+        return USAGE
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        parser.error(f"unknown command {arguments[0]!r}{suggest(arguments[0], commands)}")
+    options = parser.parse_args(arguments)
+    if getattr(options, "debug", False):
+        return _run(options)
+    try:
+        return _run(options)
+    except ParameterError as error:
+        return _complain(str(error), USAGE)
+    except GPULayersError as error:
+        return _complain(str(error), FAILED)
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or "stopped", INTERRUPTED, "")
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except MemoryError as error:
+        return _complain(f"out of memory; try a smaller --batch-size or --model. {error}", FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", FAILED)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error} (unexpected; --debug shows the traceback)"
+        return _complain(text, FAILED)
+
+
+def _run(options: object) -> int:
+    command = options.command  # pyright: ignore[reportAttributeAccessIssue]
+    if command == "info":
+        from gpulayers.cli.info import run
+    elif command == "evaluate":
+        from gpulayers.cli.evaluate import run
+    else:
+        from gpulayers.cli.train import run
+    return run(options)  # pyright: ignore[reportArgumentType]
+
+
+def _complain(text: str, code: int, label: str = "error: ") -> int:
+    print(f"gpulayers: {label}{text}", file=sys.stderr, flush=True)
+    return code

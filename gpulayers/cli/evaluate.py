@@ -1,0 +1,42 @@
+"""``gpulayers evaluate``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from gpulayers import backend
+from gpulayers.cli.results import class_table, confusions, print_table, split_results
+from gpulayers.errors import ParameterError
+from gpulayers.training import load_checkpoint, load_data
+from gpulayers.training.resume import checkpoint_path
+from gpulayers.training.trainer import device_backend
+
+__all__ = ["run"]
+
+
+def run(options: Namespace) -> int:
+    """Print how good a saved network is on a test split; return the exit code."""
+    path = checkpoint_path(Path(options.path))
+    with backend.use_backend(device_backend(options.device or "auto")):
+        checkpoint = load_checkpoint(path)
+        settings = checkpoint.info.get("options", {})
+        name = options.data or settings.get("data")
+        if name is None:
+            raise ParameterError(f"{path} does not say what it was trained on; give --data")
+        data = load_data(name, options.data_dir or settings.get("data_dir"))
+        tested = split_results(checkpoint.network, data, batch_size=options.batch_size)
+    if options.json:
+        print(json.dumps({"model": str(path), "data": data.name, **tested}, indent=1))
+        return 0
+    rows = [
+        ("test accuracy", f"{tested['accuracy']:.2%}"),
+        ("test loss", f"{tested['loss']:.4f}"),
+        ("examples", f"{tested['examples']:,}"),
+    ]
+    print_table(f"{path} on {data.name}", rows)
+    print(f"\n{class_table(tested)}\n")
+    for true, said, times in confusions(tested):
+        print(f"{true} taken for {said}: {times} times")
+    return 0

@@ -1,0 +1,165 @@
+"""``gpulayers train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from gpulayers import backend
+from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
+from gpulayers.cli.results import collect, show, write
+from gpulayers.errors import CheckpointError, ParameterError
+from gpulayers.initializers import OptimizerInitializer
+from gpulayers.models import Sequential, build
+from gpulayers.training import Trainer, load_checkpoint, load_data
+from gpulayers.training.data import Dataset
+from gpulayers.training.progress import NoProgress, Progress, make_progress
+from gpulayers.training.resume import checkpoint_path
+from gpulayers.training.trainer import MODEL_FILE, device_backend
+
+__all__ = ["run"]
+
+EPOCHS = {"mnist-10k": 8, "mnist": 3, "fashion-mnist": 10, "cifar10": 20}
+OTHER_EPOCHS = 10
+LEARNING_RATES = {"Adam": 0.002, "RMSProp": 0.001, "AdaGrad": 0.02, "SGD": 0.05}
+MAY_CHANGE = ("epochs", "data_dir", "device")  # on resume
+
+
+def run(options: Namespace) -> int:
+    """Train as `options` say, save and print the results; return the exit code."""
+    chosen = {name: getattr(options, name) for name in RUN_OPTIONS}
+    trainer, out = _resumed(options, chosen) if options.resume else _new(options, chosen)
+    trainer.out = out
+    if not options.quiet:
+        _announce(trainer, sys.stderr if options.json else sys.stdout)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt as stop:
+        hint = f"\nTo go on: gpulayers train --resume {out}" if (out / MODEL_FILE).exists() else ""
+        raise KeyboardInterrupt(
+            f"{str(stop) or 'stopped at once, the last epoch is kept'}{hint}"
+        ) from None
+    results = collect(trainer)
+    files = write(trainer, out, results)
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        show(results, files)
+    return 0
+
+
+def _progress(options: Namespace) -> Progress:
+    if options.quiet:
+        return NoProgress()
+    return make_progress(sys.stderr if options.json else sys.stdout)
+
+
+def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
+    """A trainer for a run from the beginning; checks everything before it creates the folder."""
+    settings = {k: DEFAULTS[k] if v is None else v for k, v in chosen.items()}
+    optimizer: Any = OptimizerInitializer(settings["optimizer"])()
+    name = type(optimizer).__name__
+    if settings["lr"] is None and "lr=" not in settings["optimizer"].replace(" ", "").lower():
+        settings["lr"] = LEARNING_RATES.get(name)
+    if settings["lr"] is not None:
+        optimizer.set_params({"lr": settings["lr"]})
+    with backend.use_backend(device_backend(settings["device"])):
+        backend.current_backend()  # a missing GPU is told before the data is loaded
+    build(settings["model"])  # so is an unknown model
+    data = load_data(settings["data"], settings["data_dir"])
+    if settings["epochs"] is None:
+        settings["epochs"] = EPOCHS.get(data.name, OTHER_EPOCHS)
+    network = build(settings["model"], len(data.classes), data.input_shape)
+    trainer = _trainer(
+        options, settings, network, data, optimizer=optimizer, schedule=settings["schedule"]
+    )
+    return trainer, _folder(options.out, f"{network.name}-{data.name}")
+
+
+def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
+    """A trainer that goes on with the run in ``--resume``."""
+    path = checkpoint_path(Path(options.resume))
+    checkpoint = load_checkpoint(path, device="numpy")
+    settings = checkpoint.info.get("options")
+    if not isinstance(settings, dict) or checkpoint.trainer is None:
+        raise CheckpointError(
+            f"{path} was not written by `gpulayers train`; from Python, Trainer(..., resume=path) "
+            "goes on with it"
+        )
+    for name, value in chosen.items():
+        if value is None or value == settings.get(name):
+            continue
+        if name not in MAY_CHANGE:
+            raise ParameterError(
+                f"--{name.replace('_', '-')} {value} differs from the run in {path} "
+                f"({settings.get(name)}); a resumed run keeps its settings, except for "
+                f"{', '.join('--' + n.replace('_', '-') for n in MAY_CHANGE)}"
+            )
+        settings[name] = value
+    data = load_data(settings["data"], settings["data_dir"])
+    trainer = _trainer(options, settings, checkpoint.network, data, resume=path)
+    done = len(trainer.history)
+    if done >= trainer.epochs:
+        raise ParameterError(
+            f"the run in {path} has all its {done} epochs; to train longer: --epochs {done + 1}"
+        )
+    return trainer, _folder(options.out, "") if options.out else path.parent
+
+
+def _trainer(
+    options: Namespace,
+    settings: dict[str, Any],
+    network: Sequential,
+    data: Dataset,
+    **more: Any,
+) -> Trainer:
+    return Trainer(
+        network,
+        data,
+        batch_size=settings["batch_size"],
+        epochs=settings["epochs"],
+        seed=settings["seed"],
+        device=settings["device"],
+        dtype=settings["dtype"],
+        progress=_progress(options),
+        info={"options": settings},
+        **more,
+    )
+
+
+def _folder(asked: str | None, name: str) -> Path:
+    """Create the run's folder; one that holds a run already is never written over."""
+    if asked is not None:
+        out = Path(asked)
+        if (out / MODEL_FILE).exists():
+            raise ParameterError(
+                f"--out {out} holds a run already; choose another folder, or --resume {out}"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    out, number = Path("runs") / name, 1
+    while True:
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            out = Path("runs") / f"{name}-{number}"
+        else:
+            return out
+
+
+def _announce(trainer: Trainer, stream: Any) -> None:
+    data, network = trainer.data, trainer.network
+    with backend.use_backend(trainer.device):
+        place = backend.current_backend()
+    print(
+        f"{network.name} on {data.name}: {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {len(data.classes)} classes\n"
+        f"{place}, {trainer.dtype.name}, batches of {trainer.batch_size}, seed {trainer.seed}; "
+        f"results go to {trainer.out}",
+        file=stream,
+        flush=True,
+    )
