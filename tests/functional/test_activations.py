@@ -9,6 +9,7 @@ import pytest
 from gpulayers import activations as act
 from gpulayers._erf import erf, erfc
 from gpulayers.errors import DTypeError, ParameterError
+from gpulayers.ops import activation as activation_ops
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 GELU_K = math.sqrt(2 / math.pi)
@@ -250,6 +251,24 @@ def test_kernel_entry_names_the_function(name):
     constants = {"leaky_relu": (0.2, 0.0), "elu": (0.7, 0.0), "affine": (-1.5, 0.25)}
     if name in constants:
         assert kernel[1:] == constants[name]
+
+
+HOSTILE = (0, -0.7, 0.3, -2.5, 2.5, -5.5, -12, -30, 50, -50, 800, -800, 1e20, -1e20)
+
+
+@case
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cuda_code_agrees_with_the_formula(name, dtype, emulated):
+    activation = CASES[name][0]
+    x = np.array([[*HOSTILE, math.inf, -math.inf, math.nan]], dtype)
+    z, ones = emulated.asarray(x), emulated.asarray(np.ones_like(x))
+    y = activation_ops.bias_activation(z.copy(), None, activation)
+    slope = activation_ops.activation_backward(ones, z, activation)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    for kernel, formula in ((y, activation.fn(z)), (slope, activation.grad(z))):
+        np.testing.assert_allclose(
+            emulated.asnumpy(kernel), emulated.asnumpy(formula), rtol=tolerance, atol=1e-30
+        )
 
 
 def test_own_formula_never_runs_the_built_in_kernel():
