@@ -44,6 +44,7 @@ import numpy as np
 import pytest
 
 import gpulayers.backend
+import gpulayers.ops._kernels
 from tests.support import fake_cupy
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
 
@@ -137,19 +138,33 @@ class Backend:
             yield
 
 
-_cuda_bound_to: ModuleType | None = None
+_bound_to_stand_in: dict[str, ModuleType] = {}
+_loaded_on_stand_in: dict[Any, Any] = {}
 
 
-def _forget_other_cupy(cupy: ModuleType) -> None:
-    """`gpulayers.cuda` binds the cupy it was imported with: drop it when another one comes."""
-    global _cuda_bound_to
-    if _cuda_bound_to is not None and _cuda_bound_to is not cupy:
-        for name in [n for n in sys.modules if n.startswith("gpulayers.cuda")]:
-            del sys.modules[name]
-        kernels = sys.modules.get("gpulayers.ops._kernels")
-        if kernels is not None:
-            kernels._loaded.clear()
-    _cuda_bound_to = cupy
+@contextlib.contextmanager
+def _cuda_of_the_stand_in() -> Iterator[None]:
+    """`gpulayers.cuda` binds the cupy it is imported with, so the stand-in has its own copy."""
+    loaded = gpulayers.ops._kernels._loaded
+    modules, kernels = _take_cuda_modules(), _take_cupy_entries(loaded)
+    sys.modules.update(_bound_to_stand_in)
+    loaded.update(_loaded_on_stand_in)
+    try:
+        yield
+    finally:
+        _bound_to_stand_in.update(_take_cuda_modules())
+        _loaded_on_stand_in.update(_take_cupy_entries(loaded))
+        sys.modules.update(modules)
+        loaded.update(kernels)
+
+
+def _take_cuda_modules() -> dict[str, ModuleType]:
+    names = [n for n in sys.modules if n == "gpulayers.cuda" or n.startswith("gpulayers.cuda.")]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _take_cupy_entries(loaded: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: loaded.pop(key) for key in list(loaded) if key[1] == "cupy"}
 
 
 @contextlib.contextmanager
@@ -159,13 +174,13 @@ def switched_to(name: str) -> Iterator[Backend]:
     with contextlib.ExitStack() as stack:
         if name == "emulated":
             xp: Any = stack.enter_context(fake_cupy.installed())
+            stack.enter_context(_cuda_of_the_stand_in())
             stack.enter_context(_flavour(os.environ.get(FLAVOUR_VARIABLE, "plain")))
         elif name == "cupy":
             import cupy as xp
         else:
             xp = np
         if name != "numpy":
-            _forget_other_cupy(xp)
             gpulayers.backend._reset()
             stack.callback(_restore, before)
         stack.enter_context(gpulayers.backend.use_backend("numpy" if name == "numpy" else "cupy"))
