@@ -121,11 +121,11 @@ def pad2D(
     """
     xp = xp_of(X)
     rank("pad2D", "X", X.shape, 4, "(n_ex, rows, cols, in_ch)")
-    if pad == "same" and (kernel_shape is None or stride is None):
-        raise ParameterError("pad2D: pad='same' needs kernel_shape and stride")
+    if isinstance(pad, str) and (kernel_shape is None or stride is None):
+        raise ParameterError(f"pad2D: pad={pad!r} needs kernel_shape and stride")
     # without 'same' the padding is that of any kernel
     kernel, step = ((1, 1), 1) if kernel_shape is None else (kernel_shape, stride or 1)
-    size = (X.shape[1], X.shape[2]) if pad == "same" else None
+    size = (X.shape[1], X.shape[2]) if isinstance(pad, str) else None
     top, bottom, left, right = Window.make(kernel, step, pad, dilation, size, "pad2D").pad
     padded = xp.pad(X, ((0, 0), (top, bottom), (left, right), (0, 0)))
     return padded, (top, bottom, left, right)

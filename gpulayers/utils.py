@@ -294,7 +294,7 @@ def deconv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0)
     (sr, sc) = Window.make((1, 1), stride, name=name).stride
     n_ex, rows, cols, _ = X.shape
     spread = sr * (rows - 1) + 1, sc * (cols - 1) + 1
-    size = spread if pad == "same" else None
+    size = spread if isinstance(pad, str) else None
     window = Window.make(tuple(W.shape[:2]), 1, pad, dilation, size, name)
     (fr, fc), (dr, dc), (top, bottom, left, right) = window.kernel, window.dilation, window.pad
     painted = spread[0] + window.span[0] - 1, spread[1] + window.span[1] - 1

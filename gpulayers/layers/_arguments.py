@@ -53,6 +53,8 @@ def choice(layer: str, name: str, value: Any, known: Sequence[Any]) -> Any:
 
 def plain(value: Any) -> Any:
     """Return ints, strings and sequences of them as plain Python objects (tuples of ints)."""
+    if hasattr(value, "tolist"):  # an array or a scalar of an array library
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(plain(v) for v in value)
     if isinstance(value, (bool, str)) or value is None:

@@ -288,15 +288,18 @@ class RNN(_Recurrent):
         self.cell._drop_retained()
 
     def set_params(self, summary_dict: dict[str, Any]) -> RNN:
+        """Restore layer and cell, as `LayerBase.set_params`."""
         super().set_params(summary_dict)
         self._share_with_cell()
         return self
 
     def freeze(self) -> None:
+        """Stop learning, layer and cell."""
         super().freeze()
         self._share_with_cell()
 
     def unfreeze(self) -> None:
+        """Learn again, layer and cell."""
         super().unfreeze()
         self._share_with_cell()
 
