@@ -1,7 +1,7 @@
 """Run notebooks from the first cell to the last, on NumPy; any exception is a failure.
 
-    python tools/run_notebooks.py examples/*.ipynb            # check, leave the files alone
-    python tools/run_notebooks.py --write examples/*.ipynb    # keep the new outputs
+python tools/run_notebooks.py examples/*.ipynb            # check, leave the files alone
+python tools/run_notebooks.py --write examples/*.ipynb    # keep the new outputs
 """
 
 import argparse
