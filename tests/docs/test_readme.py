@@ -1,4 +1,4 @@
-"""The README says what is true: its code runs, its links lead somewhere, its tables are complete."""
+"""The README says what is true: its code runs, links lead somewhere, tables are complete."""
 
 import re
 from pathlib import Path
