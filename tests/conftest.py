@@ -77,14 +77,30 @@ def no_gpu_reason() -> str | None:
     return None
 
 
+_LEFT_OUT = pytest.StashKey[str]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if _LEFT_OUT in config.stash:
+        terminalreporter.write_line(config.stash[_LEFT_OUT])
+    elif getattr(config.option, "numprocesses", None) and not config.option.markexpr:
+        reason = no_gpu_reason()  # pytest-xdist: the workers collected, this process did not
+        if reason:
+            terminalreporter.write_line(f"tests that need a CUDA device were left out: {reason}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     reason = no_gpu_reason() if on_gpu or config.getoption("--require-gpu") else None
     if reason and config.getoption("--require-gpu"):
         raise pytest.UsageError(f"--require-gpu: {reason}")
-    if reason:
+    if reason and "gpu" in (config.option.markexpr or ""):
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {reason}"))
+    elif reason:  # half of all tests have a GPU variant: one line instead of thousands of skips
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=on_gpu)
+        config.stash[_LEFT_OUT] = f"{len(on_gpu)} tests need a CUDA device, left out: {reason}"
     on_emulator = [item for item in items if item.get_closest_marker("emulated")]
     missing = unavailable_reason() if on_emulator else None
     if missing and os.environ.get(REQUIRE_VARIABLE) == "1":
