@@ -1,6 +1,7 @@
 // Max and average pooling of NHWC images, forward and backward.
 // One thread owns one element of the result, channels fastest; the backward passes gather, so they need no atomics.
 #include "common.cuh"
+#include "window.cuh"
 
 // y = maximum of the window, argmax = i * kernel_cols + j of its first maximum in row-major order.
 // The first NaN wins over everything; padding counts as minus infinity and is never chosen. total = y.size.
@@ -13,7 +14,8 @@ __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, u
     const Place<Index> out = place_of(number, out_rows, out_cols, channels);
 
     Acc best = minus_infinity<Acc>();
-    int winner = -1;
+    int winner = 0;
+    bool found = false;
     for (int i = 0; i < kernel_rows; ++i) {
         const int row = out.row * stride_rows - pad_top + i * dilation_rows;
         if (row < 0 || row >= rows) continue;
@@ -21,14 +23,15 @@ __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, u
             const int col = out.col * stride_cols - pad_left + j * dilation_cols;
             if (col < 0 || col >= cols) continue;
             const Acc value = static_cast<Acc>(x[((out.image * rows + row) * cols + col) * channels + out.channel]);
-            if (winner < 0 || value > best || (value != value && best == best)) {
+            if (!found || value > best || (value != value && best == best)) {
+                found = true;
                 best = value;
                 winner = i * kernel_cols + j;
             }
         }
     }
     y[number] = static_cast<T>(best);
-    argmax[number] = static_cast<unsigned char>(winner < 0 ? 0 : winner);
+    argmax[number] = static_cast<unsigned char>(winner);
 }
 
 // dx of a pixel = sum of dy over the windows whose first maximum it is. total = dx.size.

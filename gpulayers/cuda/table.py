@@ -50,7 +50,7 @@ ACTIVATIONS = (
 #: kinds of kernel parameters: an array, a number of type Index, int, Acc or unsigned 64-bit
 ARRAY, INDEX, INT, REAL, WORD = "array", "index", "int", "real", "word"
 
-#: WINDOW_PARAMETERS of common.cuh: rows, cols, channels, out_rows, out_cols, then kernel, stride,
+#: WINDOW_PARAMETERS of window.cuh: rows, cols, channels, out_rows, out_cols, then kernel, stride,
 #: padding (top, left) and dilation, each for rows and cols
 WINDOW = (INT,) * 13
 
