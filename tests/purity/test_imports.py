@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import no_gpu_reason
+from gpulayers import backend
+from tests.conftest import Backend, no_gpu_reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,6 +143,16 @@ except BackendError as error:
     if fault == "no driver":
         assert python(code, path, GPULAYERS_BACKEND="numpy") == ""
         assert python(code, path, GPULAYERS_BACKEND="auto") == ""
+
+
+def test_with_a_device(emulated: Backend) -> None:
+    """The other side: where a GPU answers, `auto` takes it and the report names it."""
+    with backend.use_backend("auto"):
+        assert backend.current_backend() == "cupy"
+        assert backend.available() == ("numpy", "cupy")
+        report = backend.describe()
+    assert "CPU stand-in, compute capability 9.0" in report
+    assert "supports CUDA 13.2" in report
 
 
 def test_every_module_imports_without_cupy() -> None:
