@@ -252,8 +252,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise CheckpointError(f"{path} is a directory, expected a checkpoint file (.npz)")
     arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with path.open("rb") as raw:  # np.load leaves a broken file it opened itself open
+            file = np.load(raw, allow_pickle=False)
+            if isinstance(file, np.ndarray):
                 raise CheckpointError(f"{path} is no gpulayers checkpoint: it holds one bare array")
             if _HEADER not in file.files:
                 raise CheckpointError(
@@ -264,7 +265,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 arrays[name] = file[name]
     except FileNotFoundError:
         raise CheckpointError(f"the checkpoint {path} does not exist{_neighbours(path)}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         size = path.stat().st_size

@@ -1,0 +1,31 @@
+"""Small data and networks, so that a training run takes a fraction of a second."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpulayers import random
+from gpulayers.training.data import Dataset, Split, load_data
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Tests do not depend on the numbers drawn by those before them."""
+    random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    return load_data("mnist-10k")
+
+
+@pytest.fixture(scope="session")
+def digits(mnist: Dataset) -> Dataset:
+    """300 + 100 real digits shrunk to 10 x 10 pixels; 300 is no multiple of the batch sizes."""
+
+    def part(split: Split, n: int) -> Split:
+        images = split.images[:n, 4:24, 4:24].reshape(n, 10, 2, 10, 2, 1).astype(np.float64)
+        return Split(images.mean(axis=(2, 4)).round().astype(np.uint8), split.labels[:n])
+
+    return Dataset("digits", part(mnist.train, 300), part(mnist.test, 100), mnist.classes)

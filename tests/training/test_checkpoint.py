@@ -1,0 +1,377 @@
+"""Checkpoints: all comes back, an interrupted save loses nothing, a bad file is explained."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from gpulayers import training
+from gpulayers.backend import default_dtype, set_default_dtype
+from gpulayers.errors import CheckpointError
+from gpulayers.layers import (
+    RNN,
+    BatchNorm2D,
+    Conv1D,
+    Conv2D,
+    Deconv2D,
+    Dropout,
+    Flatten,
+    FullyConnected,
+    Pool2D,
+    Softmax,
+)
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Pixels, Sequential
+from gpulayers.training import checkpoint as module
+from gpulayers.training import load, load_checkpoint, save
+from tests.training.networks import conv, dense
+
+X = np.random.default_rng(0).integers(0, 256, (6, 10, 10, 1), dtype=np.uint8)
+LABELS = np.arange(6) % 4
+
+
+def step(net: Sequential) -> None:
+    objective = SoftmaxCrossEntropy()
+    objective(LABELS, net.forward(X))
+    net.backward(objective.backward(), input_grad=False)
+    net.update(1.0)
+
+
+def trained(optimizer: str = "Adam(lr=0.01)") -> Sequential:
+    net = conv(optimizer)
+    net.layers[4].p = 0.0  # no dropout: two networks then take the same step
+    for _ in range(3):
+        step(net)
+    return net
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.npz"
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "SGD(lr=0.01, momentum=0.9)",
+        "AdaGrad(lr=0.01)",
+        "RMSProp(lr=0.01, clip_norm=1.0)",
+        "Adam(lr=0.01, lr_scheduler=ExponentialScheduler(initial_lr=0.01, stage_length=2))",
+        "SGD(lr=0.01, lr_scheduler=KingScheduler(initial_lr=0.1, patience=2))",
+    ],
+)
+def test_a_loaded_network_computes_and_learns_on_bit_for_bit(path, optimizer):
+    net = trained(optimizer)
+    net.pixels = Pixels([30.0], [70.0])
+    net[5].freeze()
+    expected = net.predict(X)
+    save(path, net)
+    again = load(path)
+    assert again is not net
+    np.testing.assert_array_equal(again.predict(X), expected)
+    assert [layer.trainable for layer in again] == [layer.trainable for layer in net]
+    assert again.name == "conv" and repr(again) == repr(net)
+    again[5].unfreeze()
+    net[5].unfreeze()
+    for _ in range(3):
+        step(net)
+        step(again)
+    for name, array in net.parameters.items():
+        np.testing.assert_array_equal(again.parameters[name], array, err_msg=name)
+
+
+def test_a_network_that_has_seen_no_input_can_be_saved(path):
+    save(path, dense())
+    again = load(path)
+    assert again.parameters["1.W"] is None
+    assert again.predict(X).shape == (6, 10)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_the_dtype_is_kept(path, dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    former = default_dtype()
+    set_default_dtype(dtype)
+    try:
+        net = dense()
+        net.predict(X)
+    finally:
+        set_default_dtype(former)
+    save(path, net)
+    again = load(path)
+    assert again.dtype == net.dtype and again.dtype.name == dtype
+    np.testing.assert_array_equal(again.parameters["1.W"], net.parameters["1.W"])
+
+
+def test_every_kind_of_layer_comes_back(path):
+    layers = [
+        (Conv1D(3, 2, pad="causal", dilation=1, act_fn="Tanh"), (2, 7, 4)),
+        (
+            Conv2D(3, (2, 3), pad=(1, 0, 2, 1), stride=2, act_fn="Leaky ReLU(alpha=0.2)"),
+            (2, 6, 7, 2),
+        ),
+        (Deconv2D(3, (2, 2), stride=2), (2, 3, 4, 2)),
+        (Pool2D((2, 3), stride=2, pad=1, mode="average"), (2, 6, 7, 2)),
+        (BatchNorm2D(momentum=0.8, epsilon=1e-3), (2, 3, 4, 2)),
+        (Flatten("last"), (2, 3, 4)),
+        (Softmax(), (2, 5)),
+        (Dropout(0.25), (2, 5)),
+        (RNN(3), (2, 4, 5)),
+    ]
+    rng = np.random.default_rng(0)
+    for layer, shape in layers:
+        net = Sequential([layer])
+        data = rng.standard_normal(shape).astype(np.float32)
+        net.forward(data)
+        net.flush_gradients()
+        expected = net.forward(data, False)
+        net.flush_gradients()
+        save(path, net)
+        again = load(path)
+        assert repr(again[0]) == repr(layer)
+        np.testing.assert_array_equal(again.forward(data, False), expected, err_msg=repr(layer))
+        if hasattr(layer, "flush_gradients"):
+            again.flush_gradients()
+
+
+def test_info_of_all_plain_kinds_comes_back(path):
+    info = {
+        "number": 0.1,
+        "whole": 2**70,
+        "none": None,
+        "flag": True,
+        "pair": (1, (2.5, "x")),
+        "list": [1, [2]],
+        "scalar": np.float32(0.5),
+        "array": np.arange(6, dtype=np.int16).reshape(2, 3),
+        "nested": {"a b/c": np.zeros((0, 2))},
+    }
+    save(path, dense(), info=info)
+    again = load_checkpoint(path).info
+    assert again["pair"] == (1, (2.5, "x")) and again["list"] == [1, [2]]
+    assert again["scalar"] == 0.5 and again["whole"] == 2**70 and again["flag"] is True
+    np.testing.assert_array_equal(again["array"], info["array"])
+    assert again["array"].dtype == np.int16 and again["nested"]["a b/c"].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"f": print}, "info.f.*neither a plain value nor an array"),
+        ({"o": np.array([object()])}, "dtype object"),
+        ({1: 2}, "the key 1"),
+    ],
+)
+def test_what_cannot_be_saved_is_named_and_nothing_is_written(path, bad, words):
+    with pytest.raises(CheckpointError, match=words):
+        save(path, dense(), info=bad)
+    assert not path.exists()
+
+
+def test_an_ending_is_added(tmp_path):
+    assert save(tmp_path / "model", dense()) == tmp_path / "model.npz"
+
+
+def test_no_pickle_is_ever_written_or_read(path):
+    save(path, trained(), info={"a": np.arange(3)})
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            with file.open(name) as member:
+                np.lib.format.read_array(member, allow_pickle=False)
+    bomb = np.empty(1, object)
+    bomb[0] = "x"
+    np.savez(path, **{module._HEADER: bomb})
+    with pytest.raises(CheckpointError):
+        load(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match="no gpulayers checkpoint"):
+        load(path)
+
+
+# ------------------------------------------------------------------------------- interrupted saves
+
+
+@pytest.mark.parametrize("when", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_the_old_file_whole(path, monkeypatch, when, error):
+    net = trained()
+    save(path, net)
+    old = path.read_bytes()
+    step(net)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    if when == "write":
+
+        def half(file, **arrays):
+            file.write(b"PK half a file")
+            raise error
+
+        monkeypatch.setattr(module.np, "savez", half)
+    else:
+        monkeypatch.setattr(os, when, fail)
+    if isinstance(error, OSError):
+        with pytest.raises(CheckpointError, match=r"cannot write .* No space left on device"):
+            save(path, net)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            save(path, net)
+    monkeypatch.undo()
+    assert path.read_bytes() == old
+    assert os.listdir(path.parent) == ["model.npz"], "nothing half-written is left behind"
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(path, monkeypatch):
+    events = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, _n=name, _r=real: (events.append(_n), _r(*a))[1])
+    save(path, dense())
+    assert events[:2] == ["fsync", "replace"]
+
+
+def test_permissions_follow_the_umask(path):
+    former = os.umask(0o027)
+    try:
+        save(path, dense())
+    finally:
+        os.umask(former)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+# -------------------------------------------------------------------------------------- bad files
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    save(tmp_path / "best.npz", dense())
+    with pytest.raises(CheckpointError, match=r"does not exist.*best\.npz"):
+        load(tmp_path / "model.npz")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "nowhere" / "model.npz")
+    with pytest.raises(CheckpointError, match="is a directory"):
+        load(tmp_path)
+
+
+def test_truncated_at_any_length(path):
+    save(path, trained())
+    whole = path.read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(CheckpointError, match=r"truncated or corrupted.*older checkpoint"):
+            load(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"\(0 bytes\)"):
+        load(path)
+
+
+def test_a_flipped_bit_anywhere_in_the_data_is_noticed(path):
+    save(path, trained())
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        spots = [i.header_offset + 200 + i.compress_size // 2 for i in file.infolist()]
+    for spot in spots[:: max(1, len(spots) // 12)]:
+        broken = whole.copy()
+        broken[min(spot, len(whole) - 1)] ^= 0x10
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError):
+            load(path)
+
+
+def rewrite(path, change) -> None:
+    """Save the checkpoint at `path` again with another header."""
+    with np.load(path) as file:
+        arrays = {k: file[k] for k in file.files}
+    header = json.loads(arrays[module._HEADER].tobytes())
+    change(header)
+    arrays[module._HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda h: h.update(version=99), "format version 99"),
+        (lambda h: h.update(format="pixels"), "its header says 'pixels'"),
+        (lambda h: h.pop("format"), "header .* is corrupted"),
+        (lambda h: h["network"].update({"class": "os.system"}), "'os.system' that gpulayers"),
+        (lambda h: h["network"].pop("components"), "do not fit together"),
+        (
+            lambda h: h["network"]["components"]["1"]["hyperparameters"].update(n_out=7),
+            "do not fit",
+        ),
+        (
+            lambda h: h["network"]["components"]["1"]["parameters"].update(W={"$array": "gone"}),
+            "do not",
+        ),
+        (lambda h: h["network"]["components"]["1"]["optimizer"].update(id="SGD"), "SGD"),
+    ],
+)
+def test_an_edited_header_is_refused(path, change, words):
+    net = dense()
+    net.predict(X)
+    save(path, net)
+    load(path)
+    rewrite(path, change)
+    with pytest.raises(CheckpointError, match=words):
+        load(path)
+
+
+def test_foreign_files(path, tmp_path):
+    np.savez(path, x_train=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"without a gpulayers header.*x_train"):
+        load(path)
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    with pytest.raises(CheckpointError, match="one bare array"):
+        load(tmp_path / "bare.npy")
+    path.write_text("epoch,loss\n1,0.5\n")
+    with pytest.raises(CheckpointError, match="no gpulayers checkpoint"):
+        load(path)
+
+
+class Twice(FullyConnected):
+    """A layer of the user's own."""
+
+
+def test_a_layer_of_ones_own_is_named_and_can_be_given(path):
+    net = Sequential([Flatten(), Twice(3)])
+    expected = net.predict(X)
+    save(path, net)
+    with pytest.raises(CheckpointError, match=r"'Twice'.*custom=\[Twice\]"):
+        load(path)
+    again = load(path, custom=[Twice])
+    assert type(again[1]) is Twice
+    np.testing.assert_array_equal(again.predict(X), expected)
+
+
+def test_an_unwritable_place_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(tmp_path / "file" / "model.npz", dense())
+
+
+def test_loading_onto_each_backend(backend, path):
+    net = conv()
+    net.to("numpy")
+    expected = net.predict(X)
+    save(path, net)
+    again = load(path, device=backend.library)
+    assert again.home == backend.library
+    np.testing.assert_allclose(
+        backend.asnumpy(again.predict(backend.asarray(X))), expected, rtol=1e-4, atol=1e-5
+    )
+    assert load(path).home == backend.library  # the current backend
+    moved = save(path, again)  # arrays on the device are saved from there
+    np.testing.assert_allclose(
+        load(moved, device="numpy").predict(X), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_public_names():
+    assert training.save is save and training.load is load

@@ -1,0 +1,384 @@
+"""Sequential and Residual: the chain rule, names, parameters, evaluation, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from gpulayers import random, set_default_dtype
+from gpulayers.backend import default_dtype
+from gpulayers.errors import (
+    DTypeError,
+    FrozenLayerError,
+    NotInitializedError,
+    ParameterError,
+    ShapeError,
+)
+from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected, Pool2D
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Activation, Pixels, Residual, Sequential
+from tests.training.networks import conv, dense
+
+
+@pytest.fixture
+def float64():
+    former = default_dtype()
+    set_default_dtype("float64")
+    yield
+    set_default_dtype(former)
+
+
+def small_cnn() -> Sequential:
+    same = [Conv2D(3, (3, 3), pad=1), BatchNorm2D(), Activation("Tanh")]
+    wider = [Conv2D(5, (3, 3), pad=1, act_fn="Tanh"), Conv2D(5, (1, 1))]
+    return Sequential(
+        [
+            Conv2D(3, (3, 3), act_fn="Tanh"),
+            Residual(same),
+            Residual(wider, shortcut=[Conv2D(5, (1, 1))]),
+            Pool2D((2, 2), stride=2, mode="average"),
+            Flatten(),
+            Sequential([FullyConnected(7, act_fn="Tanh"), FullyConnected(4)], name="head"),
+        ],
+        name="small",
+    )
+
+
+def numeric_gradient(f, X: np.ndarray, eps: float = 1e-6) -> np.ndarray:
+    """Central differences, element by element."""
+    gradient = np.zeros_like(X)
+    for i in np.ndindex(*X.shape):
+        kept = X[i]
+        X[i] = kept + eps
+        up = f()
+        X[i] = kept - eps
+        down = f()
+        X[i] = kept
+        gradient[i] = (up - down) / (2 * eps)
+    return gradient
+
+
+def test_gradients_of_a_nested_network_are_the_finite_differences(float64):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3, 6, 6, 2))
+    weights = rng.standard_normal((3, 4))
+    net = small_cnn()
+
+    def value() -> float:
+        out = float((net.forward(X) * weights).sum())
+        net.flush_gradients()
+        return out
+
+    value()
+    net.forward(X)
+    dX = net.backward(weights)
+    gradients = {k: v.copy() for k, v in net.gradients.items()}
+    np.testing.assert_allclose(dX, numeric_gradient(value, X), atol=2e-8)
+    checked = ["0.W", "1.body.0.W", "1.body.1.scaler", "2.body.1.W", "2.shortcut.0.b", "5.0.b"]
+    for name in checked:
+        expected = numeric_gradient(value, net.parameters[name])
+        np.testing.assert_allclose(gradients[name], expected, atol=2e-8, err_msg=name)
+
+
+def test_several_forwards_before_one_backward_add_up():
+    rng = np.random.default_rng(1)
+    X1, X2 = (rng.standard_normal((2, 6, 6, 2)).astype(np.float32) for _ in range(2))
+    net = Sequential([Residual([Conv2D(2, (3, 3), pad=1)]), Flatten(), FullyConnected(3)])
+    singles, outs = [], []
+    for X in (X1, X2):
+        outs.append(np.ones_like(net.forward(X)))
+        singles.append((net.backward(outs[-1]), {k: v.copy() for k, v in net.gradients.items()}))
+        net.flush_gradients()
+    net.forward(X1)
+    net.forward(X2)
+    both = net.backward(outs)
+    for dX, (single, _) in zip(both, singles, strict=True):
+        np.testing.assert_allclose(dX, single, rtol=1e-5)
+    for name, gradient in net.gradients.items():
+        expected = singles[0][1][name] + singles[1][1][name]
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [conv, small_cnn])
+def test_leaving_out_the_input_gradient_changes_nothing_else(make):
+    X = np.random.default_rng(0).standard_normal((4, 10, 10, 1)).astype(np.float32)
+    gradients = []
+    for input_grad in (True, False):
+        random.seed(3)
+        net = make()
+        Y = net.forward(X)
+        dX = net.backward(np.ones_like(Y), input_grad=input_grad)
+        assert (dX is None) == (not input_grad)
+        gradients.append({k: v.copy() for k, v in net.gradients.items()})
+    for name, gradient in gradients[0].items():
+        np.testing.assert_array_equal(gradient, gradients[1][name], err_msg=name)
+
+
+def test_the_first_layer_is_told_that_nobody_wants_its_input_gradient():
+    asked = []
+
+    class Spy(Conv2D):
+        def backward(self, dLdY, retain_grads=True, input_grad=True):
+            asked.append(input_grad)
+            return super().backward(dLdY, retain_grads, input_grad)
+
+    class NumpyMlStyle(Flatten):
+        def backward(self, dLdY, retain_grads=True):  # a layer of one's own need not know it
+            asked.append("plain")
+            return super().backward(dLdY, retain_grads)
+
+    X = np.ones((2, 5, 5, 1), np.float32)
+    net = Sequential([Spy(2, (3, 3)), Spy(2, (3, 3)), Flatten()])
+    net.backward(np.ones_like(net.forward(X)), input_grad=False)
+    assert asked == [True, False]
+    net = Sequential([NumpyMlStyle()])
+    assert net.backward(np.ones_like(net.forward(X)), input_grad=False) is None
+    assert asked[-1] == "plain"
+
+
+def test_each_layer_gets_its_own_copy_of_the_optimizer():
+    net = dense("Adam(lr=0.5)")
+    optimizers = [layer.optimizer for _, layer in net.walk()]
+    assert len({id(o) for o in optimizers}) == len(net)
+    assert {o.lr for o in optimizers} == {0.5}
+    kept = Sequential([FullyConnected(3, optimizer="SGD(lr=0.25)")])
+    assert kept[0].optimizer.lr == 0.25  # no optimizer given: the layer keeps its own
+
+
+def test_update_skips_frozen_layers_and_flushes_them():
+    net = dense("SGD(lr=0.5)")
+    X = np.random.default_rng(0).standard_normal((4, 2, 2, 1)).astype(np.float32)
+    net.forward(X)
+    net.flush_gradients()
+    net[1].freeze()
+    before = {k: v.copy() for k, v in net.parameters.items()}
+    Y = net.forward(X)
+    net.backward(np.ones_like(Y))
+    net.update()
+    assert not net[1].X
+    np.testing.assert_array_equal(net.parameters["1.W"], before["1.W"])
+    assert not np.array_equal(net.parameters["3.b"], before["3.b"])
+    net.freeze()
+    assert not net.trainable
+    with pytest.raises(FrozenLayerError):
+        net[3].update()
+    net.update()  # a wholly frozen network: nothing to do, no error
+    net.unfreeze()
+    assert net.trainable
+
+
+def test_a_frozen_block_inside_a_network_passes_gradients_through():
+    net = Sequential([FullyConnected(4), Sequential([FullyConnected(4)]), FullyConnected(2)])
+    X = np.ones((3, 4), np.float32)
+    net.forward(X)
+    net.flush_gradients()
+    net[1].freeze()
+    before = net.parameters["1.0.W"].copy()
+    net.backward(np.ones_like(net.forward(X)))
+    assert np.abs(net.gradients["0.W"]).sum() > 0
+    assert not net.gradients["1.0.W"].any()
+    net.update()
+    np.testing.assert_array_equal(net.parameters["1.0.W"], before)
+
+
+def test_bytes_are_scaled_and_floats_are_taken_as_they_are():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    kept = X.copy()
+    net = Sequential([Flatten()])
+    np.testing.assert_allclose(net.forward(X, False), X.reshape(5, -1) / 255.0, rtol=1e-6)
+    net.pixels = Pixels([10.0, 20.0, 30.0], [2.0, 4.0, 5.0])
+    expected = (X - np.array([10.0, 20.0, 30.0])) / np.array([2.0, 4.0, 5.0])
+    Y = net.forward(X, False)
+    assert Y.dtype == np.float32
+    np.testing.assert_allclose(Y, expected.reshape(5, -1), rtol=1e-5, atol=1e-6)
+    floats = X.astype(np.float32)
+    np.testing.assert_array_equal(net.forward(floats, False), floats.reshape(5, -1))
+    np.testing.assert_array_equal(X, kept)
+    with pytest.raises(ShapeError, match="3 channels"):
+        net.forward(np.zeros((1, 4, 4, 2), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "mean, std", [([0.0], [0.0]), ([1.0, 2.0], [1.0]), ([], []), ([np.nan], [1.0])]
+)
+def test_pixels_refuse_bad_statistics(mean, std):
+    with pytest.raises(ParameterError, match="Pixels"):
+        Pixels(mean, std)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_predict_in_batches_equals_one_evaluation_pass(batch_size):
+    X = np.random.default_rng(0).standard_normal((7, 10, 10, 1)).astype(np.float32)
+    net = conv()
+    net.forward(X)
+    net.flush_gradients()
+    expected = net.forward(X, retain_derived=False)
+    np.testing.assert_allclose(net.predict(X, batch_size), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(net.predict_classes(X, batch_size), expected.argmax(axis=1))
+    assert not net[0].X, "evaluation retains nothing"
+
+
+def test_predict_of_nothing_is_empty():
+    net = dense()
+    net.predict(np.ones((2, 3, 3, 1), np.float32))
+    assert net.predict(np.ones((0, 3, 3, 1), np.float32)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
+def test_predict_refuses_a_bad_batch_size(batch_size):
+    with pytest.raises(ParameterError, match="batch_size"):
+        dense().predict(np.ones((2, 3, 3, 1), np.float32), batch_size)
+
+
+def test_set_params_restores_a_summary_also_into_a_new_network():
+    X = np.random.default_rng(0).standard_normal((4, 10, 10, 1)).astype(np.float32)
+    net = conv()
+    net.forward(X)
+    net.flush_gradients()
+    kept = copy.deepcopy(net.summary())
+    expected = net.predict(X)
+    identity = net.parameters["0.W"]
+    net.parameters["0.W"][...] += 1.0
+    net.set_params(kept)
+    assert net.parameters["0.W"] is identity
+    np.testing.assert_array_equal(net.predict(X), expected)
+    fresh = conv()
+    fresh.set_params({"parameters": kept["parameters"]})
+    np.testing.assert_allclose(fresh.predict(X), expected, rtol=1e-6)
+    assert set(kept) == {"layer", "parameters", "hyperparameters"}, (
+        "the caller's dict is left alone"
+    )
+
+
+def test_set_params_refuses_what_does_not_fit():
+    net = dense()
+    net.predict(np.ones((2, 3, 3, 1), np.float32))
+    with pytest.raises(ParameterError, match=r"1\.V.*did you mean '1\.W'"):
+        net.set_params({"parameters": {"1.V": np.ones((9, 32), np.float32)}})
+    with pytest.raises(ShapeError, match=r"1\.W must have shape \(9, 32\), got \(9, 31\)"):
+        net.set_params({"parameters": {"1.W": np.ones((9, 31), np.float32)}})
+    with pytest.raises(ParameterError, match="'parameters'"):
+        net.set_params({"1.W": np.ones((9, 32), np.float32)})
+
+
+def test_errors_name_the_layer_and_keep_their_type():
+    net = Sequential([Conv2D(2, (3, 3)), Conv2D(2, (9, 9))], name="mine")
+    with pytest.raises(ShapeError, match=r"mine, layer 1 \(Conv2D\): "):
+        net.forward(np.ones((1, 8, 8, 1), np.float32))
+    with pytest.raises(DTypeError, match=r"mine, layer 0 \(Conv2D\): "):
+        net.forward(np.ones((1, 8, 8, 1), np.int64))
+    inner = Sequential([Residual([Conv2D(3, (3, 3), pad=1)])], name="outer")
+    with pytest.raises(ShapeError, match=r"outer, layer 0 \(Residual\): .*must be equal"):
+        inner.forward(np.ones((1, 8, 8, 2), np.float32))
+    net = Sequential([FullyConnected(2), FullyConnected(3)], name="two")
+    net.forward(np.ones((4, 2), np.float32))
+    with pytest.raises(ShapeError, match=r"two, layer 1 \(FullyConnected\): "):
+        net.backward(np.ones((4, 2), np.float32))
+
+
+def test_construction_refuses_nonsense():
+    with pytest.raises(ParameterError, match="at least one layer"):
+        Sequential([])
+    with pytest.raises(ParameterError, match="entry 1 is 'ReLU'"):
+        Sequential([Flatten(), "ReLU"])
+    layer = FullyConnected(2)
+    with pytest.raises(ParameterError, match="twice"):
+        Sequential([layer, layer])
+    with pytest.raises(ParameterError, match="did you mean 'Adam'"):
+        Sequential([layer], optimizer="Adan(lr=0.1)")
+
+
+def test_parameter_count_and_table():
+    net = conv()
+    with pytest.raises(NotInitializedError, match=r"0\.W"):
+        _ = net.parameter_count
+    table = net.table((10, 10, 1))
+    expected = (9 * 4 + 4) + (9 * 16 + 4) + (4 + 4) + (100 * 10 + 10)
+    assert net.parameter_count == expected
+    lines = table.splitlines()
+    assert lines[0].split() == ["layer", "output", "parameters"]
+    assert lines[-1].split() == ["total", f"{expected:,}"]
+    assert lines[3].split() == ["Residual", "(10,", "10,", "4)", "156"]
+
+
+def test_the_first_layer_with_a_value_that_is_not_finite_is_named():
+    net = dense()
+    X = np.ones((2, 3, 3, 1), np.float32)
+    assert net.first_not_finite(X) is None
+    net.parameters["3.W"][0, 0] = np.inf
+    net.parameters["1.b"][0, 1] = np.nan
+    assert net.first_not_finite(X) == "dense, layer 1 (FullyConnected)"
+
+
+def test_looking_at_a_network():
+    net = dense()
+    assert len(net) == 4
+    assert list(net) == net.layers and net[-1] is net.layers[3]
+    assert repr(net) == (
+        "Sequential([Flatten, FullyConnected, Dropout, FullyConnected], name='dense')"
+    )
+    assert net.home is None and net.dtype == np.float32
+    assert list(net.hyperparameters["components"]) == ["0", "1", "2", "3"]
+
+
+def test_training_by_hand_lowers_the_loss_on_each_backend(backend):
+    rng = np.random.default_rng(0)
+    X = backend.asarray(rng.integers(0, 256, (8, 10, 10, 1), dtype=np.uint8))
+    labels = backend.asarray(np.arange(8) % 4)
+    net, objective = conv("Adam(lr=0.01)"), SoftmaxCrossEntropy()
+    losses = []
+    for _ in range(6):
+        losses.append(float(objective(labels, net.forward(X))))
+        net.backward(objective.backward(), input_grad=False)
+        net.update()
+    assert losses[-1] < 0.6 * losses[0]
+    assert net.home == backend.library
+
+
+def test_a_step_neither_copies_nor_waits(backend):
+    X = backend.asarray(np.zeros((8, 10, 10, 1), np.uint8))
+    labels = backend.asarray(np.arange(8) % 4)
+    net, objective = conv("Adam(lr=0.01)"), SoftmaxCrossEntropy()
+
+    def step() -> None:
+        objective(labels, net.forward(X))
+        net.backward(objective.backward(), input_grad=False)
+        net.update()
+
+    step()
+    with backend.forbid("sync", "h2d", "d2h"):
+        step()
+
+
+def test_moving_a_network_keeps_its_outputs(backend):
+    X = np.random.default_rng(0).standard_normal((3, 10, 10, 1)).astype(np.float32)
+    net = conv()
+    net.to("numpy")
+    expected = net.predict(X)
+    assert net.to(backend.library) is net
+    assert net.home in (None, backend.library)
+    moved = backend.asnumpy(net.predict(backend.asarray(X)))
+    np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
+    net.to("numpy")
+    assert net.home == "numpy"
+    np.testing.assert_allclose(net.predict(X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_host_images_go_to_where_the_network_is(backend):
+    X = np.random.default_rng(0).integers(0, 256, (5, 10, 10, 1), dtype=np.uint8)
+    net = dense()
+    net.forward(backend.asarray(X), retain_derived=False)
+    assert isinstance(net.predict(X, 2), np.ndarray)
+    np.testing.assert_allclose(
+        net.predict(X, 2), backend.asnumpy(net.predict(backend.asarray(X))), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_dropout_layer_is_the_identity_in_evaluation():
+    net = Sequential([Dropout(0.5)])
+    X = np.ones((4, 100), np.float32)
+    np.testing.assert_array_equal(net.predict(X), X)
+    assert not np.array_equal(net.forward(X), X)
