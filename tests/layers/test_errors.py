@@ -1,0 +1,302 @@
+"""Every refused call says which layer, what was expected and what came; and changes nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import layers
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from tests.conftest import Backend
+from tests.layers import harness
+from tests.layers.cases import CASES, Case, with_cases
+from tests.support.compare import assert_close, assert_same_bits
+
+ranked = [case for case in CASES if case.layer not in ("Flatten", "Softmax", "Dropout")]
+with_ranked = pytest.mark.parametrize("case", ranked, ids=lambda case: case.id)
+sized = [case for case in CASES if case.size]
+with_sized = pytest.mark.parametrize("case", sized, ids=lambda case: case.id)
+
+
+def still_works(case: Case, layer: layers.LayerBase, backend: Backend) -> None:
+    """The layer computes what it would have without the refused calls."""
+    gold = harness.gold_of(case)
+    Y = harness.forward(layer, harness.input_of(case, backend))
+    assert_close(Y, gold.Y)
+    assert_close(layer.backward(harness.gradient_like(Y, backend)), gold.dX)
+    harness.assert_grads(layer, gold.grads)
+
+
+# --------------------------------------------------------------------------------------- inputs
+
+
+@with_ranked
+def test_a_wrong_rank(case: Case, backend: Backend) -> None:
+    layer = harness.fresh(case, backend)
+    for shape in [(*case.shape, 2), case.shape[:-1], (), (3,)]:
+        expected = (
+            rf"{case.layer}: expected an input \(n_ex, .*\), got shape {re.escape(str(shape))}"
+        )
+        with pytest.raises(ShapeError, match=expected):
+            layer.forward(backend.asarray(np.ones(shape)))
+    still_works(case, layer, backend)
+
+
+@with_sized
+@pytest.mark.parametrize("more", [1, 5, -1])
+def test_a_wrong_number_of_channels(case: Case, backend: Backend, more: int) -> None:
+    assert case.size is not None
+    attribute, axis = case.size
+    layer = harness.fresh(case, backend)
+    shape = list(case.shape)
+    shape[axis] += more
+    expected = (
+        rf"{case.layer}: expected an input \(n_ex, .*\) with {attribute} = {case.shape[axis]}, "
+        rf"got shape {re.escape(str(tuple(shape)))}"
+    )
+    with pytest.raises(ShapeError, match=expected):
+        layer.forward(backend.asarray(np.ones(shape)))
+    still_works(case, layer, backend)
+
+
+@with_sized
+def test_no_channels_at_all(case: Case, backend: Backend) -> None:
+    assert case.size is not None
+    attribute, axis = case.size
+    shape = list(case.shape)
+    shape[axis] = 0
+    layer = case.make()
+    with pytest.raises(ShapeError, match=rf"{case.layer}: .* with {attribute} >= 1, got"):
+        layer.forward(backend.asarray(np.ones(shape)))
+    assert not layer.is_initialized
+    assert getattr(layer, attribute) is None
+
+
+@with_cases
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "complex64"])
+def test_a_wrong_dtype(case: Case, backend: Backend, dtype: str) -> None:
+    layer = harness.fresh(case, backend)
+    with pytest.raises(
+        DTypeError,
+        match=rf"{case.layer}: the input must have a floating dtype, got {dtype}; convert it",
+    ):
+        layer.forward(backend.asarray(np.ones(case.shape), dtype))
+    Y = harness.forward(layer, harness.input_of(case, backend))
+    with pytest.raises(
+        DTypeError, match=rf"{case.layer}: the gradient must have a floating dtype, got {dtype}"
+    ):
+        layer.backward(backend.asarray(np.ones(Y.shape), dtype))
+    layer.flush_gradients()
+    still_works(case, layer, backend)
+
+
+@with_cases
+@pytest.mark.parametrize("thing", [[[1.0]], None, 3.0, "text"], ids=repr)
+def test_something_that_is_no_array(case: Case, numpy_backend: Backend, thing: Any) -> None:
+    layer = harness.fresh(case, numpy_backend)
+    with pytest.raises(DTypeError, match=rf"{case.layer}: the input: expected .* array, got"):
+        layer.forward(thing)
+    Y = harness.forward(layer, harness.input_of(case, numpy_backend))
+    if not isinstance(thing, list) or case.sequence:
+        with pytest.raises(DTypeError, match=rf"{case.layer}: the gradient: expected .* array"):
+            layer.backward(thing)
+    assert Y.shape == harness.gold_of(case).Y.shape
+    layer.flush_gradients()
+    still_works(case, layer, numpy_backend)
+
+
+@with_cases
+def test_a_gradient_of_the_wrong_shape(case: Case, backend: Backend) -> None:
+    layer = harness.fresh(case, backend)
+    Y = harness.forward(layer, harness.input_of(case, backend))
+    for shape in [(*Y.shape, 1), Y.shape[:-1], (Y.shape[0] + 1, *Y.shape[1:]), ()]:
+        expected = (
+            rf"{case.layer}: the gradient must have the output's shape "
+            rf"{re.escape(str(Y.shape))}, got {re.escape(str(shape))}"
+        )
+        with pytest.raises(ShapeError, match=expected):
+            layer.backward(backend.asarray(np.ones(shape)))
+    harness.assert_no_grads(layer)
+    assert_close(layer.backward(harness.gradient_like(Y, backend)), harness.gold_of(case).dX)
+
+
+@with_cases
+def test_arrays_of_the_other_library(case: Case, emulated: Backend) -> None:
+    layer = harness.fresh(case, emulated)
+    Y = harness.forward(layer, harness.input_of(case, emulated))
+    with pytest.raises(
+        BackendError, match=rf"{case.layer}: the gradient is a numpy array, the output a cupy one"
+    ):
+        layer.backward(np.ones(Y.shape))
+    layer.flush_gradients()
+    if layer.parameters:
+        with pytest.raises(
+            BackendError,
+            match=rf"{case.layer}: the parameters are cupy arrays, the input is a numpy array; "
+            r"move one: layer\.to\('numpy'\)",
+        ):
+            layer.forward(np.ones(case.shape))
+    still_works(case, layer, emulated)
+
+
+@with_cases
+def test_backward_without_forward(case: Case, numpy_backend: Backend) -> None:
+    layer = case.make()
+    with pytest.raises(ShapeError, match=rf"{case.layer}: no (input is retained|step is left)"):
+        layer.backward(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "make, too_small, right",
+    [
+        (lambda: layers.Conv2D(2, 3), (1, 2, 9, 4), (1, 3, 3, 5)),
+        (lambda: layers.Conv1D(2, 3), (1, 2, 4), (1, 3, 5)),
+        (lambda: layers.Deconv2D(2, 1, pad=1), (1, 2, 2, 4), (1, 3, 3, 5)),
+        (lambda: layers.RNN(2), (1, 4, 0), (1, 5, 1)),
+    ],
+)
+def test_a_refused_first_input_is_forgotten(make: Any, too_small: Any, right: Any) -> None:
+    """It must not fix the layer's number of channels, nor leave weights behind."""
+    layer = make()
+    with pytest.raises(ShapeError):
+        layer.forward(np.ones(too_small))
+    assert not layer.is_initialized
+    assert layer.gradients == {}
+    layer.forward(np.ones(right))
+    assert 5 in (layer.hyperparameters.get("in_ch"), layer.hyperparameters.get("n_in"))
+
+
+# ---------------------------------------------------------------------------------- constructors
+
+BAD_SIZES = [None, float("nan"), 0, -1, 1.5, True, "3", (3,), np.float32(2)]
+
+
+@pytest.mark.parametrize("bad", BAD_SIZES, ids=repr)
+@pytest.mark.parametrize(
+    "layer, name, make",
+    [
+        ("FullyConnected", "n_out", lambda v: layers.FullyConnected(v)),
+        ("Conv1D", "out_ch", lambda v: layers.Conv1D(v, 3)),
+        ("Conv2D", "out_ch", lambda v: layers.Conv2D(v, 3)),
+        ("Deconv2D", "out_ch", lambda v: layers.Deconv2D(v, 3)),
+        ("RNNCell", "n_out", lambda v: layers.RNNCell(v)),
+        ("RNN", "n_out", lambda v: layers.RNN(v)),
+    ],
+)
+def test_bad_sizes(layer: str, name: str, make: Any, bad: Any) -> None:
+    with pytest.raises(ParameterError, match=rf"{layer}: {name} must be an integer >= 1, got"):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    "bad", [None, float("nan"), 0, -1, 1.5, True, "3", (3, None), (3, float("nan"))], ids=repr
+)
+@pytest.mark.parametrize(
+    "layer, make",
+    [
+        ("Conv2D", lambda v: layers.Conv2D(2, v)),
+        ("Deconv2D", lambda v: layers.Deconv2D(2, v)),
+        ("Pool2D", lambda v: layers.Pool2D(v)),
+        ("Conv1D", lambda v: layers.Conv1D(2, v)),
+    ],
+)
+def test_bad_kernels(layer: str, make: Any, bad: Any) -> None:
+    with pytest.raises(ParameterError, match=rf"{layer}: kernel(_width)? must be an integer >= 1"):
+        make(bad)
+
+
+WINDOWED = {
+    "Conv1D": lambda **kwargs: layers.Conv1D(2, 3, **kwargs),
+    "Conv2D": lambda **kwargs: layers.Conv2D(2, (3, 3), **kwargs),
+    "Deconv2D": lambda **kwargs: layers.Deconv2D(2, (3, 3), **kwargs),
+    "Pool2D": lambda **kwargs: layers.Pool2D((3, 3), **kwargs),
+}
+
+
+@pytest.mark.parametrize("layer", WINDOWED)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"stride": 0}, "stride must be an integer >= 1, got 0"),
+        ({"stride": None}, "stride must be an integer >= 1, got None"),
+        ({"stride": float("nan")}, "stride must be an integer >= 1, got nan"),
+        ({"stride": 1.0}, "stride must be an integer >= 1, got 1.0"),
+        ({"pad": -1}, "pad must be an integer >= 0, got -1"),
+        ({"pad": None}, "pad must be an integer >= 0, got None"),
+        ({"pad": (0, -1)}, "pad must be an integer >= 0, got -1"),
+        ({"pad": (1, 2, 3)}, "pad must be an int"),
+        ({"pad": "full"}, "pad must be .*'same'.*, got 'full'"),
+        ({"dilation": -1}, "dilation must be an integer >= 0, got -1"),
+        ({"dilation": 0.5}, "dilation must be an integer >= 0, got 0.5"),
+    ],
+)
+def test_bad_windows(layer: str, arguments: dict[str, Any], message: str) -> None:
+    if "dilation" in arguments and layer in ("Deconv2D", "Pool2D"):
+        pytest.skip("has no dilation")
+    with pytest.raises(ParameterError, match=rf"{layer}: {message}"):
+        WINDOWED[layer](**arguments)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, message",
+    [
+        (layers.Conv2D(2, (5, 3)), (1, 4, 9, 2), "Conv2D: the kernel spans 5 x 3 pixels, but"),
+        (layers.Conv2D(2, 3, dilation=2, pad=1), (1, 4, 4, 1), "Conv2D: .* has only 6 x 6"),
+        (layers.Conv1D(2, 4), (1, 3, 1), "Conv1D: the kernel spans 1 x 4 pixels"),
+        (layers.Pool2D(3), (1, 2, 5, 1), "Pool2D: the kernel spans 3 x 3 pixels"),
+        (layers.Pool2D(2, pad=2), (1, 4, 4, 1), "some window sees only padding"),
+        (layers.Deconv2D(2, 2, pad=3), (1, 2, 2, 1), "Deconv2D: an input of 2 x 2 pixels leaves"),
+        (layers.Conv2D(2, 1), (2, 0, 3, 1), "Conv2D: .* padded input has only 0 x 3"),
+        (layers.Softmax(2), (2, 3), r"Softmax: expected an input with an axis 2, got \(2, 3\)"),
+        (layers.Softmax(-3), (2, 3), r"Softmax: expected an input with an axis -3"),
+        (layers.Flatten(), (), r"Flatten: expected an input with at least one axis, got shape \("),
+        (layers.RNN(2), (2, 3, 0), r"RNN: expected at least one time step, got shape \(2, 3, 0\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_the_settings(
+    layer: layers.LayerBase, shape: tuple[int, ...], message: str, backend: Backend
+) -> None:
+    with pytest.raises(ShapeError, match=message):
+        layer.forward(backend.asarray(np.ones(shape)))
+    assert all(p is None for p in layer.parameters.values())
+    assert not layer.is_initialized
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: layers.FullyConnected(3, act_fn="rellu"), "'rellu'.*did you mean 'relu'"),
+        (lambda: layers.FullyConnected(3, act_fn=3), "3"),
+        (lambda: layers.FullyConnected(3, init="glorot"), "'glorot'.*did you mean 'glorot_"),
+        (lambda: layers.Conv2D(3, 3, optimizer="adamm"), "adamm.*did you mean 'adam"),
+        (lambda: layers.Conv1D(3, 3, optimizer="Adam(lr=-1)"), "lr"),
+        (lambda: layers.Pool2D(2, mode="maximum"), "Pool2D: mode must be one of 'max', 'average'"),
+        (lambda: layers.Pool2D(2, mode="avg"), "Pool2D: .*got 'avg'"),
+        (lambda: layers.Flatten("frist"), "Flatten: keep_dim .* got 'frist' .*mean 'first'"),
+        (lambda: layers.Flatten(1), "Flatten: keep_dim must be one of 'first', 'last', -1, got 1"),
+        (lambda: layers.Softmax("last"), "Softmax: dim must be an integer"),
+        (lambda: layers.Softmax(1.0), "Softmax: dim must be an integer"),
+        (lambda: layers.Dropout(1.0), r"Dropout: p must be a number in \[0, 1\), got 1.0"),
+        (lambda: layers.Dropout(-0.1), r"Dropout: p must be a number in \[0, 1\), got -0.1"),
+        (lambda: layers.Dropout(float("nan")), r"Dropout: p must be a number in \[0, 1\), got nan"),
+        (lambda: layers.Dropout(None), r"Dropout: p must be a number in \[0, 1\), got None"),
+        (lambda: layers.BatchNorm2D(momentum=1.1), "BatchNorm2D: momentum must be a number in"),
+        (lambda: layers.BatchNorm2D(epsilon=-1), "BatchNorm2D: epsilon must be a number in"),
+        (lambda: layers.BatchNorm2D(epsilon="a"), "BatchNorm2D: epsilon must be .* got 'a'"),
+        (lambda: layers.BatchNorm2D(epsilon=float("inf")), "BatchNorm2D: epsilon must be"),
+    ],
+)
+def test_bad_names_and_numbers(make: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=f"(?i){message}"):
+        make()
+
+
+def test_a_list_as_input_gradient_pair(numpy_backend: Backend) -> None:
+    layer = layers.FullyConnected(2)
+    layer.forward(np.ones((2, 3)))
+    with pytest.raises(DTypeError, match=r"FullyConnected: the gradient: expected .*got float"):
+        layer.backward([1.0])
+    assert_same_bits(layer.backward((np.zeros((2, 2)),)), np.zeros((2, 3), np.float32))
