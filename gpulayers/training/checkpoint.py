@@ -211,7 +211,8 @@ def load(
     Parameters
     ----------
     path : path
-    custom : layer classes of your own that the network contains
+    custom : classes of your own that the network contains
+        Layers, or subclasses of Sequential or Residual with their constructors.
     device : "numpy", "cupy" or None
         Where the parameters go; None is the current backend.
 
@@ -301,19 +302,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[str, type]) -> Any:
     """The layer or group of layers that `_describe` described."""
     name = spec["class"]
-    if name in ("Sequential", "Residual"):
-        parts = {k: _rebuild(part, arrays, custom) for k, part in spec["components"].items()}
-        if name == "Sequential":
-            network = Sequential(parts.values(), name=spec["name"])
-            network.pixels = Pixels(**spec["pixels"])
-            return network
-        return Residual(parts["body"], parts.get("shortcut"), name=spec["name"])
     kind = custom.get(name) or _known().get(name)
     if kind is None:
         raise CheckpointError(
             f"the checkpoint contains a layer {name!r} that gpulayers does not know"
             f"{suggest(name, _known())}; if it is your own class, load(path, custom=[{name}])"
         )
+    if issubclass(kind, Composite):
+        parts = {k: _rebuild(part, arrays, custom) for k, part in spec["components"].items()}
+        if not issubclass(kind, Sequential):
+            return kind(parts["body"], parts.get("shortcut"), name=spec["name"])
+        network = kind(parts.values(), name=spec["name"])
+        network.pixels = Pixels(**spec["pixels"])
+        return network
     values = _unpack(spec["hyperparameters"], arrays)
     accepted = inspect.signature(kind).parameters
     layer = kind(**{k: v for k, v in values.items() if k in accepted})
@@ -329,11 +330,14 @@ def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[s
 
 def _known() -> dict[str, type]:
     """The layer classes a checkpoint may name: nothing else is ever constructed from a file."""
+    bases = (layers.LayerBase, Sequential, Residual)
     found = {}
     for module in (layers, models):
         for name in module.__all__:
             kind = getattr(module, name)
-            if isinstance(kind, type) and issubclass(kind, layers.LayerBase):
+            if isinstance(kind, type) and issubclass(
+                kind, (layers.LayerBase, Sequential, Residual)
+            ):
                 found[name] = kind
     return found
 

@@ -50,7 +50,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         If data, batch size, seed, dtype or normalisation differ, or no epoch is left to run.
     """
     path = checkpoint_path(path)
-    custom = {type(layer) for _, layer in trainer.network.walk()}
+    custom = [type(trainer.network), *(type(layer) for _, layer in trainer.network.walk())]
     checkpoint = load_checkpoint(path, custom, device="numpy")
     state = checkpoint.trainer
     if state is None:
