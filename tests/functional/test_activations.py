@@ -210,6 +210,24 @@ def test_extremes_reach_their_limits_without_a_warning(name, dtype, backend):
             )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponential_is_finite_up_to_the_dtypes_largest_number(dtype, backend):
+    limit = np.asarray(math.log(float(np.finfo(dtype).max)), dtype)
+    while float(limit) > math.log(float(np.finfo(dtype).max)):
+        limit = np.nextafter(limit, np.asarray(0, dtype))
+    above = np.nextafter(limit, np.asarray(np.inf, dtype))
+    got = backend.asnumpy(act.Exponential().fn(backend.asarray(np.array([limit, above], dtype))))
+    assert np.isfinite(got[0]) and got[0] > 0.9999 * np.finfo(dtype).max
+    assert np.isposinf(got[1])
+
+
+def test_what_float16_cannot_hold_is_infinite_without_a_warning(backend):
+    x = backend.asarray(np.array([-6e4, 12.0, 3e4, 6e4], np.float16))
+    inf = math.inf
+    assert backend.asnumpy(act.Affine(-2).fn(x)).tolist() == [inf, -24, -6e4, -inf]
+    assert backend.asnumpy(act.Exponential().fn(x)).tolist() == [0, inf, inf, inf]
+
+
 @case
 def test_nan_goes_through(name, backend):
     y = CASES[name][0].fn(backend.asarray(np.array([np.nan, 1.0], np.float32)))
