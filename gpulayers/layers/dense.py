@@ -7,10 +7,10 @@ from typing import Any
 from gpulayers.backend import Array
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
-from gpulayers.layers._product import product
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import activation, conv
+from gpulayers.ops._product import product
 
 
 class FullyConnected(LayerBase):

@@ -21,10 +21,10 @@ from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
-from gpulayers.layers._product import product
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import conv, recurrent
+from gpulayers.ops._product import product
 
 
 def step_forward(

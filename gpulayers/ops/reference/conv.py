@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._product import product
 from gpulayers.ops.window import Window
 
 
@@ -69,7 +70,7 @@ class ReferenceConv:
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         # Z[n,r,c,o] = b[o] + sum_ijk X_pad[n, r*sr+i*dr, c*sc+j*dc, k] W[i,j,k,o]
         n, rows, cols, _ = X.shape
-        Z = self.im2col(X, window) @ W.reshape(-1, W.shape[-1])
+        Z = product(self.im2col(X, window), W.reshape(-1, W.shape[-1]))
         if b is not None:
             Z += b
         return Z.reshape(n, *window.output_size(rows, cols), W.shape[-1])
@@ -77,13 +78,13 @@ class ReferenceConv:
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
         # dX = col2im(dZ W^T): the adjoint of "unroll, then multiply by W"
         out_ch = W.shape[-1]
-        columns = dZ.reshape(-1, out_ch) @ W.reshape(-1, out_ch).T
+        columns = product(dZ.reshape(-1, out_ch), W.reshape(-1, out_ch).T)
         return self.col2im(columns, x_shape, window)
 
     def conv2d_weight_grad(self, X: Array, dZ: Array, window: Window) -> Array:
         # dW = im2col(X)^T dZ
         out_ch = dZ.shape[-1]
-        dW = self.im2col(X, window).T @ dZ.reshape(-1, out_ch)
+        dW = product(self.im2col(X, window).T, dZ.reshape(-1, out_ch))
         return dW.reshape(*window.kernel, X.shape[-1], out_ch)
 
     def bias_grad(self, dZ: Array) -> Array:

@@ -15,7 +15,7 @@ class ReferenceNormalization:
         mean = X.mean(axis=0)
         centred = X - mean
         var = (centred * centred).mean(axis=0)
-        inv_std = 1.0 / xp.sqrt(var + eps)
+        inv_std = 1 / xp.sqrt(var + X.dtype.type(eps))
         X_hat = centred * inv_std
         return scaler * X_hat + intercept, X_hat, mean, var, inv_std
 
@@ -26,5 +26,5 @@ class ReferenceNormalization:
         m = X_hat.shape[0]
         dintercept = dY.sum(axis=0)
         dscaler = (dY * X_hat).sum(axis=0)
-        dX = (scaler * inv_std) * (dY - (dintercept + X_hat * dscaler) * (1.0 / m))
+        dX = (scaler * inv_std) * (dY - (dintercept + X_hat * dscaler) * X_hat.dtype.type(1.0 / m))
         return dX, dscaler, dintercept

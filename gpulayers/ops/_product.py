@@ -1,4 +1,4 @@
-"""The matrix product of the layers."""
+"""The matrix product, in the dtype of its operands."""
 
 from __future__ import annotations
 
