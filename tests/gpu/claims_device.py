@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 
 import numpy as np
 
@@ -26,6 +27,21 @@ extern "C" __global__ void reverse(const float* x, float* y) {
 
 
 # -------------------------------------------------------------- host arrays meet device arrays
+
+
+@claim(([1.0, 2.0], "float16", "float16", "float32", "int64"))
+def uploading(cp, put):
+    x = cp.asarray([1, 2], dtype=np.float16)
+    kinds = (cp.array(grid(), np.float16), cp.asarray(grid()), cp.asarray([1, 2]))
+    return x.get().tolist(), str(x.dtype), *(str(k.dtype) for k in kinds)
+
+
+@claim([0.0, 7.0, 2.0, 3.0])
+def writing_through_a_view_of_one_element(cp, put):
+    x = put(grid())
+    element = x[0, 1]
+    element[...] = 7
+    return x[0].get().tolist()
 
 
 @claim(UNSUPPORTED)
@@ -147,6 +163,7 @@ def nonzero_gives_device_indices(cp, put):
 @claim((True, 512, True))
 def memory_comes_in_blocks_of_512_bytes(cp, put):
     pool = cp.get_default_memory_pool()
+    gc.collect()  # tracebacks of earlier claims may hold arrays
     before = pool.used_bytes()
     x = cp.zeros(3, np.float32)
     grown = pool.used_bytes() - before
@@ -206,6 +223,18 @@ def no_contraction_in_a_capture(cp, put):
 def no_download_in_a_capture(cp, put):
     x = put(grid())
     _captured(cp, x.get)
+
+
+@claim(CAPTURING)
+def no_asynchronous_download_to_pageable_memory_in_a_capture(cp, put):
+    x = put(grid())
+    _captured(cp, lambda: x.get(blocking=False))
+
+
+@claim(CAPTURING)
+def no_nonzero_in_a_capture(cp, put):
+    x = put(grid())
+    _captured(cp, lambda: cp.nonzero(x))
 
 
 @claim(CAPTURING)

@@ -46,7 +46,7 @@ class ufunc:  # noqa: N801 - CuPy's name
                 f"{self.nargs} (with outputs), but given {len(args)}."
             )
         for argument in args:
-            if isinstance(argument, (np.ndarray, list, tuple, str, type(None))):
+            if isinstance(argument, (list, tuple, str, type(None))):
                 raise TypeError(f"Unsupported type {type(argument)} (cupy.{self.__name__})")
         if len(args) > self.nin:
             if out is not None:
@@ -60,8 +60,6 @@ class ufunc:  # noqa: N801 - CuPy's name
                 options["dtype"] = dtype
         if out is not None:
             return self._into(out, inputs, options)
-        if isinstance(self._numpy, np.ufunc):
-            options["order"] = "C"
         return created(self.__name__, lambda: self._numpy(*inputs, **options), [])
 
     def _into(self, out: Any, inputs: tuple, options: dict[str, Any]) -> Any:
