@@ -22,7 +22,7 @@ assert "site-packages" in gpulayers.__file__, gpulayers.__file__
 assert "cupy" not in sys.modules
 data = load_data("mnist-10k")
 random.seed(0)
-net = models.build("lenet", classes=10, input_shape=(28, 28, 1))
+net = models.lenet(optimizer="Adam(lr=0.003)")
 loss = SoftmaxCrossEntropy()
 X = data.train.images[:320].astype("float32") / 255 - 0.13
 y = data.train.labels[:320]
