@@ -106,7 +106,8 @@ class RawKernel:
         state.note(f"kernel:{self.name}")
         recording = state.recording
         if recording is not None:
-            pass
+            for array in arrays:
+                recording.will_write(array)
         state.write(arrays[0] if arrays else np.empty(0), work, f"kernel {self.name}")
 
 
