@@ -24,7 +24,7 @@ __all__ = ["run"]
 
 EPOCHS = {"mnist-10k": 8, "mnist": 3, "fashion-mnist": 10, "cifar10": 20}
 OTHER_EPOCHS = 10
-LEARNING_RATES = {"Adam": 0.002, "RMSProp": 0.001, "AdaGrad": 0.02, "SGD": 0.05}
+LEARNING_RATES = {"Adam": 0.003, "RMSProp": 0.001, "AdaGrad": 0.02, "SGD": 0.05}
 MAY_CHANGE = ("epochs", "data_dir", "device")  # on resume
 
 
@@ -76,7 +76,7 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     trainer = _trainer(
         options, settings, network, data, optimizer=optimizer, schedule=settings["schedule"]
     )
-    return trainer, _folder(options.out, f"{network.name}-{data.name}")
+    return trainer, _folder(options.out, f"{network.name}-{_stem(data.name)}")
 
 
 def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
@@ -128,6 +128,13 @@ def _trainer(
         info={"options": settings},
         **more,
     )
+
+
+def _stem(name: str) -> str:
+    """A data set's name without a file's ending."""
+    for ending in (".npz", ".tar.gz", ".tgz"):
+        name = name.removesuffix(ending)
+    return name
 
 
 def _folder(asked: str | None, name: str) -> Path:

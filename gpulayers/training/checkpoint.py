@@ -302,7 +302,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[str, type]) -> Any:
     """The layer or group of layers that `_describe` described."""
     name = spec["class"]
-    kind = custom.get(name) or _known().get(name)
+    kind: Any = custom.get(name) or _known().get(name)
     if kind is None:
         raise CheckpointError(
             f"the checkpoint contains a layer {name!r} that gpulayers does not know"
@@ -335,9 +335,7 @@ def _known() -> dict[str, type]:
     for module in (layers, models):
         for name in module.__all__:
             kind = getattr(module, name)
-            if isinstance(kind, type) and issubclass(
-                kind, (layers.LayerBase, Sequential, Residual)
-            ):
+            if isinstance(kind, type) and issubclass(kind, bases):
                 found[name] = kind
     return found
 
