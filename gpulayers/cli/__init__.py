@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from gpulayers.cli.arguments import make_parser
+from gpulayers.cli.threads import limit_threads
 from gpulayers.errors import GPULayersError, ParameterError, suggest
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments[0].startswith("-") and arguments[0] not in commands:
         parser.error(f"unknown command {arguments[0]!r}{suggest(arguments[0], commands)}")
     options = parser.parse_args(arguments)
+    limit_threads(options)
     if getattr(options, "debug", False):
         return _run(options)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -38,10 +39,10 @@ def run(options: Namespace) -> int:
     try:
         trainer.fit()
     except KeyboardInterrupt as stop:
-        hint = f"\nTo go on: gpulayers train --resume {out}" if (out / MODEL_FILE).exists() else ""
-        raise KeyboardInterrupt(
-            f"{str(stop) or 'stopped at once, the last epoch is kept'}{hint}"
-        ) from None
+        text = str(stop).partition(", from where")[0] or "stopped at once; the last epoch is kept"
+        if (out / MODEL_FILE).exists():
+            text += f"\nTo go on: gpulayers train --resume {shlex.quote(str(out))}"
+        raise KeyboardInterrupt(text) from None
     results = collect(trainer)
     files = write(trainer, out, results)
     if options.json:

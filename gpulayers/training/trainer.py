@@ -344,7 +344,7 @@ class Trainer:
             )
         path = self._save(MODEL_FILE)
         raise KeyboardInterrupt(
-            f"stopped in {where}; saved to {path}, resume={str(path)!r} goes on"
+            f"stopped in {where}; saved to {path}, from where resume={str(path.parent)!r} goes on"
         )
 
     def _diverged(self, step: int, value: float, X: Any) -> NoReturn:

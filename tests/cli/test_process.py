@@ -124,7 +124,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(environment, data, tm
     assert process.returncode == 130, text
     assert "Traceback" not in text
     assert re.search(
-        r"stopped in epoch \d+ of 40, \d+ of 64 batches; saved to cut/model\.npz", text
+        r"stopped in epoch \d+ of 12, \d+ of 64 batches; saved to cut/model\.npz", text
     )
     assert "gpulayers train --resume cut" in text
     assert "epoch 12/12" not in rest
@@ -134,3 +134,40 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(environment, data, tm
     actual = json.loads(resumed.stdout)
     assert actual["history"]["step_losses"] == expected["history"]["step_losses"]
     assert actual["test"] == expected["test"]
+
+
+SHOW_THREADS = """
+import os, sys
+from gpulayers.cli import arguments, threads
+parser, _ = arguments.make_parser()
+assert "numpy" not in sys.modules, "numpy must not be loaded before the threads are set"
+threads.limit_threads(parser.parse_args(sys.argv[1:]))
+print(os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+
+
+def threads_of(arguments, environment, tmp_path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW_THREADS, *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_small_networks_use_one_blas_thread(environment, data, tmp_path):
+    del environment["OPENBLAS_NUM_THREADS"]
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        environment.pop(name, None)
+    assert threads_of(["train"], environment, tmp_path) == "1"
+    assert threads_of(["train", "--model", "resnet9"], environment, tmp_path) == "None"
+    arguments = ["train", "--data", data, "--model", "mlp", "--epochs", "1", "--out", "m"]
+    assert call(arguments, environment, tmp_path).returncode == 0
+    assert threads_of(["train", "--resume", "m"], environment, tmp_path) == "1"
+    assert threads_of(["evaluate", "m/best.npz"], environment, tmp_path) == "1"
+    assert threads_of(["evaluate", "nowhere"], environment, tmp_path) == "1"
+    assert threads_of(["train"], {**environment, "OPENBLAS_NUM_THREADS": "3"}, tmp_path) == "3"
