@@ -354,6 +354,17 @@ def test_set_params_changes_the_update(name):
     assert str(optimizer.lr_scheduler) == "ConstantScheduler(lr=0.1)"
 
 
+def test_set_params_takes_a_copy_of_a_cache(backend):
+    source, optimizer = SGD(momentum=0.5), SGD(momentum=0.5)
+    one = backend.asarray(np.ones(2))
+    source(one, one, "W")
+    optimizer.set_params(cache_dict=source.cache)
+    assert optimizer.cache["W"] is not source.cache["W"]
+    expected = source(one, one, "W")
+    got = optimizer(one, one, "W")
+    assert backend.asnumpy(got).tolist() == backend.asnumpy(expected).tolist() == [0.985, 0.985]
+
+
 def test_set_params_with_schedules():
     optimizer = Adam(lr=0.1)
     optimizer.set_params({"lr_scheduler": "NoamScheduler(model_dim=4)"})

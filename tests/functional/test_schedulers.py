@@ -206,6 +206,15 @@ def test_bad_parameters_are_refused(scheduler):
     assert scheduler.hyperparameters == before
 
 
+@pytest.mark.parametrize("patience", [True, 1.0, 0, -3, "5", None])
+def test_patience_is_a_positive_integer(patience):
+    with pytest.raises(
+        ParameterError, match="KingScheduler: patience must be an integer >= 1, got"
+    ):
+        schedulers.KingScheduler(patience=patience)
+    assert schedulers.KingScheduler(patience=np.int64(4)).hyperparameters["patience"] == 4
+
+
 @pytest.mark.parametrize("cls", [schedulers.ExponentialScheduler, schedulers.NoamScheduler])
 def test_step_is_needed(cls):
     with pytest.raises(ParameterError, match=f"{cls.__name__}: the learning rate needs the step"):
