@@ -22,12 +22,20 @@ class EmulatedLauncher:
     ----------
     sources : mapping, optional
         File name -> source text used instead of the real one (mutants).
+    whole_files : bool
+        Build all instances of a source together on its first use: quicker if most are needed.
     options
         Passed to each launch: ``order``, ``seed``, ``only_blocks`` ...
     """
 
-    def __init__(self, sources: Mapping[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, str] | None = None,
+        whole_files: bool = False,
+        **options: Any,
+    ) -> None:
         self.sources = dict(sources or {})
+        self.whole_files = whole_files
         self.options = options
         self._kernels: dict[tuple[str, str], Any] = {}
 
@@ -42,19 +50,26 @@ class EmulatedLauncher:
     ) -> None:
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
-        kernel = self._kernels.get((spec.file, expression))
-        if kernel is None:
-            from tests.support.cuda_on_cpu import HostModule
-
-            module = HostModule(
-                self.sources.get(spec.file) or load_source(spec.file),
-                options=table.options(dtype),
-                name_expressions=(expression,),
-                name=spec.file,
-            )
-            kernel = self._kernels[spec.file, expression] = module[expression]
+        if (spec.file, expression) not in self._kernels:
+            if self.whole_files:
+                self._build(spec.file, table.instances(spec.file), tuple(table.C_TYPES))
+            else:
+                self._build(spec.file, (expression,), (dtype,))
+        kernel = self._kernels[spec.file, expression]
         packed = spec.pack(dtype, index, args)
         kernel(tuple(grid), (spec.block,), packed, shared_mem=shared_mem, **self.options)
+
+    def _build(self, file: str, expressions: Sequence[str], dtypes: Sequence[str]) -> None:
+        from tests.support.cuda_on_cpu import HostModule
+
+        module = HostModule(
+            self.sources.get(file) or load_source(file),
+            options=table.options(*dtypes),
+            name_expressions=expressions,
+            name=file,
+        )
+        for expression in expressions:
+            self._kernels[file, expression] = module[expression]
 
 
 class DeviceLauncher:

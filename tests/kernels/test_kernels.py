@@ -20,7 +20,7 @@ ALL = [
 
 @pytest.fixture(scope="module")
 def emulator() -> EmulatedLauncher:
-    return EmulatedLauncher()
+    return EmulatedLauncher(whole_files=True)
 
 
 @pytest.mark.emulated

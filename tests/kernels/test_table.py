@@ -42,7 +42,7 @@ class Recorder(EmulatedLauncher):
     """Notes which instances the cases ask for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(whole_files=True)
         self.launched: set[tuple[str, str, str]] = set()
 
     def launch(
