@@ -9,6 +9,7 @@ from gpulayers.layers.conv import Conv1D, Conv2D
 from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
+from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm2D
 from gpulayers.layers.pool import Pool2D
 from gpulayers.layers.recurrent import RNN, RNNCell
@@ -17,6 +18,7 @@ from gpulayers.layers.softmax import Softmax
 
 __all__ = [
     "RNN",
+    "Add",
     "BatchNorm2D",
     "Conv1D",
     "Conv2D",
@@ -25,6 +27,7 @@ __all__ = [
     "Flatten",
     "FullyConnected",
     "LayerBase",
+    "Multiply",
     "Pool2D",
     "RNNCell",
     "Softmax",

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
+
 from gpulayers import activations, layers
 from tests.layers.cases import ACT, CASES
+
+# Layers that take something else than one floating array have test files of their own.
+ELSEWHERE = {"Add": "test_merge", "Multiply": "test_merge"}
 
 
 def test_every_public_layer_has_a_case() -> None:
     public = {name for name in layers.__all__ if name != "LayerBase"}
-    assert public - {case.layer for case in CASES} == set()
+    assert public - {case.layer for case in CASES} - set(ELSEWHERE) == set()
+
+
+@pytest.mark.parametrize("layer", ELSEWHERE)
+def test_the_others_have_a_test_file(layer: str) -> None:
+    spec = importlib.util.find_spec(f"tests.layers.{ELSEWHERE[layer]}")
+    assert spec is not None
+    assert spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        assert f"layers.{layer}" in file.read()
 
 
 def test_every_layer_class_of_the_package_is_public() -> None:
