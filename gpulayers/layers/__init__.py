@@ -10,7 +10,7 @@ from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
 from gpulayers.layers.merge import Add, Multiply
-from gpulayers.layers.normalization import BatchNorm2D
+from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
 from gpulayers.layers.pool import Pool2D
 from gpulayers.layers.recurrent import RNN, RNNCell
 from gpulayers.layers.reshape import Flatten
@@ -19,6 +19,7 @@ from gpulayers.layers.softmax import Softmax
 __all__ = [
     "RNN",
     "Add",
+    "BatchNorm1D",
     "BatchNorm2D",
     "Conv1D",
     "Conv2D",

@@ -159,11 +159,13 @@ def _recurrent(name: str, shape: tuple[int, ...], n_out: int, act: str) -> Case:
     return Case(f"{kind}-{name}", make, shape, gold, reference, ("n_in", 1), sequence=cell)
 
 
-def _batchnorm2d(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
-    make = functools.partial(layers.BatchNorm2D, **settings)
+def _batchnorm(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
+    images = len(shape) == 4
+    make = functools.partial(layers.BatchNorm2D if images else layers.BatchNorm1D, **settings)
     options = {k: v for k, v in settings.items() if k == "epsilon"}
-    gold = golds.batchnorm2d(**options)
-    return Case(f"batchnorm2d-{name}", make, shape, gold, ("batchnorm2d", options), ("in_ch", 3))
+    size = ("in_ch", 3) if images else ("n_in", 1)
+    kind = "batchnorm2d" if images else "batchnorm1d"
+    return Case(f"{kind}-{name}", make, shape, golds.batchnorm(**options), (kind, options), size)
 
 
 def _dropout(name: str, shape: tuple[int, ...], p: float) -> Case:
@@ -223,8 +225,11 @@ CASES: list[Case] = [
     _recurrent("relu", (3, 2, 4), 3, "relu"),
     _recurrent("sigmoid-one-step", (2, 3, 1), 2, "sigmoid"),
     _recurrent("one-to-one", (4, 1, 3), 1, "elu"),
-    _batchnorm2d("plain", (3, 4, 5, 2)),
-    _batchnorm2d("one-pixel-images", (7, 1, 1, 3), epsilon=0.1, momentum=0.5),
+    _batchnorm("plain", (3, 4, 5, 2)),
+    _batchnorm("one-pixel-images", (7, 1, 1, 3), epsilon=0.1, momentum=0.5),
+    _batchnorm("plain", (6, 3)),
+    _batchnorm("one-feature", (5, 1), epsilon=0.1, momentum=0.5),
+    _batchnorm("wide", (4, 17)),
     _dropout("images", (2, 3, 4, 3), 0.3),
     _dropout("half", (6, 5), 0.5),
     _dropout("none", (4, 3), 0.0),

@@ -165,7 +165,7 @@ def rnn_cell(act: str = "tanh") -> Gold:
     return gold
 
 
-def batchnorm2d(epsilon: float = 1e-5) -> Gold:
+def batchnorm(epsilon: float = 1e-5) -> Gold:
     def gold(p: Params, X, dY) -> Result:
         rows, given = X.reshape(-1, X.shape[-1]), dY(X.shape).reshape(-1, X.shape[-1])
         Y = normalization.batchnorm(rows, p["scaler"], p["intercept"], epsilon)[0]

@@ -284,6 +284,7 @@ def test_inputs_that_do_not_fit_the_settings(
         (lambda: layers.Dropout(float("nan")), r"Dropout: p must be a number in \[0, 1\), got nan"),
         (lambda: layers.Dropout(None), r"Dropout: p must be a number in \[0, 1\), got None"),
         (lambda: layers.BatchNorm2D(momentum=1.1), "BatchNorm2D: momentum must be a number in"),
+        (lambda: layers.BatchNorm1D(momentum="x"), "BatchNorm1D: momentum must be a number in"),
         (lambda: layers.BatchNorm2D(epsilon=-1), "BatchNorm2D: epsilon must be a number in"),
         (lambda: layers.BatchNorm2D(epsilon="a"), "BatchNorm2D: epsilon must be .* got 'a'"),
         (lambda: layers.BatchNorm2D(epsilon=float("inf")), "BatchNorm2D: epsilon must be"),

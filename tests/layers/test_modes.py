@@ -1,6 +1,8 @@
-"""Layers that behave differently in training and evaluation: BatchNorm2D and Dropout."""
+"""Layers that behave differently in training and evaluation: BatchNorm1D/2D, Dropout."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from tests.layers import harness
 from tests.support.compare import assert_close, assert_same_bits, host
 from tests.support.naive import normalization as naive
 
-SHAPE = (3, 4, 2, 2)
+NORMS: dict[Any, tuple[int, ...]] = {layers.BatchNorm1D: (20, 2), layers.BatchNorm2D: (3, 4, 2, 2)}
+with_norms = pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.__name__)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +30,13 @@ def batch_statistics(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, var
 
 
+@with_norms
 @pytest.mark.parametrize("momentum", [0.9, 0.5, 0.0, 1.0])
-def test_running_statistics(backend: Backend, momentum: float) -> None:
-    layer = layers.BatchNorm2D(momentum=momentum)
+def test_running_statistics(backend: Backend, norm: Any, momentum: float) -> None:
+    layer = norm(momentum=momentum)
     mean, var = np.zeros(2), np.ones(2)
     for seed in (1, 2, 3):
-        X = 3.0 + 2.0 * harness.values(SHAPE, seed)
+        X = 3.0 + 2.0 * harness.values(NORMS[norm], seed)
         layer.forward(backend.asarray(X))
         batch_mean, batch_var = batch_statistics(X)
         mean = momentum * mean + (1 - momentum) * batch_mean
@@ -43,15 +47,16 @@ def test_running_statistics(backend: Backend, momentum: float) -> None:
     assert_close(layer.parameters["running_mean"], mean)
 
 
-def test_batchnorm_starts_as_the_identity_of_normalised_data(backend: Backend) -> None:
-    layer = layers.BatchNorm2D()
-    X = 5.0 + 3.0 * harness.values(SHAPE, 4)
+@with_norms
+def test_batchnorm_starts_as_the_identity_of_normalised_data(backend: Backend, norm: Any) -> None:
+    layer = norm()
+    X = 5.0 + 3.0 * harness.values(NORMS[norm], 4)
     Y = host(layer.forward(backend.asarray(X))).reshape(-1, 2)
     np.testing.assert_allclose(Y.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(Y.std(axis=0), 1, rtol=1e-4)
 
 
-def evaluated(layer: layers.BatchNorm2D, X: np.ndarray) -> np.ndarray:
+def evaluated(layer: Any, X: np.ndarray) -> np.ndarray:
     """scaler * (x - running mean) / sqrt(running var + eps) + intercept, one number at a time."""
     p = {name: host(value) for name, value in layer.parameters.items()}
     Y = np.zeros(X.shape)
@@ -62,15 +67,16 @@ def evaluated(layer: layers.BatchNorm2D, X: np.ndarray) -> np.ndarray:
     return Y
 
 
+@with_norms
 @pytest.mark.parametrize("how", ["retain_derived", "freeze"])
-def test_evaluation_uses_the_running_statistics(backend: Backend, how: str) -> None:
-    layer = layers.BatchNorm2D(epsilon=0.01)
-    layer.forward(backend.asarray(2.0 + harness.values(SHAPE, 5)))
+def test_evaluation_uses_the_running_statistics(backend: Backend, norm: Any, how: str) -> None:
+    layer = norm(epsilon=0.01)
+    layer.forward(backend.asarray(2.0 + harness.values(NORMS[norm], 5)))
     layer.flush_gradients()
     layer.parameters["scaler"][...] = backend.asarray([0.5, -2.0])
     layer.parameters["intercept"][...] = backend.asarray([1.0, 3.0])
     before = harness.snapshot(layer.parameters)
-    X = harness.values((1, 2, 3, 2), 6)
+    X = harness.values(NORMS[norm], 6)[:2]
     if how == "freeze":
         layer.freeze()
     Y = layer.forward(backend.asarray(X), retain_derived=how == "freeze")
@@ -85,18 +91,20 @@ def test_evaluation_uses_the_running_statistics(backend: Backend, how: str) -> N
         harness.assert_no_grads(layer)
 
 
-def test_reset_running_stats(backend: Backend) -> None:
-    layer = layers.BatchNorm2D()
+@with_norms
+def test_reset_running_stats(backend: Backend, norm: Any) -> None:
+    layer = norm()
     layer.reset_running_stats()  # before the first input, too
-    layer.forward(backend.asarray(2.0 + harness.values(SHAPE, 8)))
+    layer.forward(backend.asarray(2.0 + harness.values(NORMS[norm], 8)))
     layer.reset_running_stats()
     assert_same_bits(layer.parameters["running_mean"], np.zeros(2))
     assert_same_bits(layer.parameters["running_var"], np.ones(2))
 
 
-def test_the_optimizer_leaves_the_running_statistics_alone(backend: Backend) -> None:
-    layer = layers.BatchNorm2D(optimizer="SGD(lr=0.1, momentum=0.9)")
-    Y = layer.forward(backend.asarray(harness.values(SHAPE, 9)))
+@with_norms
+def test_the_optimizer_leaves_the_running_statistics_alone(backend: Backend, norm: Any) -> None:
+    layer = norm(optimizer="SGD(lr=0.1, momentum=0.9)")
+    Y = layer.forward(backend.asarray(harness.values(NORMS[norm], 9)))
     layer.backward(harness.gradient_like(Y, backend))
     assert layer.gradients.keys() == {"scaler", "intercept"}
     before = harness.snapshot(layer.parameters)

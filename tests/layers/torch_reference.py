@@ -125,6 +125,12 @@ def rnn_cell(act: str = "tanh") -> Reference:
     return lambda p, X: over_time(p, X[:, :, None])[:, :, 0]
 
 
+def batchnorm1d(epsilon: float = 1e-5) -> Reference:
+    return lambda p, X: F.batch_norm(
+        X, None, None, p["scaler"], p["intercept"], training=True, eps=epsilon
+    )
+
+
 def batchnorm2d(epsilon: float = 1e-5) -> Reference:
     def reference(p, X):
         Y = F.batch_norm(
