@@ -39,6 +39,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer_and_keeps_the_checkpoint
     assert np.isfinite(kept.network.predict(digits.test.images)).all()
 
 
+def test_a_run_that_diverges_stops_on_each_backend(digits, backend):
+    """A GPU is looked at every 50 steps only, and at the end of the epoch."""
+    with pytest.raises(DivergedError, match=r"in epoch 1, batch \d+ of 10: the first layer whose"):
+        run(dense("SGD(lr=1e30)"), digits)
+
+
 def test_a_huge_learning_rate_diverges_with_a_name(digits, tmp_path):
     with pytest.raises(DivergedError, match=r"whose output is not finite is dense, layer"):
         run(dense("SGD(lr=1e30)"), digits, out=tmp_path)

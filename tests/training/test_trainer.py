@@ -62,6 +62,22 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(digits):
     assert not np.array_equal(flat[0], flat[1])
 
 
+def test_the_loop_is_the_one_a_person_would_write(digits):
+    trainer = run(conv(), digits, epochs=2, seed=6)
+    net, objective = conv(), SoftmaxCrossEntropy()
+    net.pixels = trainer.network.pixels
+    random.seed(6)
+    for epoch in range(2):
+        order = random.Generator(6, 2**63 + epoch).permutation(300)
+        for start in range(0, 300, 32):
+            chosen = order[start : start + 32]
+            objective(digits.train.labels[chosen], net.forward(digits.train.images[chosen]))
+            net.backward(objective.backward())
+            net.update()
+    for name, array in net.parameters.items():
+        np.testing.assert_array_equal(trainer.network.parameters[name], array, err_msg=name)
+
+
 def test_pixels_are_standardised_with_the_training_images_statistics(digits):
     trainer = run(dense(), digits, epochs=1)
     pixels = trainer.network.pixels
