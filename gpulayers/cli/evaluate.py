@@ -11,7 +11,7 @@ from gpulayers.cli.results import class_table, confusions, print_table, split_re
 from gpulayers.errors import ParameterError
 from gpulayers.training import load_checkpoint, load_data
 from gpulayers.training.resume import checkpoint_path
-from gpulayers.training.trainer import device_backend
+from gpulayers.training.settings import device_backend
 
 __all__ = ["run"]
 

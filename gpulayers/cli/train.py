@@ -19,7 +19,8 @@ from gpulayers.training import Trainer, load_checkpoint, load_data
 from gpulayers.training.data import Dataset
 from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.resume import checkpoint_path
-from gpulayers.training.trainer import MODEL_FILE, device_backend
+from gpulayers.training.settings import device_backend
+from gpulayers.training.trainer import MODEL_FILE
 
 __all__ = ["run"]
 

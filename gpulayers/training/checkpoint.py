@@ -302,22 +302,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[str, type]) -> Any:
     """The layer or group of layers that `_describe` described."""
     name = spec["class"]
-    kind: Any = custom.get(name) or _known().get(name)
+    kind = custom.get(name) or _known().get(name)
     if kind is None:
         raise CheckpointError(
             f"the checkpoint contains a layer {name!r} that gpulayers does not know"
             f"{suggest(name, _known())}; if it is your own class, load(path, custom=[{name}])"
         )
+    make: Any = kind
     if issubclass(kind, Composite):
         parts = {k: _rebuild(part, arrays, custom) for k, part in spec["components"].items()}
         if not issubclass(kind, Sequential):
-            return kind(parts["body"], parts.get("shortcut"), name=spec["name"])
-        network = kind(parts.values(), name=spec["name"])
+            return make(parts["body"], parts.get("shortcut"), name=spec["name"])
+        network = make(parts.values(), name=spec["name"])
         network.pixels = Pixels(**spec["pixels"])
         return network
     values = _unpack(spec["hyperparameters"], arrays)
     accepted = inspect.signature(kind).parameters
-    layer = kind(**{k: v for k, v in values.items() if k in accepted})
+    layer = make(**{k: v for k, v in values.items() if k in accepted})
     layer.set_params({"parameters": _unpack(spec["parameters"], arrays), "hyperparameters": values})
     state = _unpack(spec["optimizer"], arrays)
     optimizer: Any = OptimizerInitializer({"hyperparameters": state["hyperparameters"]})()

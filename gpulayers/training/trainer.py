@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gpulayers import backend, random
-from gpulayers.errors import DivergedError, GPULayersError, ParameterError, ShapeError, suggest
+from gpulayers.errors import DivergedError, GPULayersError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Pixels, Sequential
 from gpulayers.schedulers import ConstantScheduler, ExponentialScheduler, NoamScheduler
@@ -25,11 +25,11 @@ from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.schedule import fit_schedule
+from gpulayers.training.settings import count, device_backend, parameter_dtype
 
-__all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer", "device_backend"]
+__all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer"]
 
 MODEL_FILE, BEST_FILE, LOG_FILE = "model.npz", "best.npz", "log.csv"
-DEVICES = {"cpu": "numpy", "gpu": "cupy", "auto": "auto", "numpy": "numpy", "cupy": "cupy"}
 _SHUFFLE_STREAM = 2**63  # far from the default generator's stream 0 and those it spawns
 _LOOK_STEPS = 50  # on a GPU: steps between two looks at the losses, each of which stalls it
 _LOOK_SECONDS = 0.2  # on the CPU a look is free; showing the figures is not
@@ -115,13 +115,13 @@ class Trainer:
         info: dict[str, Any] | None = None,
     ) -> None:
         self.network, self.data = network, data
-        self.batch_size = _count("batch_size", batch_size)
-        self.epochs = _count("epochs", epochs)
+        self.batch_size = count("batch_size", batch_size)
+        self.epochs = count("epochs", epochs)
         self.seed = random.Generator(seed).key[0]  # checks it
         self.loss = SoftmaxCrossEntropy() if loss is None else loss
         self.out = None if out is None else Path(out)
         self.device = device_backend(device)
-        self.dtype = _dtype(dtype, network)
+        self.dtype = parameter_dtype(dtype, network)
         self.progress = progress
         self.callbacks = tuple(callbacks)
         self.info = dict(info or {})
@@ -193,11 +193,12 @@ class Trainer:
         return self.history
 
     def _fit(self, progress: Progress) -> None:
+        fresh = self._random_state is None
         if self._random_state is None:
             random.seed(self.seed)
             self._random_state = random.get_state()
-            if self.out is not None:
-                self._save(MODEL_FILE)  # so that there is a good checkpoint from the beginning
+        if self.out is not None and (fresh or not (self.out / MODEL_FILE).exists()):
+            self._save(MODEL_FILE)  # so that there is a good checkpoint from the beginning
         random.set_state(self._random_state)
         place = backend.current_backend()
         if self.network.home is not None:
@@ -374,45 +375,3 @@ class Trainer:
             f"Trainer: {self.data.name} has {len(self.data.classes)} classes, so "
             f"{self.network.name} must give outputs (n, {len(self.data.classes)}), got {shape}"
         )
-
-
-def device_backend(device: str | None) -> str:
-    """Return the backend's name ("numpy", "cupy" or "auto") for "cpu", "gpu", "auto" or None.
-
-    Raises
-    ------
-    ParameterError
-        If the name is unknown.
-    """
-    if device is None:
-        return backend.current_backend()
-    name = DEVICES.get(str(device).lower())
-    if name is None:
-        raise ParameterError(
-            f"unknown device {device!r}, expected cpu, gpu or auto{suggest(device, DEVICES)}"
-        )
-    return name
-
-
-def _dtype(dtype: Any, network: Sequential) -> np.dtype:
-    """The parameters' dtype: as asked for, else as they are, else the default."""
-    if dtype is None:
-        return np.dtype(network.dtype)
-    former = backend.default_dtype()
-    try:
-        backend.set_default_dtype(dtype)  # checks it
-        asked = backend.default_dtype()
-    finally:
-        backend.set_default_dtype(former)
-    if network.home is not None and network.dtype != asked:
-        raise ParameterError(
-            f"Trainer: dtype={asked.name} was asked for, but the network's parameters are "
-            f"{network.dtype.name} already; build a new network"
-        )
-    return asked
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ParameterError(f"Trainer: {name} must be a positive integer, got {value!r}")
-    return int(value)

@@ -88,6 +88,22 @@ def test_a_run_killed_at_any_moment_resumes_from_its_last_epoch(digits, tmp_path
     assert_same_run(whole, resumed)
 
 
+def test_a_resumed_run_with_another_folder_has_a_checkpoint_there_from_the_beginning(
+    digits, tmp_path
+):
+    run(dense(), digits, epochs=1, out=tmp_path / "a")
+    old = (tmp_path / "a" / "model.npz").read_bytes()
+    with pytest.raises(SystemExit):
+        run(
+            after_step(dense(), 1, sys.exit),
+            digits,
+            resume=tmp_path / "a",
+            out=tmp_path / "b",
+        )
+    assert load_checkpoint(tmp_path / "b" / "model.npz").trainer["epoch"] == 1
+    assert (tmp_path / "a" / "model.npz").read_bytes() == old
+
+
 def test_fit_again_after_ctrl_c_goes_on(digits):
     whole = run(dense(), digits, epochs=2, seed=4)
 
