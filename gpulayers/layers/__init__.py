@@ -9,6 +9,7 @@ from gpulayers.layers.conv import Conv1D, Conv2D
 from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
+from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
 from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
 from gpulayers.layers.pool import Pool2D
@@ -28,6 +29,8 @@ __all__ = [
     "Flatten",
     "FullyConnected",
     "LayerBase",
+    "LayerNorm1D",
+    "LayerNorm2D",
     "Multiply",
     "Pool2D",
     "RNNCell",

@@ -104,6 +104,14 @@ class Kernels(Protocol):
         self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
     ) -> tuple[Array, Array, Array]: ...
 
+    # ---- standardisation over some axes (not negative), the others each alone
+    def standardize_forward(
+        self, X: Array, axes: tuple[int, ...], eps: float
+    ) -> tuple[Array, Array]: ...
+    def standardize_backward(
+        self, dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
+    ) -> Array: ...
+
     # ---- random words
     def philox_words(self, xp: ModuleType, key: tuple[int, int], counter: int, n: int) -> Array: ...
 

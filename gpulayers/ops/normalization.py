@@ -1,12 +1,13 @@
-"""Batch normalisation of the columns of (m, ch), in forward/backward pairs.
+"""Batch normalisation of columns, standardisation over any axes, in forward/backward pairs.
 
-Source: Ioffe & Szegedy, "Batch normalization" (2015), algorithm 1 and section 3.
+Source: Ioffe & Szegedy, "Batch normalization" (2015), algorithm 1 and section 3;
+Ba, Kiros & Hinton, "Layer normalization" (2016), section 3.
 """
 
 from __future__ import annotations
 
 from gpulayers.backend import Array
-from gpulayers.errors import ShapeError
+from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import _checks as check
 from gpulayers.ops._kernels import kernels_for
 
@@ -69,3 +70,78 @@ def batchnorm_backward(
         name, dY=dY, X_hat=X_hat, scaler=scaler, inv_std=inv_std
     )
     return kernels_for(dY).batchnorm_backward(dY, X_hat, scaler, inv_std)
+
+
+def standardize_forward(X: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
+    """X_hat = (X - mean) / sqrt(var + eps), mean and variance over `axes`.
+
+    Parameters
+    ----------
+    X : any shape, floating
+    axes : tuple of int
+        At least one; negative ones count from the end. None of them may be empty.
+    eps : float
+
+    Returns
+    -------
+    X_hat : like X
+    inv_std : 1 / sqrt(var + eps), with size 1 along `axes`; var is the biased one (divided by the
+        number of elements). float32 for a half-precision X, in which nothing is averaged.
+
+    Raises
+    ------
+    ShapeError
+        If X has no such axis, or one is empty.
+    DTypeError
+    """
+    name = "standardize_forward"
+    check.array(name, "X", X)
+    chosen = _axes(name, X, axes)
+    (X,) = check.same_float(name, X=X)
+    return kernels_for(X).standardize_forward(X, chosen, float(eps))
+
+
+def standardize_backward(
+    dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
+) -> Array:
+    """dX = inv_std * (dX_hat - mean(dX_hat) - X_hat * mean(dX_hat * X_hat)), means over `axes`.
+
+    Parameters
+    ----------
+    dX_hat, X_hat : one shape, floating
+    inv_std : as `standardize_forward` returned it
+    axes : tuple of int
+
+    Returns
+    -------
+    dX : like X_hat
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+    """
+    name = "standardize_backward"
+    check.array(name, "X_hat", X_hat)
+    chosen = _axes(name, X_hat, axes)
+    check.shape(name, "dX_hat", dX_hat, X_hat.shape)
+    kept = tuple(1 if k in chosen else n for k, n in enumerate(X_hat.shape))
+    check.shape(name, "inv_std", inv_std, kept)
+    check.one_library(name, dX_hat, X_hat, inv_std)
+    dX_hat, X_hat = check.same_float(name, dX_hat=dX_hat, X_hat=X_hat)
+    (inv_std,) = check.same_float(name, inv_std=inv_std)
+    wide = "float32" if X_hat.dtype.itemsize == 2 else X_hat.dtype
+    if inv_std.dtype != wide:
+        raise DTypeError(
+            f"{name}: inv_std must be {wide} for X_hat {X_hat.dtype}, got {inv_std.dtype}"
+        )
+    return kernels_for(X_hat).standardize_backward(dX_hat, X_hat, inv_std, chosen)
+
+
+def _axes(name: str, X: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """`axes` counted from the start, in order."""
+    if not axes or not all(-X.ndim <= axis < X.ndim for axis in axes):
+        raise ShapeError(f"{name}: X of shape {X.shape} has no axes {axes}")
+    chosen = tuple(sorted({axis % X.ndim for axis in axes}))
+    if not all(X.shape[axis] for axis in chosen):
+        raise ShapeError(f"{name}: axes {axes} hold no element in X of shape {X.shape}")
+    return chosen

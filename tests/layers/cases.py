@@ -168,6 +168,14 @@ def _batchnorm(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
     return Case(f"{kind}-{name}", make, shape, golds.batchnorm(**options), (kind, options), size)
 
 
+def _layernorm(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
+    images = len(shape) == 4
+    make = functools.partial(layers.LayerNorm2D if images else layers.LayerNorm1D, **settings)
+    size = ("in_ch", 3) if images else ("n_in", 1)
+    kind = f"layernorm{2 if images else 1}d-{name}"
+    return Case(kind, make, shape, golds.layernorm(**settings), ("layernorm", settings), size)
+
+
 def _dropout(name: str, shape: tuple[int, ...], p: float) -> Case:
     return Case(
         f"dropout-{name}", functools.partial(layers.Dropout, p), shape, golds.dropout(p), None
@@ -230,6 +238,11 @@ CASES: list[Case] = [
     _batchnorm("plain", (6, 3)),
     _batchnorm("one-feature", (5, 1), epsilon=0.1, momentum=0.5),
     _batchnorm("wide", (4, 17)),
+    _layernorm("plain", (5, 4)),
+    _layernorm("wide", (3, 33), epsilon=0.1),
+    _layernorm("plain", (3, 4, 5, 2)),
+    _layernorm("one-row", (4, 1, 3, 1), epsilon=0.01),
+    _layernorm("one-pixel-images", (3, 1, 1, 4)),
     _dropout("images", (2, 3, 4, 3), 0.3),
     _dropout("half", (6, 5), 0.5),
     _dropout("none", (4, 3), 0.0),

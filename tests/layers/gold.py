@@ -176,6 +176,16 @@ def batchnorm(epsilon: float = 1e-5) -> Gold:
     return gold
 
 
+def layernorm(epsilon: float = 1e-5) -> Gold:
+    def gold(p: Params, X, dY) -> Result:
+        Y, dX, dscaler, dintercept = normalization.layernorm(
+            X, dY(X.shape), p["scaler"], p["intercept"], epsilon
+        )
+        return Result(Y, dX, {"scaler": dscaler, "intercept": dintercept})
+
+    return gold
+
+
 def kept_by_dropout(p: float, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Which entries dropout keeps right after `random.seed(seed)`: those with uniform >= p."""
     n = math.prod(shape)

@@ -17,6 +17,8 @@ CASES: list[tuple[Any, tuple[int, ...]]] = [
     (lambda: layers.Pool2D((2, 2)), (2, 6, 6, 3)),
     (lambda: layers.Pool2D((2, 2), mode="average"), (2, 6, 6, 3)),
     (lambda: layers.BatchNorm2D(), (2, 6, 6, 3)),
+    (lambda: layers.LayerNorm1D(), (6, 300)),
+    (lambda: layers.LayerNorm2D(), (2, 6, 6, 3)),
     (lambda: layers.BatchNorm1D(), (6, 3)),
     (lambda: layers.FullyConnected(4, act_fn="GELU"), (3, 4)),
     (lambda: layers.Softmax(), (3, 4)),

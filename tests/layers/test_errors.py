@@ -253,6 +253,7 @@ def test_bad_windows(layer: str, arguments: dict[str, Any], message: str) -> Non
         (layers.Softmax(2), (2, 3), r"Softmax: expected an input with an axis 2, got \(2, 3\)"),
         (layers.Softmax(-3), (2, 3), r"Softmax: expected an input with an axis -3"),
         (layers.Flatten(), (), r"Flatten: expected an input with at least one axis, got shape \("),
+        (layers.LayerNorm2D(), (2, 0, 3, 1), r"LayerNorm2D: .* rows and cols >= 1, got .*2, 0"),
         (layers.RNN(2), (2, 3, 0), r"RNN: expected at least one time step, got shape \(2, 3, 0\)"),
     ],
 )
@@ -284,6 +285,8 @@ def test_inputs_that_do_not_fit_the_settings(
         (lambda: layers.Dropout(float("nan")), r"Dropout: p must be a number in \[0, 1\), got nan"),
         (lambda: layers.Dropout(None), r"Dropout: p must be a number in \[0, 1\), got None"),
         (lambda: layers.BatchNorm2D(momentum=1.1), "BatchNorm2D: momentum must be a number in"),
+        (lambda: layers.LayerNorm1D(epsilon=-1), r"LayerNorm1D: epsilon must be a number in \[0"),
+        (lambda: layers.LayerNorm2D("a"), r"LayerNorm2D: epsilon must be .* got 'a'"),
         (lambda: layers.BatchNorm1D(momentum="x"), "BatchNorm1D: momentum must be a number in"),
         (lambda: layers.BatchNorm2D(epsilon=-1), "BatchNorm2D: epsilon must be a number in"),
         (lambda: layers.BatchNorm2D(epsilon="a"), "BatchNorm2D: epsilon must be .* got 'a'"),

@@ -1,4 +1,4 @@
-"""Layers that behave differently in training and evaluation: BatchNorm1D/2D, Dropout."""
+"""Training and evaluation: BatchNorm1D/2D and Dropout differ, LayerNorm1D/2D do not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpulayers import layers, random
+from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import gold as golds
 from tests.layers import harness
@@ -112,6 +113,32 @@ def test_the_optimizer_leaves_the_running_statistics_alone(backend: Backend, nor
     for name in ("running_mean", "running_var"):
         assert_same_bits(layer.parameters[name], before[name])
     assert layer.optimizer.cache.keys() == {"scaler", "intercept"}
+
+
+# ------------------------------------------------------------------------------ layer normalisation
+
+
+@pytest.mark.parametrize("layer", [layers.LayerNorm1D(), layers.LayerNorm2D()], ids=repr)
+def test_layer_normalisation_is_the_same_in_evaluation(backend: Backend, layer: Any) -> None:
+    layer = type(layer)()
+    X = backend.asarray(5.0 + 3.0 * harness.values((6, 4, 3, 2)[: layer._ndim], 12))
+    Y = layer.forward(X)
+    # numpy-ml draws the scaler from [0, 1)
+    assert_same_bits(layer.parameters["scaler"], np.ones(X.shape[1:]))
+    assert_same_bits(layer.parameters["intercept"], np.zeros(X.shape[1:]))
+    rows = host(Y).reshape(6, -1)
+    np.testing.assert_allclose(rows.mean(axis=1), 0, atol=1e-12)
+    np.testing.assert_allclose(rows.var(axis=1), 1, rtol=1e-3)
+    assert_same_bits(layer.forward(X, retain_derived=False), Y)
+    assert_close(layer.forward(X[2:3]), host(Y)[2:3])  # no example depends on another
+
+
+def test_images_of_another_size_are_refused(backend: Backend) -> None:
+    layer = layers.LayerNorm2D()
+    layer.forward(backend.asarray(np.ones((1, 3, 4, 2))))
+    with pytest.raises(ShapeError, match=r"LayerNorm2D: .*rows = 3 and cols = 4.*\(1, 4, 3, 2\)"):
+        layer.forward(backend.asarray(np.ones((1, 4, 3, 2))))
+    assert len(layer.X) == 1
 
 
 # ------------------------------------------------------------------------------------- Dropout

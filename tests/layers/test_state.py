@@ -97,6 +97,8 @@ def test_settings_come_from_the_summary(case: Case, numpy_backend: Backend) -> N
         "Deconv2D": lambda: layers.Deconv2D(9, 9, pad=9, stride=9, act_fn="SELU"),
         "RNNCell": lambda: layers.RNNCell(9, act_fn="SELU"),
         "RNN": lambda: layers.RNN(9, act_fn="SELU"),
+        "LayerNorm1D": lambda: layers.LayerNorm1D(9.0),
+        "LayerNorm2D": lambda: layers.LayerNorm2D(9.0),
         "BatchNorm1D": lambda: layers.BatchNorm1D(0.1, 9.0),
         "BatchNorm2D": lambda: layers.BatchNorm2D(0.1, 9.0),
     }[case.layer]()

@@ -125,6 +125,10 @@ def rnn_cell(act: str = "tanh") -> Reference:
     return lambda p, X: over_time(p, X[:, :, None])[:, :, 0]
 
 
+def layernorm(epsilon: float = 1e-5) -> Reference:
+    return lambda p, X: F.layer_norm(X, X.shape[1:], p["scaler"], p["intercept"], epsilon)
+
+
 def batchnorm1d(epsilon: float = 1e-5) -> Reference:
     return lambda p, X: F.batch_norm(
         X, None, None, p["scaler"], p["intercept"], training=True, eps=epsilon

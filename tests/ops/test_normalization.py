@@ -1,4 +1,4 @@
-"""Batch normalisation against loops."""
+"""Batch normalisation and standardisation against loops."""
 
 from __future__ import annotations
 
@@ -113,3 +113,113 @@ def test_wrong_calls(engine: Engine) -> None:
         backward(X, X[:2], ones, ones)
     with pytest.raises(ShapeError, match=r"inv_std must have shape \(3,\)"):
         backward(X, X, ones, ones[:1])
+
+
+# ------------------------------------------------------------------------------ standardisation
+
+# the axes, and the same axes moved to the end as one
+AXES = {(1,): (0, 2, 3, 1), (-1,): (0, 1, 2, 3), (3, 1, 2): (0, 1, 2, 3), (1, 3): (0, 2, 1, 3)}
+SHAPE = (2, 3, 4, 5)
+
+
+def as_rows(a: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    length = int(np.prod([SHAPE[axis] for axis in axes]))
+    return a.transpose(AXES[axes]).reshape(-1, length)
+
+
+def from_rows(rows: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    order = AXES[axes]
+    return rows.reshape([SHAPE[axis] for axis in order]).transpose(np.argsort(order))
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_standardize(engine: Engine, axes: tuple[int, ...], eps: float, dtype: str) -> None:
+    X, dX_hat = eighths(SHAPE, 1), eighths(SHAPE, 2)
+    X_hat, inv_std = engine.call(
+        normalization.standardize_forward, engine.array(X, dtype), axes, eps
+    )
+    gold = naive.standardize(as_rows(X, axes), eps)
+    assert_close(X_hat, from_rows(gold[0], axes))
+    assert X_hat.dtype == dtype
+    assert inv_std.dtype == ("float32" if dtype == "float16" else dtype)
+    kept = [axis for axis in range(4) if axis not in {a % 4 for a in axes}]
+    assert inv_std.shape == tuple(SHAPE[a] if a in kept else 1 for a in range(4))
+    assert_close(inv_std.reshape(-1), gold[1])
+    dX = engine.call(
+        normalization.standardize_backward, engine.array(dX_hat, dtype), X_hat, inv_std, axes
+    )
+    assert dX.dtype == dtype
+    wanted = naive.standardize_grad(as_rows(X, axes), as_rows(dX_hat, axes), eps)
+    assert_close(dX, from_rows(wanted, axes), factor=2)
+
+
+def test_standardize_far_from_zero_and_long(engine: Engine) -> None:
+    for dtype, centre in (("float32", 256.0), ("float16", 64.0)):
+        X = eighths((2, 4000), 3) + centre
+        X_hat, _ = normalization.standardize_forward(engine.array(X, dtype), (1,), 1e-5)
+        assert_close(X_hat, naive.standardize(X, 1e-5)[0], factor=10)
+    # squares and sums beyond float16's 65504
+    X = 8.0 * eighths((2, 4000), 4, spread=400)
+    X_hat, inv_std = normalization.standardize_forward(engine.array(X, "float16"), (1,), 1e-5)
+    gold = naive.standardize(X, 1e-5)
+    assert_close(X_hat, gold[0])
+    dX_hat = 64.0 * np.ones(X.shape) + eighths(X.shape, 5)
+    dX = normalization.standardize_backward(engine.array(dX_hat, "float16"), X_hat, inv_std, (1,))
+    inner = dX_hat - dX_hat.mean(1, keepdims=True)
+    inner = inner - gold[0] * (dX_hat * gold[0]).mean(1, keepdims=True)
+    assert_close(dX, gold[1][:, None] * inner, factor=0.1)
+
+
+def test_standardize_constant_rows_and_no_rows(engine: Engine) -> None:
+    X = engine.array(np.full((2, 3), 5.0))
+    X_hat, inv_std = normalization.standardize_forward(X, (1,), 0.25)
+    assert_same_bits(X_hat, np.zeros((2, 3)))
+    assert_same_bits(inv_std, np.full((2, 1), 2.0))
+    X_hat, inv_std = normalization.standardize_forward(X[:0], (1,), 0.25)
+    assert (X_hat.shape, inv_std.shape) == ((0, 3), (0, 1))
+    assert normalization.standardize_backward(X_hat, X_hat, inv_std, (1,)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_standardize_any_layout(engine: Engine, layout: str) -> None:
+    X = engine.array(eighths((7, 5), 1))
+    X_hat, inv_std = normalization.standardize_forward(X, (1,), 1e-5)
+    other = engine.call(normalization.standardize_forward, scrambled(X, layout), (1,), 1e-5)
+    assert_same_bits(other[0], X_hat)
+    dX = normalization.standardize_backward(X, X_hat, inv_std, (1,))
+    other = engine.call(
+        normalization.standardize_backward,
+        scrambled(X, layout),
+        scrambled(X_hat, layout),
+        scrambled(inv_std, layout),
+        (1,),
+    )
+    assert_same_bits(other, dX)
+
+
+def test_wrong_calls_of_standardize(engine: Engine) -> None:
+    X = engine.array(np.ones((4, 3)))
+    forward, backward = normalization.standardize_forward, normalization.standardize_backward
+    inv_std = engine.array(np.ones((4, 1)))
+    for axes in ((2,), (-3,), (0, 5), ()):
+        with pytest.raises(
+            ShapeError, match=r"standardize_forward: X of shape \(4, 3\) has no axes"
+        ):
+            forward(X, axes, 1e-5)
+    with pytest.raises(ShapeError, match=r"hold no element in X of shape \(4, 0\)"):
+        forward(X[:, :0], (1,), 1e-5)
+    with pytest.raises(
+        DTypeError, match="standardize_forward: X must be a floating array, got int"
+    ):
+        forward(X.astype("int64"), (1,), 1e-5)
+    with pytest.raises(DTypeError, match=r"standardize_forward: X: expected .* array, got list"):
+        forward([1.0], (0,), 1e-5)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"standardize_backward: dX_hat must have shape \(4, 3\)"):
+        backward(X[:2], X, inv_std, (1,))
+    with pytest.raises(ShapeError, match=r"inv_std must have shape \(4, 1\), got \(4, 3\)"):
+        backward(X, X, X, (1,))
+    with pytest.raises(DTypeError, match="X_hat is float32, but dX_hat is float64"):
+        backward(X, X.astype("float32"), inv_std, (1,))
+    with pytest.raises(DTypeError, match="inv_std must be float64 for X_hat float64, got float32"):
+        backward(X, X, inv_std.astype("float32"), (1,))

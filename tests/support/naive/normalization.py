@@ -1,4 +1,5 @@
-"""Batch normalisation of the columns of (m, ch), step by step as in Ioffe & Szegedy (2015)."""
+"""Batch normalisation of the columns of (m, ch), step by step as in Ioffe & Szegedy (2015);
+standardisation of rows as in Ba, Kiros & Hinton (2016)."""
 
 from __future__ import annotations
 
@@ -45,3 +46,48 @@ def batchnorm_grads(X, dY, scaler, eps: float):
                 + dmean / m
             )
     return dX, dscaler, dintercept
+
+
+def standardize(X, eps: float):
+    """(X_hat, 1 / sqrt(biased variance + eps)) of the rows of (m, k)."""
+    X = np.asarray(X, np.float64)
+    m, k = X.shape
+    X_hat, inv_std = np.zeros(X.shape), np.zeros(m)
+    for i in range(m):
+        mean = math.fsum(X[i]) / k
+        var = math.fsum((x - mean) ** 2 for x in X[i]) / k
+        inv_std[i] = 1.0 / math.sqrt(var + eps)
+        for j in range(k):
+            X_hat[i, j] = (X[i, j] - mean) * inv_std[i]
+    return X_hat, inv_std
+
+
+def standardize_grad(X, dX_hat, eps: float):
+    """dX of (m, k): the Jacobian d x_hat_j / d x_t of each row, entry by entry."""
+    X, dX_hat = np.asarray(X, np.float64), np.asarray(dX_hat, np.float64)
+    X_hat, inv_std = standardize(X, eps)
+    m, k = X.shape
+    dX = np.zeros(X.shape)
+    for i in range(m):
+        for t in range(k):
+            for j in range(k):
+                jacobian = (j == t) - 1.0 / k - X_hat[i, j] * X_hat[i, t] / k
+                dX[i, t] += dX_hat[i, j] * jacobian * inv_std[i]
+    return dX
+
+
+def layernorm(X, dY, scaler, intercept, eps: float):
+    """(Y, dX, dscaler, dintercept) of examples of any shape, a scaler for each element."""
+    shape, rows = X.shape, (len(X), -1)
+    X_hat, _ = standardize(X.reshape(rows), eps)
+    X_hat = X_hat.reshape(shape)
+    Y, dX_hat = np.zeros(shape), np.zeros(shape)
+    dscaler, dintercept = np.zeros(scaler.shape), np.zeros(scaler.shape)
+    for index in np.ndindex(shape):
+        k = index[1:]
+        Y[index] = scaler[k] * X_hat[index] + intercept[k]
+        dX_hat[index] = dY[index] * scaler[k]
+        dscaler[k] += dY[index] * X_hat[index]
+        dintercept[k] += dY[index]
+    dX = standardize_grad(X.reshape(rows), dX_hat.reshape(rows), eps).reshape(shape)
+    return Y, dX, dscaler, dintercept
