@@ -264,6 +264,15 @@ _SPECS = (
         f"rnn_step_backward<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, *_ACT),
     ),
+    *(
+        KernelSpec(name, "recurrent.cu", f"{name}<{_MAP}>", (*(ARRAY,) * arrays, INDEX, INT))
+        for name, arrays in (
+            ("lstm_step_forward", 6),
+            ("lstm_step_backward", 8),
+            ("gru_step_forward", 6),
+            ("gru_step_backward", 7),
+        )
+    ),
     # ---- random.cu: no storage type (float64 is a placeholder)
     KernelSpec(
         "philox_words",

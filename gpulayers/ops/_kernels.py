@@ -88,12 +88,65 @@ class Kernels(Protocol):
         t: int,
     ) -> None: ...
 
-    # ---- recurrent step
+    # ---- recurrent step: the arrays a step fills are given (A, C, M, dZ), gates change in place
     def rnn_step_forward(
-        self, projected: Array, recurrent: Array, ba: Array, bx: Array, act: Activation
+        self,
+        projected: Array,
+        recurrent: Array,
+        ba: Array,
+        bx: Array,
+        act: Activation,
+        A: Array | None,
     ) -> tuple[Array, Array]: ...
     def rnn_step_backward(
-        self, dA: Array, accumulator: Array | None, Z: Array, act: Activation
+        self, dA: Array, accumulator: Array | None, Z: Array, act: Activation, dZ: Array | None
+    ) -> Array: ...
+    def lstm_step_forward(
+        self,
+        gates: Array,
+        recurrent: Array,
+        bias: Array,
+        C_prev: Array,
+        act: Activation,
+        gate: Activation,
+        C: Array,
+        A: Array,
+    ) -> Array | None: ...
+    def lstm_step_backward(
+        self,
+        dA: Array,
+        dA_next: Array,
+        dC_next: Array,
+        Z: Array | None,
+        gates: Array,
+        C_prev: Array,
+        C: Array,
+        act: Activation,
+        gate: Activation,
+        dZ: Array,
+    ) -> Array: ...
+    def gru_step_forward(
+        self,
+        gates: Array,
+        recurrent: Array,
+        bias: Array,
+        A_prev: Array,
+        act: Activation,
+        gate: Activation,
+        M: Array,
+        A: Array,
+    ) -> Array | None: ...
+    def gru_step_backward(
+        self,
+        dA: Array,
+        dA_next: Array,
+        Z: Array | None,
+        gates: Array,
+        M: Array,
+        A_prev: Array,
+        act: Activation,
+        gate: Activation,
+        dZ: Array,
     ) -> Array: ...
 
     # ---- normalisation over the rows of (m, ch)
@@ -111,6 +164,10 @@ class Kernels(Protocol):
     def standardize_backward(
         self, dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
     ) -> Array: ...
+
+    # ---- rows of a table by their number (ids are a vector of int64), and their sums
+    def embedding_forward(self, W: Array, ids: Array) -> Array: ...
+    def embedding_backward(self, dY: Array, ids: Array, count: int) -> Array: ...
 
     # ---- random words
     def philox_words(self, xp: ModuleType, key: tuple[int, int], counter: int, n: int) -> Array: ...
