@@ -360,14 +360,16 @@ class Trainer:
             if layer
             else "every layer's output is finite, so the loss itself overflowed"
         )
-        kept = ""
+        half, kept = "", ""
+        if self.dtype.itemsize < 4:
+            half = f" {self.dtype.name} parameters lose small gradients: float32 may do."
         if self.out is not None:
             kept = f" The last good checkpoint, after epoch {self._epoch}, is kept: "
             kept += str(self.out / MODEL_FILE)
         raise DivergedError(
             f"the loss became {value} in epoch {self._epoch + 1}, batch {step + 1} of "
             f"{self.steps}: {found}. Try a smaller learning rate (it is {self.learning_rate:g}), "
-            f"or clip_norm in the optimizer.{kept}"
+            f"or clip_norm in the optimizer.{half}{kept}"
         )
 
     def _wrong_outputs(self, shape: tuple[int, ...]) -> NoReturn:

@@ -45,6 +45,11 @@ def test_a_run_that_diverges_stops_on_each_backend(digits, backend):
         run(dense("SGD(lr=1e30)"), digits)
 
 
+def test_half_precision_is_named_as_a_possible_cause(digits):
+    with pytest.raises(DivergedError, match="float16 parameters lose small gradients: float32"):
+        run(dense("SGD(lr=1e4)"), digits, dtype="float16")
+
+
 def test_a_huge_learning_rate_diverges_with_a_name(digits, tmp_path):
     with pytest.raises(DivergedError, match=r"whose output is not finite is dense, layer"):
         run(dense("SGD(lr=1e30)"), digits, out=tmp_path)
