@@ -103,8 +103,10 @@ def test_a_convolution_launches_what_it_says_and_nothing_else(emulated: Backend)
         assert events["kernel:bias_add<float, float, int>"] == 1
         engine.conv2d_input_grad(z, w, x.shape, WINDOW)
         assert (events["launch"], events["kernel:col2im_gather<float, float, int, 4>"]) == (5, 1)
-        engine.conv2d_forward(x, point, None, POINT)
+        z = engine.conv2d_forward(x, point, None, POINT)
         assert events["launch"] == 6, "a 1x1 window needs no im2col"
+        engine.conv2d_input_grad(z, point, x.shape, POINT)
+        assert events["launch"] == 7, "nor col2im"
 
 
 def test_arrays_that_do_not_align_take_scalar_loads(device: Backend) -> None:
@@ -126,7 +128,7 @@ def test_bias_gradient(device: Backend, shape: tuple[int, ...], dtype: str) -> N
     assert_close(got, want)
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (0, 4, 4, 2)])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 4, 4, 2), (3, 0)])
 def test_bias_gradient_of_nothing(device: Backend, shape: tuple[int, ...]) -> None:
     dz = device.asarray(np.empty(shape, np.float32))
     assert_close(kernels_for(dz).bias_grad(dz), np.zeros(shape[-1]))
@@ -146,6 +148,17 @@ def test_pooling(device: Backend, dtype: str, n: int) -> None:
     both(device, "max_pool2d_backward", dy, device.asnumpy(argmax), x.shape, window)
     both(device, "avg_pool2d_forward", x, window)
     both(device, "avg_pool2d_backward", dy, x.shape, window)
+
+
+@pytest.mark.parametrize("kernel", [(16, 16), (16, 17)])
+def test_pooling_beyond_256_taps(device: Backend, kernel: tuple[int, int]) -> None:
+    """One byte names the winner up to there; the winners here are the last taps."""
+    x = np.arange(18 * 18 * 2, dtype=np.float32).reshape(1, 18, 18, 2)
+    window = Window(kernel)
+    y, argmax = both(device, "max_pool2d_forward", x, window)
+    assert argmax.dtype == (np.uint8 if window.taps == 256 else np.int32)
+    dy = numbers(*y.shape)
+    both(device, "max_pool2d_backward", dy, device.asnumpy(argmax), x.shape, window)
 
 
 # ------------------------------------------------------------------------ activations and softmax
@@ -198,10 +211,10 @@ def test_activation(device: Backend, act: Any, dtype: str) -> None:
 def test_recurrent_step(device: Backend, act: Any, dtype: str) -> None:
     projected, recurrent, da, accumulator = (numbers(9, 33, dtype=dtype, seed=s) for s in range(4))
     ba, bx = numbers(33, dtype=dtype, seed=5), numbers(33, dtype=dtype, seed=6)
-    z, _ = both(device, "rnn_step_forward", projected, recurrent, ba, bx, act, factor=3)
+    z, _ = both(device, "rnn_step_forward", projected, recurrent, ba, bx, act, None, factor=3)
     z = device.asnumpy(z)
-    both(device, "rnn_step_backward", da, accumulator, z, act, factor=3)
-    both(device, "rnn_step_backward", da, None, z, act, factor=3)
+    both(device, "rnn_step_backward", da, accumulator, z, act, None, factor=3)
+    both(device, "rnn_step_backward", da, None, z, act, None, factor=3)
 
 
 @DTYPES
@@ -258,6 +271,74 @@ def test_updates_are_in_place(device: Backend, shape: tuple[int, ...], dtype: st
         getattr(REFERENCE, rule)(*wide, *constants)
         for array, want in zip(arrays, wide, strict=True):
             assert_close(array, want)
+
+
+# ------------------------------------------------------------------------- which kernel is launched
+
+
+def _launched(events: Any) -> set[str]:
+    return {event.removeprefix("kernel:") for event in events if event.startswith("kernel:")}
+
+
+def test_long_rows_get_a_block_each(emulated: Backend) -> None:
+    short, long = (emulated.asarray(numbers(2, n)) for n in (1023, 1024))
+    with emulated.count() as events:
+        kernels_for(short).softmax_forward(short)
+    assert _launched(events) == {"softmax_forward<float, float, int, 32>"}
+    with emulated.count() as events:
+        kernels_for(long).softmax_forward(long)
+    assert _launched(events) == {"softmax_forward<float, float, int, 256>"}
+
+
+def test_identity_launches_nothing(emulated: Backend) -> None:
+    z, dy = emulated.asarray(numbers(3, 4)), emulated.asarray(numbers(3, 4))
+    with emulated.count() as events:
+        assert kernels_for(z).bias_activation(z, None, activations.Identity()) is z
+        assert kernels_for(z).activation_backward(dy, z, activations.Identity()) is dy
+    assert not _launched(events)
+
+
+def test_64_bit_indices_once_any_array_needs_them(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of 100 elements: input above it and output below, and the other way round."""
+    x = emulated.asarray(numbers(1, 9, 9, 2))  # 162 elements
+    small = emulated.asarray(numbers(1, 6, 6, 2))  # 72
+    engine, gaps, dense = kernels_for(x), Window((2, 1), (4, 4)), Window((3, 3), pad=(1, 1, 1, 1))
+    from gpulayers.cuda import table
+
+    monkeypatch.setattr(table, "INT32_LIMIT", 100)
+    act = activations.Tanh()
+    z, b = emulated.asarray(numbers(10, 12)), emulated.asarray(numbers(12))
+    labels = emulated.asarray(np.zeros(10, np.int64))
+    with emulated.count() as events:
+        engine.im2col(x, gaps)
+        columns = engine.im2col(small, dense)
+        engine.col2im(columns, small.shape, dense)
+        engine.col2im(columns, small.shape, dense, "scatter")
+        engine.col2im(engine.im2col(x, gaps), x.shape, gaps)
+        y, argmax = engine.max_pool2d_forward(x, gaps)
+        engine.max_pool2d_backward(y, argmax, x.shape, gaps)
+        engine.avg_pool2d_forward(x, gaps)
+        engine.avg_pool2d_backward(y, x.shape, gaps)
+        wide = Window((1, 1), pad=(1, 1, 1, 1))  # 128 outputs
+        y, argmax = engine.max_pool2d_forward(small, wide)
+        engine.max_pool2d_backward(y, argmax, small.shape, wide)
+        engine.avg_pool2d_backward(engine.avg_pool2d_forward(small, wide), small.shape, wide)
+        engine.bias_activation(z, b, act)
+        engine.bias_activation(z, None, act)
+        engine.bias_activation(z, b, activations.Identity())
+        engine.activation_backward(z, z.copy(), act)
+        engine.rnn_step_backward(z, z.copy(), z.copy(), act, None)
+        engine.rnn_step_forward(z, z.copy(), b, b.copy(), act, None)
+        engine.softmax_backward(z, engine.softmax_forward(z))
+        probs = engine.softmax_cross_entropy_forward(z, labels)[1]
+        engine.softmax_cross_entropy_backward(probs, labels, 1.0)
+        engine.sgd_update(z, z.copy(), z.copy(), 0.1, 0.9)
+        engine.bias_grad(emulated.asarray(numbers(8, 2)))  # its threads count beyond the limit
+        engine.philox_words(emulated.xp, (1, 2), 0, 101)
+    for name in _launched(events):
+        assert "long long" in name, name
 
 
 # ------------------------------------------------------------------------------------- bad launches
