@@ -10,6 +10,7 @@ from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
 from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
+from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
 from gpulayers.layers.pool import Pool2D
@@ -18,6 +19,7 @@ from gpulayers.layers.reshape import Flatten
 from gpulayers.layers.softmax import Softmax
 
 __all__ = [
+    "LSTM",
     "RNN",
     "Add",
     "BatchNorm1D",
@@ -28,6 +30,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "FullyConnected",
+    "LSTMCell",
     "LayerBase",
     "LayerNorm1D",
     "LayerNorm2D",

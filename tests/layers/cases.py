@@ -176,6 +176,29 @@ def _layernorm(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
     return Case(kind, make, shape, golds.layernorm(**settings), ("layernorm", settings), size)
 
 
+class LSTMCell(layers.LSTMCell):
+    """The cell as the tests here want it: `forward` returns the output alone."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        A, C = super().forward(*args, **kwargs)
+        assert C is self.derived_variables["C"][-1]
+        return A
+
+
+def _gated(kind: str, name: str, shape: tuple[int, ...], n_out: int, **settings: str) -> Case:
+    cell = len(shape) == 2
+    classes = {"lstm": (layers.LSTM, LSTMCell)}
+    options = {f"{k}_fn": ACT[v] for k, v in settings.items()}
+
+    def make(**kwargs: Any) -> layers.LayerBase:
+        return classes[kind][cell](n_out, **options, **kwargs)
+
+    reference = None if settings else (kind, {"cell": cell})
+    gold = getattr(golds, kind)(cell=cell, **settings)
+    case_id = f"{kind}{'_cell' if cell else ''}-{name}"
+    return Case(case_id, make, shape, gold, reference, ("n_in", 1), sequence=cell)
+
+
 def _dropout(name: str, shape: tuple[int, ...], p: float) -> Case:
     return Case(
         f"dropout-{name}", functools.partial(layers.Dropout, p), shape, golds.dropout(p), None
@@ -243,6 +266,12 @@ CASES: list[Case] = [
     _layernorm("plain", (3, 4, 5, 2)),
     _layernorm("one-row", (4, 1, 3, 1), epsilon=0.01),
     _layernorm("one-pixel-images", (3, 1, 1, 4)),
+    _gated("lstm", "plain", (3, 4), 2),
+    _gated("lstm", "other-gates", (2, 1), 5, act="softplus", gate="hard_sigmoid"),
+    _gated("lstm", "plain", (2, 3, 5), 4),
+    _gated("lstm", "other-gates", (3, 2, 4), 3, act="elu", gate="tanh"),
+    _gated("lstm", "one-step", (2, 3, 1), 2),
+    _gated("lstm", "one-to-one", (4, 1, 3), 1),
     _dropout("images", (2, 3, 4, 3), 0.3),
     _dropout("half", (6, 5), 0.5),
     _dropout("none", (4, 3), 0.0),

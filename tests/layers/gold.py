@@ -17,6 +17,7 @@ from tests.support.naive import (
     activation,
     conv,
     dense,
+    gated,
     normalization,
     philox,
     pool,
@@ -161,6 +162,26 @@ def rnn_cell(act: str = "tanh") -> Gold:
     def gold(p: Params, X, dY) -> Result:
         Y, dX, grads = over_time(p, X[:, :, None], lambda shape: dY(shape[:2])[:, :, None])
         return Result(Y[:, :, 0], dX[:, :, 0], grads)
+
+    return gold
+
+
+def lstm(act: str = "tanh", gate: str = "sigmoid", cell: bool = False) -> Gold:
+    return _gated(gated.lstm, ("Wf", "Wu", "Wc", "Wo"), ("bf", "bu", "bc", "bo"), act, gate, cell)
+
+
+def _gated(loops, W: tuple[str, ...], b: tuple[str, ...], act: str, gate: str, cell: bool) -> Gold:
+    """A layer over time, or a cell: a sequence of a single step."""
+
+    def gold(p: Params, X, dY) -> Result:
+        weights = [p[name] for name in W], [p[name].ravel() for name in b], act, gate
+        X = X[:, :, None] if cell else X
+        A = loops(X, *weights)
+        given = dY(A.shape[:2])[:, :, None] if cell else dY(A.shape)
+        A, dX, dW, db = loops(X, *weights, given)
+        grads = dict(zip(W, dW, strict=True))
+        grads |= {name: v.reshape(p[name].shape) for name, v in zip(b, db, strict=True)}
+        return Result(A[:, :, 0], dX[:, :, 0], grads) if cell else Result(A, dX, grads)
 
     return gold
 

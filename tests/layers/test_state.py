@@ -13,7 +13,7 @@ from gpulayers import layers
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from tests.conftest import Backend
 from tests.layers import harness
-from tests.layers.cases import Case, with_cases, with_learning_cases
+from tests.layers.cases import Case, LSTMCell, with_cases, with_learning_cases
 from tests.support.compare import assert_close, assert_same_bits, host
 
 
@@ -97,6 +97,8 @@ def test_settings_come_from_the_summary(case: Case, numpy_backend: Backend) -> N
         "Deconv2D": lambda: layers.Deconv2D(9, 9, pad=9, stride=9, act_fn="SELU"),
         "RNNCell": lambda: layers.RNNCell(9, act_fn="SELU"),
         "RNN": lambda: layers.RNN(9, act_fn="SELU"),
+        "LSTMCell": lambda: LSTMCell(9, act_fn="SELU", gate_fn="SELU"),
+        "LSTM": lambda: layers.LSTM(9, act_fn="SELU", gate_fn="SELU"),
         "LayerNorm1D": lambda: layers.LayerNorm1D(9.0),
         "LayerNorm2D": lambda: layers.LayerNorm2D(9.0),
         "BatchNorm1D": lambda: layers.BatchNorm1D(0.1, 9.0),

@@ -135,6 +135,30 @@ def batchnorm1d(epsilon: float = 1e-5) -> Reference:
     )
 
 
+def _over_time(module: torch.nn.RNNBase, weights: dict[str, torch.Tensor], X, cell: bool):
+    steps = X[None] if cell else X.permute(2, 0, 1)
+    A, _ = torch.func.functional_call(module, weights, (steps,))
+    return A[0] if cell else A.permute(1, 2, 0)
+
+
+def lstm(cell: bool = False) -> Reference:
+    def reference(p, X):
+        n_out = p["Wf"].shape[1]
+        # PyTorch's blocks: input (our update), forget, cell, output
+        W = torch.cat([p["Wu"], p["Wf"], p["Wc"], p["Wo"]], dim=1)
+        b = torch.cat([p["bu"], p["bf"], p["bc"], p["bo"]], dim=1).reshape(-1)
+        weights = {
+            "weight_hh_l0": W[:n_out].T,
+            "weight_ih_l0": W[n_out:].T,
+            "bias_hh_l0": torch.zeros_like(b),
+            "bias_ih_l0": b,
+        }
+        module = torch.nn.LSTM(X.shape[1], n_out, dtype=X.dtype)
+        return _over_time(module, weights, X, cell)
+
+    return reference
+
+
 def batchnorm2d(epsilon: float = 1e-5) -> Reference:
     def reference(p, X):
         Y = F.batch_norm(
