@@ -40,6 +40,9 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+# Two workers with a pool of BLAS threads each wait for one another; must be set before NumPy loads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -137,6 +137,12 @@ class CpuConv:
         top, _, left, _ = window.pad
         return np.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
 
+    def bias_grad(self, dZ: Array) -> Array:
+        rows = dZ.reshape(-1, dZ.shape[-1])
+        if dZ.dtype.itemsize < 4:  # BLAS has no half precision
+            return rows.sum(axis=0)
+        return np.ones(len(rows), dtype=dZ.dtype) @ rows
+
     # --------------------------------------------------------------- the layer's three products
 
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
