@@ -123,9 +123,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(environment, data, tm
         text = process.stderr.read()
     assert process.returncode == 130, text
     assert "Traceback" not in text
-    assert re.search(
-        r"stopped in epoch \d+ of 6, \d+ of 64 batches; saved to cut/model\.npz", text
-    )
+    assert re.search(r"stopped in epoch \d+ of 6, \d+ of 64 batches; saved to cut/model\.npz", text)
     assert "gpulayers train --resume cut" in text
     assert "epoch 12/6" not in rest
     resumed = call(["train", "--resume", "cut", "--json"], environment, tmp_path)
