@@ -9,6 +9,7 @@ from gpulayers.layers.conv import Conv1D, Conv2D
 from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
+from gpulayers.layers.embedding import Embedding
 from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
 from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
@@ -28,6 +29,7 @@ __all__ = [
     "Conv2D",
     "Deconv2D",
     "Dropout",
+    "Embedding",
     "Flatten",
     "FullyConnected",
     "LSTMCell",

@@ -1,6 +1,7 @@
 """The fast NumPy implementation; what it does not override is the reference."""
 
 from gpulayers.ops.cpu.conv import CpuConv
+from gpulayers.ops.cpu.embedding import CpuEmbedding
 from gpulayers.ops.cpu.pool import CpuPool
 from gpulayers.ops.cpu.random import CpuRandom
 from gpulayers.ops.reference import Reference
@@ -8,5 +9,5 @@ from gpulayers.ops.reference import Reference
 __all__ = ["Cpu"]
 
 
-class Cpu(CpuConv, CpuPool, CpuRandom, Reference):
+class Cpu(CpuConv, CpuPool, CpuEmbedding, CpuRandom, Reference):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
