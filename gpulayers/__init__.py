@@ -21,6 +21,7 @@ _SUBMODULES = (
     "schedulers",
     "training",
     "utils",
+    "wrappers",
 )
 _NAMES = {
     "available": "backend",
@@ -62,6 +63,7 @@ __all__ = [
     "use_backend",
     "use_engine",
     "utils",
+    "wrappers",
 ]
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
         schedulers,
         training,
         utils,
+        wrappers,
     )
     from gpulayers.backend import available, set_default_dtype, to_cpu, to_gpu, use_backend
     from gpulayers.ops import use_engine

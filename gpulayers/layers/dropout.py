@@ -11,6 +11,19 @@ from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 
 
+def draw_kept(X: Array, p: float) -> Array:
+    """Which elements of `X` stay, each with probability 1 - p: bool, of its shape and backend.
+
+    Drawn from the default generator, the same on every backend.
+    """
+    return random.default_generator().uniform(X.shape, dtype="float32", xp=xp_of(X)) >= p
+
+
+def drop(X: Array, kept: Array, p: float) -> Array:
+    """X * kept / (1 - p), a new array; its own gradient too."""
+    return X * (kept.astype(X.dtype) * X.dtype.type(1 / (1 - p)))
+
+
 class Dropout(LayerBase):
     """Set each element to zero with probability p while training: Y = X * mask.
 
@@ -59,8 +72,7 @@ class Dropout(LayerBase):
         """Y = X * mask."""
         if not training or self.p == 0:
             return X, {"dropout_mask": None}
-        uniform = random.default_generator().uniform(X.shape, dtype="float32", xp=xp_of(X))
-        mask = (uniform >= self.p).astype(X.dtype) * X.dtype.type(1 / (1 - self.p))
+        mask = draw_kept(X, self.p).astype(X.dtype) * X.dtype.type(1 / (1 - self.p))
         return X * mask, {"dropout_mask": mask}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
