@@ -41,6 +41,10 @@ def slope(f, x, h=1e-6):
 
 def test_public_names():
     assert set(losses.__all__) == {
+        "VAELoss",
+        "WGAN_GPLoss",
+        "NCELoss",
+        "DiscreteSampler",
         "ObjectiveBase",
         "SquaredError",
         "CrossEntropy",

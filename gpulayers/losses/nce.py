@@ -1,0 +1,383 @@
+"""Noise-contrastive estimation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpulayers import _spec, backend
+from gpulayers.activations import Sigmoid
+from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
+from gpulayers.errors import (
+    BackendError,
+    DTypeError,
+    FrozenLayerError,
+    NotInitializedError,
+    ParameterError,
+    ShapeError,
+)
+from gpulayers.initializers import OptimizerInitializer, WeightInitializer
+from gpulayers.losses._base import ObjectiveBase, wide
+
+
+class NCELoss(ObjectiveBase):
+    """Noise-contrastive estimation: tell the target from noise, instead of summing all classes.
+
+    With s_k(x) = W_k x + b_k - log Q(k) for class k with probability Q(k) under the noise,
+
+        loss = - sum_x [log sigmoid(s_target(x)) + sum_k log sigmoid(-s_k(x))],  k the negatives,
+
+    summed over examples and contexts. (Gutmann & Hyvarinen, "Noise-contrastive estimation", 2010;
+    Mnih & Teh, 2012.) As in numpy-ml the number of negatives is left out of the log.
+
+    A target that is among the negatives counts as both, as in the formula (numpy-ml then loses the
+    target's part of the gradient).
+
+    Parameters
+    ----------
+    n_classes : int
+    noise_sampler : callable
+        ``noise_sampler(n)`` returns n classes; ``.probs`` (n_classes,) are their probabilities,
+        see `DiscreteSampler`.
+    num_negative_samples : int
+        Drawn once for a batch; 0 leaves the targets alone, which no noise holds down.
+    optimizer : str, optimizer, dict or None
+        For W and b; copied.
+    init : str
+    subtract_log_label_prob : bool
+        False leaves log Q out: negative sampling as word2vec does it (Mikolov et al., 2013).
+
+    Attributes
+    ----------
+    parameters : W (n_classes, n_in), b (1, n_classes)
+        None until the first `loss`; then in the default dtype, on the input's backend.
+    gradients : of the same shapes
+    X, derived_variables : lists
+        One entry for each retained input: y_pred (n_ex, n_c, 1 + negatives), target, out_labels,
+        target_logits, noise_samples (negatives, p_target, p_negatives), noise_logits.
+    trainable : bool
+
+    Raises
+    ------
+    ParameterError
+        For an argument of the wrong type or range; if probs is not (n_classes,), or 0 for a class
+        whose log is needed.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        noise_sampler: Any,
+        num_negative_samples: int,
+        optimizer: Any = None,
+        init: str = "glorot_uniform",
+        subtract_log_label_prob: bool = True,
+    ) -> None:
+        name = "NCELoss"
+        self.n_classes = _spec.integer(name, "n_classes", n_classes, 1)
+        self.num_negative_samples = _spec.integer(
+            name, "num_negative_samples", num_negative_samples, 0
+        )
+        self.subtract_log_label_prob = _spec.flag(
+            name, "subtract_log_label_prob", subtract_log_label_prob
+        )
+        probs: Any = getattr(noise_sampler, "probs", None)
+        if not callable(noise_sampler) or getattr(probs, "shape", None) != (n_classes,):
+            raise ParameterError(
+                f"{name}: noise_sampler must be callable with probs of shape ({n_classes},), such "
+                f"as DiscreteSampler(probs), got {noise_sampler!r}"
+            )
+        if self.subtract_log_label_prob and not (probs > 0).all():
+            raise ParameterError(
+                f"{name}: each class needs a positive probability, whose log is subtracted; or "
+                "set subtract_log_label_prob=False"
+            )
+        self.noise_sampler: Any = noise_sampler
+        self.init = init
+        self._weights = WeightInitializer("Sigmoid", mode=init)
+        self.optimizer: Any = OptimizerInitializer(optimizer)().copy()
+        self.act_fn = Sigmoid()
+        self.n_in: int | None = None
+        self.trainable = True
+        self.is_initialized = False
+        self.parameters: dict[str, Any] = {"W": None, "b": None}
+        self.gradients: dict[str, Array] = {}
+        self._log_probs: tuple[Array, Array | None] | None = None
+        self._drop_retained()
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments, n_in, and the optimizer with its state: a new dict."""
+        return {
+            "id": "NCELoss",
+            "n_in": self.n_in,
+            "init": self.init,
+            "n_classes": self.n_classes,
+            "noise_sampler": self.noise_sampler,
+            "num_negative_samples": self.num_negative_samples,
+            "subtract_log_label_prob": self.subtract_log_label_prob,
+            "optimizer": {
+                "cache": self.optimizer.cache,
+                "hyperparameters": self.optimizer.hyperparameters,
+            },
+        }
+
+    def __str__(self) -> str:
+        values = {k: v for k, v in self.hyperparameters.items() if k not in ("id", "optimizer")}
+        arguments = ", ".join(f"{k}={v}" for k, v in values.items())
+        return f"NCELoss({arguments}, optimizer={self.optimizer})"
+
+    # ---------------------------------------------------------------------------- loss, gradient
+
+    def __call__(
+        self,
+        X: Array,
+        target: Array,
+        neg_samples: Array | None = None,
+        retain_derived: bool = True,
+    ) -> tuple[Array, Array]:
+        """Return ``loss(...)``."""
+        return self.loss(X, target, neg_samples, retain_derived)
+
+    def loss(  # type: ignore[override]  # has parameters, so it is no static method
+        self,
+        X: Array,
+        target: Array,
+        neg_samples: Array | None = None,
+        retain_derived: bool = True,
+    ) -> tuple[Array, Array]:
+        """Return the loss and the targets' probabilities.
+
+        Parameters
+        ----------
+        X : (n_ex, n_c, n_in), floating
+            n_c contexts of each example.
+        target : (n_ex,), integer
+        neg_samples : (num_negative_samples,), integer, optional
+            Used instead of drawing.
+        retain_derived : bool
+            Keep what `grad` needs.
+
+        Returns
+        -------
+        loss : 0-d array
+        y_pred : (n_ex, n_c)
+            sigmoid(s_target).
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError
+        ParameterError
+            On the host, for classes out of range; on a GPU they are not looked at.
+
+        Notes
+        -----
+        Frozen, it is evaluation: the negatives are left out, as in numpy-ml.
+        """
+        X, target = self._inputs(X, target)
+        xp = xp_of(X)
+        W, b = self.parameters["W"], self.parameters["b"]
+        n_ex, n_c, n_in = X.shape
+        probs, logs = self._noise(xp)
+        Z_target = (X * W[target][:, None, :]).sum(axis=2) + b[0, target][:, None]
+        if logs is not None:
+            Z_target = Z_target - logs[target][:, None]
+        total = xp.logaddexp(0.0, -wide(Z_target)).sum()  # -log sigmoid(z) = log(1 + exp(-z))
+        Z_target = Z_target.astype(X.dtype, copy=False)
+        predictions = [self.act_fn.fn(Z_target)[:, :, None]]
+        noise, Z_noise = None, None
+        if self.trainable:
+            noise = self._negatives(neg_samples, home=backend_of(X))
+            Z_noise = (X.reshape(-1, n_in) @ W[noise].T + b[0, noise]).reshape(n_ex, n_c, -1)
+            if logs is not None:
+                Z_noise = Z_noise - logs[noise]
+            total = total + xp.logaddexp(0.0, wide(Z_noise)).sum()
+            Z_noise = Z_noise.astype(X.dtype, copy=False)
+            predictions.append(self.act_fn.fn(Z_noise))
+        y_pred = xp.concatenate(predictions, axis=2)
+        if retain_derived:
+            p_noise = None if noise is None else probs[noise]
+            labels = xp.zeros_like(y_pred)
+            labels[:, :, :1] = 1
+            self.X.append(X)
+            for key, value in {
+                "y_pred": y_pred,
+                "target": target,
+                "out_labels": labels,
+                "target_logits": Z_target[:, :, None],
+                "noise_samples": (noise, probs[target][None, :], p_noise),
+                "noise_logits": Z_noise,
+            }.items():
+                self.derived_variables[key].append(value)
+        return xp.asarray(total), y_pred[:, :, 0]
+
+    def grad(self, retain_grads: bool = True, update_params: bool = True) -> Any:  # type: ignore[override]
+        """Return the gradient with respect to each retained input, and learn.
+
+        Parameters
+        ----------
+        retain_grads : bool
+            Whether to add the gradients of W and b to `gradients`.
+        update_params : bool
+            Whether to call `update` then; not if `retain_grads` is False.
+
+        Returns
+        -------
+        dX : (n_ex, n_c, n_in), or a list of them after several losses
+
+        Raises
+        ------
+        NotInitializedError
+            If no input is retained.
+        FrozenLayerError
+            If the loss is frozen.
+        """
+        self._not_frozen("grad")
+        if not self.X:
+            raise NotInitializedError("NCELoss: grad needs a loss(...) with retain_derived=True")
+        dXs = [self._grad(i, retain_grads) for i in range(len(self.X))]
+        if retain_grads and update_params:
+            self.update()
+        return dXs[0] if len(dXs) == 1 else dXs
+
+    def _grad(self, i: int, params: bool) -> Array:
+        """With g = sigmoid(s) - label:  dX = sum_k g_k W_k;  dW_k = sum g_k x;  db_k = sum g_k."""
+        X, W = self.X[i], self.parameters["W"]
+        xp = xp_of(X)
+        n_in = X.shape[2]
+        target = self.derived_variables["target"][i]
+        noise = self.derived_variables["noise_samples"][i][0]
+        g = self.derived_variables["y_pred"][i] - self.derived_variables["out_labels"][i]
+        g_target, g_noise = g[:, :, 0], xp.ascontiguousarray(g[:, :, 1:])
+        flat = g_noise.reshape(-1, g_noise.shape[2])
+        dX = g_target[:, :, None] * W[target][:, None, :]
+        if noise is not None:
+            dX = dX + (flat @ W[noise]).reshape(X.shape)
+        if params:
+            dW, db = self.gradients["W"], self.gradients["b"]
+            # add.at: a class may stand there several times, as target and as negative
+            xp.add.at(dW, target, (g_target[:, :, None] * X).sum(axis=1))
+            xp.add.at(db[0], target, g_target.sum(axis=1))
+            if noise is not None:
+                xp.add.at(dW, noise, flat.T @ X.reshape(-1, n_in))
+                xp.add.at(db[0], noise, flat.sum(axis=0))
+        return dX.astype(X.dtype, copy=False)
+
+    # ---------------------------------------------------------------------------------- learning
+
+    def update(self, cur_loss: float | None = None) -> None:
+        """Let the optimizer take one step on W and b, in place, and flush.
+
+        Raises
+        ------
+        FrozenLayerError
+        """
+        self._not_frozen("update")
+        self.optimizer.step()
+        for name, grad in self.gradients.items():
+            self.optimizer.update_(self.parameters[name], grad, name, cur_loss)
+        self.flush_gradients()
+
+    def flush_gradients(self) -> None:
+        """Set the gradients to zero and forget the retained inputs."""
+        self._drop_retained()
+        for grad in self.gradients.values():
+            grad.fill(0)
+
+    def freeze(self) -> None:
+        """Evaluate: no negatives, no gradient, no update."""
+        self.trainable = False
+
+    def unfreeze(self) -> None:
+        """Learn again."""
+        self.trainable = True
+
+    def to(self, name: str) -> NCELoss:
+        """Move parameters and gradients to backend "numpy" or "cupy"; what is retained is lost."""
+        for values in (self.parameters, self.gradients):
+            for key, array in values.items():
+                if array is not None:
+                    values[key] = to_backend(array, name)
+        self._log_probs = None
+        self._drop_retained()
+        return self
+
+    def _not_frozen(self, method: str) -> None:
+        if not self.trainable:
+            raise FrozenLayerError(f"NCELoss: it is frozen; unfreeze() it for {method}")
+
+    def _drop_retained(self) -> None:
+        self.X: list[Array] = []
+        self.derived_variables: dict[str, list[Any]] = {
+            key: []
+            for key in (
+                "y_pred",
+                "target",
+                "out_labels",
+                "target_logits",
+                "noise_samples",
+                "noise_logits",
+            )
+        }
+
+    # ------------------------------------------------------------------------------------ checks
+
+    def _inputs(self, X: Array, target: Array) -> tuple[Array, Array]:
+        xp = xp_of(X, target)
+        if not is_floating(X.dtype):
+            raise DTypeError(f"NCELoss: X must be a floating array, got {X.dtype}")
+        if X.ndim != 3 or not X.shape[2] or self.n_in not in (None, X.shape[2]):
+            raise ShapeError(
+                f"NCELoss: X must be (n_ex, n_c, {self.n_in or 'n_in'}), got {X.shape}"
+            )
+        if target.shape != X.shape[:1]:
+            raise ShapeError(f"NCELoss: target must be ({X.shape[0]},), got {target.shape}")
+        self._classes("target", target)
+        home = backend_of(X)
+        if not self.is_initialized:
+            self.n_in = int(X.shape[2])
+            self.parameters["W"] = self._weights((self.n_classes, self.n_in), xp=xp)
+            self.parameters["b"] = xp.zeros((1, self.n_classes), dtype=self.parameters["W"].dtype)
+            self.gradients = {key: xp.zeros_like(p) for key, p in self.parameters.items()}
+            self.is_initialized = True
+        W = self.parameters["W"]
+        if backend_of(W) != home:
+            raise BackendError(
+                f"NCELoss: the parameters are {backend_of(W)} arrays, X is a {home} array; "
+                f"move one: loss.to({home!r})"
+            )
+        return xp.ascontiguousarray(X.astype(W.dtype, copy=False)), target
+
+    def _negatives(self, given: Any, home: str) -> Array:
+        noise: Any = self.noise_sampler(self.num_negative_samples) if given is None else given
+        if not hasattr(noise, "dtype"):
+            noise = np.asarray(noise, np.int64)
+        if noise.shape != (self.num_negative_samples,):
+            raise ShapeError(
+                f"NCELoss: neg_samples must be ({self.num_negative_samples},), got {noise.shape}"
+            )
+        self._classes("neg_samples", noise)
+        return to_backend(noise, home)
+
+    def _classes(self, what: str, classes: Array) -> None:
+        if classes.dtype.kind not in "iu":
+            raise DTypeError(f"NCELoss: {what} must be integers, got {classes.dtype}")
+        if (
+            backend_of(classes) == "numpy"
+            and classes.size
+            and not 0 <= classes.min() <= classes.max() < self.n_classes
+        ):
+            raise ParameterError(
+                f"NCELoss: {what} must be in 0..{self.n_classes - 1}, "
+                f"got {classes.min()}..{classes.max()}"
+            )
+
+    def _noise(self, xp: Any) -> tuple[Array, Array | None]:
+        """Probabilities under the noise, and their logs (None if they are not wanted)."""
+        dtype = self.parameters["W"].dtype
+        if self._log_probs is None or self._log_probs[0].dtype != dtype:
+            probs = np.asarray(backend.to_cpu(self.noise_sampler.probs), np.float64)
+            logs = xp.asarray(np.log(probs).astype(dtype)) if self.subtract_log_label_prob else None
+            self._log_probs = (xp.asarray(probs.astype(dtype)), logs)
+        return self._log_probs
