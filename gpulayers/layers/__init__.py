@@ -10,6 +10,7 @@ from gpulayers.layers.deconv import Deconv2D
 from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
 from gpulayers.layers.embedding import Embedding
+from gpulayers.layers.gru import GRU, GRUCell
 from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
 from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
@@ -20,6 +21,7 @@ from gpulayers.layers.reshape import Flatten
 from gpulayers.layers.softmax import Softmax
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "Add",
@@ -32,6 +34,7 @@ __all__ = [
     "Embedding",
     "Flatten",
     "FullyConnected",
+    "GRUCell",
     "LSTMCell",
     "LayerBase",
     "LayerNorm1D",

@@ -187,7 +187,7 @@ class LSTMCell(layers.LSTMCell):
 
 def _gated(kind: str, name: str, shape: tuple[int, ...], n_out: int, **settings: str) -> Case:
     cell = len(shape) == 2
-    classes = {"lstm": (layers.LSTM, LSTMCell)}
+    classes = {"lstm": (layers.LSTM, LSTMCell), "gru": (layers.GRU, layers.GRUCell)}
     options = {f"{k}_fn": ACT[v] for k, v in settings.items()}
 
     def make(**kwargs: Any) -> layers.LayerBase:
@@ -272,6 +272,12 @@ CASES: list[Case] = [
     _gated("lstm", "other-gates", (3, 2, 4), 3, act="elu", gate="tanh"),
     _gated("lstm", "one-step", (2, 3, 1), 2),
     _gated("lstm", "one-to-one", (4, 1, 3), 1),
+    _gated("gru", "plain", (3, 4), 2),
+    _gated("gru", "other-gates", (2, 1), 5, act="softplus", gate="hard_sigmoid"),
+    _gated("gru", "plain", (2, 3, 5), 4),
+    _gated("gru", "other-gates", (3, 2, 4), 3, act="elu", gate="tanh"),
+    _gated("gru", "one-step", (2, 3, 1), 2),
+    _gated("gru", "one-to-one", (4, 1, 3), 1),
     _dropout("images", (2, 3, 4, 3), 0.3),
     _dropout("half", (6, 5), 0.5),
     _dropout("none", (4, 3), 0.0),

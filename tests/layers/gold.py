@@ -170,6 +170,10 @@ def lstm(act: str = "tanh", gate: str = "sigmoid", cell: bool = False) -> Gold:
     return _gated(gated.lstm, ("Wf", "Wu", "Wc", "Wo"), ("bf", "bu", "bc", "bo"), act, gate, cell)
 
 
+def gru(act: str = "tanh", gate: str = "sigmoid", cell: bool = False) -> Gold:
+    return _gated(gated.gru, ("Wn", "Wz", "Wr"), ("bn", "bz", "br", "ba"), act, gate, cell)
+
+
 def _gated(loops, W: tuple[str, ...], b: tuple[str, ...], act: str, gate: str, cell: bool) -> Gold:
     """A layer over time, or a cell: a sequence of a single step."""
 

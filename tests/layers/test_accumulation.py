@@ -12,7 +12,7 @@ from tests.layers.cases import CASES, Case, with_cases, with_learning_cases
 from tests.support.compare import assert_close, assert_same_bits, host
 
 several = [case for case in CASES if not case.sequence]
-SEQUENCES = ("RNN", "LSTM")  # what they show is of the last sequences gone through
+SEQUENCES = ("RNN", "LSTM", "GRU")  # what they show is of the last sequences gone through
 with_several = pytest.mark.parametrize("case", several, ids=lambda case: case.id)
 
 

@@ -24,6 +24,8 @@ CASES: list[tuple[Any, tuple[int, ...]]] = [
     (lambda: layers.Softmax(), (3, 4)),
     (lambda: layers.RNN(4), (3, 4, 5)),
     (lambda: layers.LSTM(4), (3, 4, 5)),
+    (lambda: layers.GRU(4), (3, 4, 5)),
+    (lambda: layers.GRU(4, act_fn="ELU", gate_fn="Hard Sigmoid"), (3, 4, 5)),
     (lambda: layers.LSTM(4, act_fn="ELU", gate_fn="Hard Sigmoid"), (3, 4, 5)),
     (lambda: layers.Dropout(0.5), (3, 4)),
     (lambda: layers.Flatten(), (3, 4, 5)),

@@ -157,6 +157,7 @@ def test_backward_without_forward(case: Case, numpy_backend: Backend) -> None:
         (lambda: layers.Deconv2D(2, 1, pad=1), (1, 2, 2, 4), (1, 3, 3, 5)),
         (lambda: layers.RNN(2), (1, 4, 0), (1, 5, 1)),
         (lambda: layers.LSTM(2), (1, 4, 0), (1, 5, 1)),
+        (lambda: layers.GRU(2), (1, 4, 0), (1, 5, 1)),
     ],
 )
 def test_a_refused_first_input_is_forgotten(make: Any, too_small: Any, right: Any) -> None:
@@ -187,6 +188,8 @@ BAD_SIZES = [None, float("nan"), 0, -1, 1.5, True, "3", (3,), np.float32(2)]
         ("RNN", "n_out", lambda v: layers.RNN(v)),
         ("LSTMCell", "n_out", lambda v: layers.LSTMCell(v)),
         ("LSTM", "n_out", lambda v: layers.LSTM(v)),
+        ("GRUCell", "n_out", lambda v: layers.GRUCell(v)),
+        ("GRU", "n_out", lambda v: layers.GRU(v)),
     ],
 )
 def test_bad_sizes(layer: str, name: str, make: Any, bad: Any) -> None:
@@ -279,6 +282,7 @@ def test_inputs_that_do_not_fit_the_settings(
         (lambda: layers.Conv1D(3, 3, optimizer="Adam(lr=-1)"), "lr"),
         (lambda: layers.LSTM(3, gate_fn="sigmod"), "'sigmod'.*did you mean 'sigmoid'"),
         (lambda: layers.LSTMCell(3, gate_fn=0.5), "0.5"),
+        (lambda: layers.GRU(3, gate_fn="sigmod"), "'sigmod'.*did you mean 'sigmoid'"),
         (lambda: layers.Pool2D(2, mode="maximum"), "Pool2D: mode must be one of 'max', 'average'"),
         (lambda: layers.Pool2D(2, mode="avg"), "Pool2D: .*got 'avg'"),
         (lambda: layers.Flatten("frist"), "Flatten: keep_dim .* got 'frist' .*mean 'first'"),

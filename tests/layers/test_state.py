@@ -97,6 +97,8 @@ def test_settings_come_from_the_summary(case: Case, numpy_backend: Backend) -> N
         "Deconv2D": lambda: layers.Deconv2D(9, 9, pad=9, stride=9, act_fn="SELU"),
         "RNNCell": lambda: layers.RNNCell(9, act_fn="SELU"),
         "RNN": lambda: layers.RNN(9, act_fn="SELU"),
+        "GRUCell": lambda: layers.GRUCell(9, act_fn="SELU", gate_fn="SELU"),
+        "GRU": lambda: layers.GRU(9, act_fn="SELU", gate_fn="SELU"),
         "LSTMCell": lambda: LSTMCell(9, act_fn="SELU", gate_fn="SELU"),
         "LSTM": lambda: layers.LSTM(9, act_fn="SELU", gate_fn="SELU"),
         "LayerNorm1D": lambda: layers.LayerNorm1D(9.0),

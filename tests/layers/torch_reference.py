@@ -159,6 +159,22 @@ def lstm(cell: bool = False) -> Reference:
     return reference
 
 
+def gru(cell: bool = False) -> Reference:
+    def reference(p, X):
+        n_out = p["Wn"].shape[1]
+        W = torch.cat([p["Wr"], p["Wz"], p["Wn"]], dim=1)
+        weights = {
+            "weight_hh_l0": W[:n_out].T,
+            "weight_ih_l0": W[n_out:].T,
+            "bias_hh_l0": torch.cat([p["br"], p["bz"], p["ba"]], dim=1).reshape(-1),
+            "bias_ih_l0": torch.cat([0 * p["br"], 0 * p["bz"], p["bn"]], dim=1).reshape(-1),
+        }
+        module = torch.nn.GRU(X.shape[1], n_out, dtype=X.dtype)
+        return _over_time(module, weights, X, cell)
+
+    return reference
+
+
 def batchnorm2d(epsilon: float = 1e-5) -> Reference:
     def reference(p, X):
         Y = F.batch_norm(
