@@ -15,10 +15,11 @@ from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
 from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
-from gpulayers.layers.pool import Pool2D
+from gpulayers.layers.pool import GlobalAvgPool2D, Pool2D
 from gpulayers.layers.recurrent import RNN, RNNCell
 from gpulayers.layers.reshape import Flatten
 from gpulayers.layers.softmax import Softmax
+from gpulayers.layers.upsample import Upsample2D, ZeroPad2D
 
 __all__ = [
     "GRU",
@@ -35,6 +36,7 @@ __all__ = [
     "Flatten",
     "FullyConnected",
     "GRUCell",
+    "GlobalAvgPool2D",
     "LSTMCell",
     "LayerBase",
     "LayerNorm1D",
@@ -43,4 +45,6 @@ __all__ = [
     "Pool2D",
     "RNNCell",
     "Softmax",
+    "Upsample2D",
+    "ZeroPad2D",
 ]

@@ -1,10 +1,11 @@
-"""Pooling over windows of an image."""
+"""Pooling over windows of an image, or all of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.backend import Array
+from gpulayers.backend import Array, xp_of
+from gpulayers.errors import ShapeError
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -96,3 +97,54 @@ class Pool2D(LayerBase):
         if saved["argmax"] is not None:
             return pool.max_pool2d_backward(dLdY, saved["argmax"], x_shape, window), {}
         return pool.avg_pool2d_backward(dLdY, x_shape, window), {}
+
+
+class GlobalAvgPool2D(LayerBase):
+    """The average of each channel over the whole image: Y[n, k] = mean of X[n, :, :, k].
+
+    Parameters
+    ----------
+    optimizer : str, optimizer, dict or None
+        Unused: there is nothing to learn.
+
+    Attributes
+    ----------
+    parameters, derived_variables : none
+
+    Notes
+    -----
+    Input (n_ex, rows, cols, ch), output (n_ex, ch), in the input's dtype; half types are averaged
+    in float32. Takes the place of `Flatten` before the last fully connected layer, and then images
+    of other sizes fit too. (Not in numpy-ml.)
+    Source: Lin, Chen & Yan, "Network in network" (2014), section 3.2.
+    """
+
+    _ndim, _axes = 4, "(n_ex, rows, cols, ch)"
+    _hyper = ("in_ch", "out_ch")
+    _keeps_input = False
+
+    def __init__(self, optimizer: Any = None) -> None:
+        super().__init__(optimizer)
+        self.in_ch: int | None = None
+        self.out_ch: int | None = None
+
+    def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
+        """Y[n, k] = 1 / (rows cols) sum over r, c of X[n, r, c, k]."""
+        _, rows, cols, ch = X.shape
+        if not rows * cols:
+            raise ShapeError(
+                f"{self._name}: expected an input {self._axes} with rows and cols >= 1, "
+                f"got shape {X.shape}"
+            )
+        self.in_ch = self.out_ch = ch
+        wide = "float32" if X.dtype.itemsize == 2 else X.dtype
+        Y = X.mean(axis=(1, 2), dtype=wide).astype(X.dtype, copy=False)
+        return Y, {"x_shape": X.shape}
+
+    def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
+        """dX[n, r, c, k] = dY[n, k] / (rows cols)."""
+        if not inputs:
+            return None, {}
+        x_shape = saved["x_shape"]
+        share = dLdY * dLdY.dtype.type(1.0 / (x_shape[1] * x_shape[2]))
+        return xp_of(dLdY).broadcast_to(share[:, None, None, :], x_shape).copy(), {}

@@ -199,6 +199,12 @@ def _gated(kind: str, name: str, shape: tuple[int, ...], n_out: int, **settings:
     return Case(case_id, make, shape, gold, reference, ("n_in", 1), sequence=cell)
 
 
+def _image(kind: str, make: Any, name: str, shape: tuple[int, ...], **settings: Any) -> Case:
+    gold = getattr(golds, kind)(**settings)
+    case = f"{kind.replace('_', '')}-{name}"
+    return Case(case, functools.partial(make, **settings), shape, gold, (kind, settings))
+
+
 def _dropout(name: str, shape: tuple[int, ...], p: float) -> Case:
     return Case(
         f"dropout-{name}", functools.partial(layers.Dropout, p), shape, golds.dropout(p), None
@@ -261,6 +267,15 @@ CASES: list[Case] = [
     _batchnorm("plain", (6, 3)),
     _batchnorm("one-feature", (5, 1), epsilon=0.1, momentum=0.5),
     _batchnorm("wide", (4, 17)),
+    _image("global_avg_pool2d", layers.GlobalAvgPool2D, "plain", (3, 4, 5, 2)),
+    _image("global_avg_pool2d", layers.GlobalAvgPool2D, "small", (2, 3, 1, 4)),
+    _image("upsample2d", layers.Upsample2D, "plain", (2, 3, 4, 2), factor=2),
+    _image("upsample2d", layers.Upsample2D, "uneven", (3, 2, 5, 1), factor=[3, 1]),
+    _image("upsample2d", layers.Upsample2D, "one", (2, 3, 2, 3), factor=1),
+    _image("zero_pad2d", layers.ZeroPad2D, "plain", (2, 3, 4, 2), pad=1),
+    _image("zero_pad2d", layers.ZeroPad2D, "pair", (2, 3, 2, 3), pad=[0, 2]),
+    _image("zero_pad2d", layers.ZeroPad2D, "four-sides", (1, 2, 4, 2), pad=(1, 0, 3, 2)),
+    _image("zero_pad2d", layers.ZeroPad2D, "none", (2, 2, 3, 1), pad=0),
     _layernorm("plain", (5, 4)),
     _layernorm("wide", (3, 33), epsilon=0.1),
     _layernorm("plain", (3, 4, 5, 2)),

@@ -17,6 +17,7 @@ from tests.support.naive import (
     activation,
     conv,
     dense,
+    image,
     gated,
     normalization,
     philox,
@@ -197,6 +198,31 @@ def batchnorm(epsilon: float = 1e-5) -> Gold:
         dX, dscaler, dintercept = normalization.batchnorm_grads(rows, given, p["scaler"], epsilon)
         grads = {"scaler": dscaler, "intercept": dintercept}
         return Result(Y.reshape(X.shape), dX.reshape(X.shape), grads)
+
+    return gold
+
+
+def global_avg_pool2d() -> Gold:
+    def gold(p: Params, X, dY) -> Result:
+        Y = image.global_average(X)
+        return Result(Y, image.global_average_grad(dY(Y.shape), X.shape), {})
+
+    return gold
+
+
+def upsample2d(factor: Any) -> Gold:
+    def gold(p: Params, X, dY) -> Result:
+        Y = image.upsample(X, _pair(factor))
+        return Result(Y, image.upsample_grad(dY(Y.shape), X.shape, _pair(factor)), {})
+
+    return gold
+
+
+def zero_pad2d(pad: Any) -> Gold:
+    def gold(p: Params, X, dY) -> Result:
+        sides = _pad4(pad, X.shape[1:3], (1, 1), (1, 1), (1, 1))
+        Y = image.zero_pad(X, sides)
+        return Result(Y, image.zero_pad_grad(dY(Y.shape), X.shape, sides), {})
 
     return gold
 

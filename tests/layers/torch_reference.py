@@ -125,6 +125,27 @@ def rnn_cell(act: str = "tanh") -> Reference:
     return lambda p, X: over_time(p, X[:, :, None])[:, :, 0]
 
 
+def global_avg_pool2d() -> Reference:
+    return lambda p, X: F.adaptive_avg_pool2d(X.permute(0, 3, 1, 2), 1)[:, :, 0, 0]
+
+
+def upsample2d(factor: Any) -> Reference:
+    def reference(p, X):
+        images = X.permute(0, 3, 1, 2)
+        scale = tuple(float(f) for f in _pair(factor))
+        return F.interpolate(images, scale_factor=scale, mode="nearest").permute(0, 2, 3, 1)
+
+    return reference
+
+
+def zero_pad2d(pad: Any) -> Reference:
+    def reference(p, X):
+        top, bottom, left, right = _pad4(pad, X.shape[1:3], (1, 1), (1, 1), (1, 1))
+        return F.pad(X, (0, 0, left, right, top, bottom))
+
+    return reference
+
+
 def layernorm(epsilon: float = 1e-5) -> Reference:
     return lambda p, X: F.layer_norm(X, X.shape[1:], p["scaler"], p["intercept"], epsilon)
 
