@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.backend import Array
+from gpulayers.errors import BackendError, ShapeError
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
@@ -84,3 +85,63 @@ class FullyConnected(LayerBase):
         grads = {"W": product(saved["X"].T, dZ), "b": conv.bias_grad(dZ)} if params else {}
         dX = product(dZ, self.parameters["W"].T) if inputs else None
         return dX, grads
+
+    def _bwd2(
+        self, dLdy: Array, X: Array, dLdy_bwd: Array, input_grad: bool = False
+    ) -> tuple[Array, ...]:
+        """Double backward: the gradient of a loss that looks at dX = backward(dLdy_bwd).
+
+        With U = dLdy and Z = X W + b, where dX = (dLdy_bwd * act'(Z)) W^T:
+
+            ddX = (U W) * act'(Z)                           with respect to dLdy_bwd
+            S   = (U W) * dLdy_bwd * act''(Z)               with respect to Z
+            ddW = U^T (dLdy_bwd * act'(Z)) + X^T S;  ddB = sum of S over the examples
+            ddX_in = S W^T                                  with respect to X
+
+        numpy-ml leaves out X^T S, which is right only for piecewise linear activations.
+        (Gradient penalties need it: Gulrajani et al., "Improved training of Wasserstein GANs",
+        2017. In a chain of layers, call it from the first layer to the last, each ddX being the
+        next layer's dLdy; then S W^T goes back as any gradient of an input does.)
+
+        Parameters
+        ----------
+        dLdy : (n_ex, n_in)
+            Gradient of the loss with respect to dX.
+        X : (n_ex, n_in)
+            The layer's input.
+        dLdy_bwd : (n_ex, n_out)
+            The gradient that `backward` was given.
+        input_grad : bool
+            Return ddX_in too. (Not in numpy-ml.)
+
+        Returns
+        -------
+        ddX (n_ex, n_out), ddW (n_in, n_out), ddB (1, n_out) [, ddX_in (n_ex, n_in)]
+            Nothing is added to `gradients`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError
+        NotImplementedError
+            If the activation is a user's own without `grad2`.
+        """
+        X = self._check_input(X)
+        shape = (X.shape[0], self.n_out)
+        U = self._check_pair("dLdy", dLdy, X.shape)
+        dY = self._check_pair("dLdy_bwd", dLdy_bwd, shape)
+        W = self.parameters["W"]
+        Z = product(X, W) + self.parameters["b"]
+        UW = product(U, W)
+        slope = self.act_fn.grad(Z)
+        S = UW * dY * self.act_fn.grad2(Z)
+        ddW = product(U.T, dY * slope) + product(X.T, S)
+        second = (UW * slope, ddW, conv.bias_grad(S).reshape(1, -1))
+        return (*second, product(S, W.T)) if input_grad else second
+
+    def _check_pair(self, what: str, array: Array, shape: tuple[int, ...]) -> Array:
+        home = self._check_array(what, array)
+        if home != self.home:
+            raise BackendError(f"{self._name}: {what} is a {home} array, the layer's {self.home}")
+        if array.shape != shape:
+            raise ShapeError(f"{self._name}: {what} must be {shape}, got {array.shape}")
+        return self._converted(array, self.dtype)
