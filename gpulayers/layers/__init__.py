@@ -4,6 +4,7 @@ Every layer has ``forward(X)``, ``backward(dLdY)``, ``update()``; see `LayerBase
 family: `_forward` and `_backward` stand next to each other, what they share stands in `base.py`.
 """
 
+from gpulayers.layers.attention import DotProductAttention
 from gpulayers.layers.base import LayerBase
 from gpulayers.layers.conv import Conv1D, Conv2D
 from gpulayers.layers.deconv import Deconv2D
@@ -31,6 +32,7 @@ __all__ = [
     "Conv1D",
     "Conv2D",
     "Deconv2D",
+    "DotProductAttention",
     "Dropout",
     "Embedding",
     "Flatten",

@@ -10,7 +10,12 @@ from gpulayers import activations, layers
 from tests.layers.cases import ACT, CASES
 
 # Layers that take something else than one floating array have test files of their own.
-ELSEWHERE = {"Add": "test_merge", "Multiply": "test_merge", "Embedding": "test_embedding"}
+ELSEWHERE = {
+    "Add": "test_merge",
+    "DotProductAttention": "test_attention",
+    "Embedding": "test_embedding",
+    "Multiply": "test_merge",
+}
 
 
 def test_every_public_layer_has_a_case() -> None:
