@@ -12,7 +12,7 @@ from gpulayers.layers.dense import FullyConnected
 from gpulayers.layers.dropout import Dropout
 from gpulayers.layers.embedding import Embedding
 from gpulayers.layers.gru import GRU, GRUCell
-from gpulayers.layers.layernorm import LayerNorm1D, LayerNorm2D
+from gpulayers.layers.layernorm import GroupNorm, LayerNorm1D, LayerNorm2D
 from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
@@ -39,6 +39,7 @@ __all__ = [
     "FullyConnected",
     "GRUCell",
     "GlobalAvgPool2D",
+    "GroupNorm",
     "LSTMCell",
     "LayerBase",
     "LayerNorm1D",

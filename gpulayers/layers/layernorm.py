@@ -154,3 +154,95 @@ class LayerNorm2D(_LayerNorm):
                 f"cols = {cols}, as the first input had, got shape {X.shape}"
             )
         return X
+
+
+class GroupNorm(LayerBase):
+    """Y = scaler * X_hat + intercept with X_hat = (X - mean) / sqrt(var + epsilon), by image and
+    group of channels.
+
+    Parameters
+    ----------
+    n_groups : int >= 1
+        Must divide the number of channels; neighbouring channels form a group. 1 normalises whole
+        images (as `LayerNorm2D`, but with a scaler per channel), in_ch each channel by itself
+        (instance normalisation).
+    epsilon : float >= 0
+    optimizer : str, optimizer, dict or None
+
+    Attributes
+    ----------
+    parameters : scaler, intercept, each (in_ch,)
+    derived_variables : none
+
+    Raises
+    ------
+    ParameterError
+        For an argument of the wrong type or range. `forward` raises ShapeError if n_groups does not
+        divide in_ch.
+
+    Notes
+    -----
+    Input and output (n_ex, rows, cols, in_ch), floating, images of any size. Mean and (biased)
+    variance are those of the rows * cols * in_ch / n_groups elements. scaler starts at one,
+    intercept at zero. Does not depend on the batch: for small batches, where batch normalisation
+    is noisy. (Not in numpy-ml; equals PyTorch's GroupNorm.)
+    Source: Wu & He, "Group normalization" (2018), section 3.
+    """
+
+    _ndim, _axes, _size = 4, "(n_ex, rows, cols, in_ch)", ("in_ch", 3)
+    _params = ("scaler", "intercept")
+    _hyper = ("n_groups", "in_ch", "out_ch", "epsilon")
+
+    def __init__(self, n_groups: int, epsilon: float = 1e-5, optimizer: Any = None) -> None:
+        super().__init__(optimizer)
+        self.in_ch: int | None = None
+        self.out_ch: int | None = None
+        self.n_groups = n_groups
+        self.epsilon = epsilon
+        self._check_hyperparameters()
+
+    def _check_hyperparameters(self) -> None:
+        self.n_groups = check.integer(self._name, "n_groups", self.n_groups)
+        self.epsilon = check.number(self._name, "epsilon", self.epsilon, 0, math.inf, "[")
+
+    def _init_params(self) -> None:
+        self.out_ch = self.in_ch
+        self._create("scaler", (self.in_ch,), ones)
+        self._create("intercept", (self.in_ch,))
+
+    def _grouped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(n_ex, pixels, groups, channels of a group); mean and variance go over axes 1 and 3."""
+        n, rows, cols, ch = shape
+        return n, rows * cols, self.n_groups, ch // self.n_groups
+
+    def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
+        """Y = scaler * X_hat + intercept."""
+        _, rows, cols, ch = X.shape
+        if ch % self.n_groups or not rows * cols:
+            raise ShapeError(
+                f"{self._name}: expected an input {self._axes} with rows and cols >= 1 and in_ch "
+                f"divisible by n_groups = {self.n_groups}, got shape {X.shape}"
+            )
+        X_hat, inv_std = normalization.standardize_forward(
+            X.reshape(self._grouped(X.shape)), (1, 3), self.epsilon
+        )
+        X_hat = X_hat.reshape(X.shape)
+        Y = self.parameters["scaler"] * X_hat + self.parameters["intercept"]
+        return Y, {"X_hat": X_hat, "inv_std": inv_std}
+
+    def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
+        """dX_hat = dY * scaler;  dX = inv_std * (dX_hat - mean(dX_hat) - X_hat * mean(dX_hat *
+        X_hat)) with the group's means;  dscaler = sum(dY * X_hat), dintercept = sum(dY) over
+        examples and pixels.
+        """
+        X_hat, grouped = saved["X_hat"], self._grouped(dLdY.shape)
+        dX, grads = None, {}
+        if params:
+            grads["scaler"] = conv.bias_grad(dLdY * X_hat)
+            grads["intercept"] = conv.bias_grad(dLdY)
+        if inputs:
+            dX_hat = (dLdY * self.parameters["scaler"]).reshape(grouped)
+            dX = normalization.standardize_backward(
+                dX_hat, X_hat.reshape(grouped), saved["inv_std"], (1, 3)
+            ).reshape(dLdY.shape)
+        return dX, grads

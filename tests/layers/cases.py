@@ -205,6 +205,12 @@ def _image(kind: str, make: Any, name: str, shape: tuple[int, ...], **settings: 
     return Case(case, functools.partial(make, **settings), shape, gold, (kind, settings))
 
 
+def _groupnorm(name: str, shape: tuple[int, ...], **settings: Any) -> Case:
+    make = functools.partial(layers.GroupNorm, **settings)
+    gold, reference = golds.groupnorm(**settings), ("groupnorm", settings)
+    return Case(f"groupnorm-{name}", make, shape, gold, reference, ("in_ch", 3))
+
+
 def _dropout(name: str, shape: tuple[int, ...], p: float) -> Case:
     return Case(
         f"dropout-{name}", functools.partial(layers.Dropout, p), shape, golds.dropout(p), None
@@ -293,6 +299,10 @@ CASES: list[Case] = [
     _gated("gru", "other-gates", (3, 2, 4), 3, act="elu", gate="tanh"),
     _gated("gru", "one-step", (2, 3, 1), 2),
     _gated("gru", "one-to-one", (4, 1, 3), 1),
+    _groupnorm("plain", (2, 2, 3, 4), n_groups=2),
+    _groupnorm("of-three", (3, 4, 3, 6), n_groups=2, epsilon=0.1),
+    _groupnorm("one-group", (2, 3, 2, 3), n_groups=1),
+    _groupnorm("instances", (2, 3, 4, 2), n_groups=2, epsilon=0.01),
     _dropout("images", (2, 3, 4, 3), 0.3),
     _dropout("half", (6, 5), 0.5),
     _dropout("none", (4, 3), 0.0),

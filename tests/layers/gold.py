@@ -17,8 +17,8 @@ from tests.support.naive import (
     activation,
     conv,
     dense,
-    image,
     gated,
+    image,
     normalization,
     philox,
     pool,
@@ -231,6 +231,16 @@ def layernorm(epsilon: float = 1e-5) -> Gold:
     def gold(p: Params, X, dY) -> Result:
         Y, dX, dscaler, dintercept = normalization.layernorm(
             X, dY(X.shape), p["scaler"], p["intercept"], epsilon
+        )
+        return Result(Y, dX, {"scaler": dscaler, "intercept": dintercept})
+
+    return gold
+
+
+def groupnorm(n_groups: int, epsilon: float = 1e-5) -> Gold:
+    def gold(p: Params, X, dY) -> Result:
+        Y, dX, dscaler, dintercept = normalization.groupnorm(
+            X, dY(X.shape), p["scaler"], p["intercept"], n_groups, epsilon
         )
         return Result(Y, dX, {"scaler": dscaler, "intercept": dintercept})
 

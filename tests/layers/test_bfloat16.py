@@ -20,6 +20,7 @@ CASES: list[tuple[Any, tuple[int, ...]]] = [
     (lambda: layers.GlobalAvgPool2D(), (2, 30, 30, 3)),
     (lambda: layers.Upsample2D(3), (2, 5, 4, 3)),
     (lambda: layers.ZeroPad2D((1, 2)), (2, 5, 4, 3)),
+    (lambda: layers.GroupNorm(3), (2, 6, 6, 9)),
     (lambda: layers.LayerNorm1D(), (6, 300)),
     (lambda: layers.LayerNorm2D(), (2, 6, 6, 3)),
     (lambda: layers.BatchNorm1D(), (6, 3)),

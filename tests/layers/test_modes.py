@@ -133,6 +133,17 @@ def test_layer_normalisation_is_the_same_in_evaluation(backend: Backend, layer: 
     assert_close(layer.forward(X[2:3]), host(Y)[2:3])  # no example depends on another
 
 
+def test_group_normalisation_between_layer_and_instance(backend: Backend) -> None:
+    X = backend.asarray(5.0 + 3.0 * harness.values((2, 5, 4, 6), 13))
+    one, layer = layers.GroupNorm(1), layers.LayerNorm2D()
+    assert_close(one.forward(X), host(layer.forward(X)))  # one group: the whole image
+    Y = host(layers.GroupNorm(6).forward(X))  # as many groups as channels: each alone
+    np.testing.assert_allclose(Y.mean(axis=(1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(Y.var(axis=(1, 2)), 1, rtol=1e-3)
+    large = backend.asarray(harness.values((1, 7, 9, 6), 14))
+    assert one.forward(large).shape == (1, 7, 9, 6)  # images of another size fit
+
+
 def test_images_of_another_size_are_refused(backend: Backend) -> None:
     layer = layers.LayerNorm2D()
     layer.forward(backend.asarray(np.ones((1, 3, 4, 2))))

@@ -101,6 +101,7 @@ def test_settings_come_from_the_summary(case: Case, numpy_backend: Backend) -> N
         "GRU": lambda: layers.GRU(9, act_fn="SELU", gate_fn="SELU"),
         "LSTMCell": lambda: LSTMCell(9, act_fn="SELU", gate_fn="SELU"),
         "LSTM": lambda: layers.LSTM(9, act_fn="SELU", gate_fn="SELU"),
+        "GroupNorm": lambda: layers.GroupNorm(9, 9.0),
         "LayerNorm1D": lambda: layers.LayerNorm1D(9.0),
         "LayerNorm2D": lambda: layers.LayerNorm2D(9.0),
         "BatchNorm1D": lambda: layers.BatchNorm1D(0.1, 9.0),

@@ -150,6 +150,15 @@ def layernorm(epsilon: float = 1e-5) -> Reference:
     return lambda p, X: F.layer_norm(X, X.shape[1:], p["scaler"], p["intercept"], epsilon)
 
 
+def groupnorm(n_groups: int, epsilon: float = 1e-5) -> Reference:
+    def reference(p, X):
+        images = X.permute(0, 3, 1, 2)
+        Y = F.group_norm(images, n_groups, p["scaler"], p["intercept"], epsilon)
+        return Y.permute(0, 2, 3, 1)
+
+    return reference
+
+
 def batchnorm1d(epsilon: float = 1e-5) -> Reference:
     return lambda p, X: F.batch_norm(
         X, None, None, p["scaler"], p["intercept"], training=True, eps=epsilon

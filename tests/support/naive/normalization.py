@@ -91,3 +91,25 @@ def layernorm(X, dY, scaler, intercept, eps: float):
         dintercept[k] += dY[index]
     dX = standardize_grad(X.reshape(rows), dX_hat.reshape(rows), eps).reshape(shape)
     return Y, dX, dscaler, dintercept
+
+
+def groupnorm(X, dY, scaler, intercept, n_groups: int, eps: float):
+    """(Y, dX, dscaler, dintercept) of images (n, rows, cols, ch), group by group."""
+    n, ch = X.shape[0], X.shape[3]
+    width = ch // n_groups
+    Y, dX = np.zeros(X.shape), np.zeros(X.shape)
+    dscaler, dintercept = np.zeros(ch), np.zeros(ch)
+    for m, g in np.ndindex(n, n_groups):
+        group = (m, slice(None), slice(None), slice(g * width, (g + 1) * width))
+        part, given = X[group], dY[group]
+        X_hat = standardize(part.reshape(1, -1), eps)[0].reshape(part.shape)
+        dX_hat = np.zeros(part.shape)
+        for r, c, j in np.ndindex(*part.shape):
+            k = g * width + j
+            Y[m, r, c, k] = scaler[k] * X_hat[r, c, j] + intercept[k]
+            dX_hat[r, c, j] = given[r, c, j] * scaler[k]
+            dscaler[k] += given[r, c, j] * X_hat[r, c, j]
+            dintercept[k] += given[r, c, j]
+        rows = part.reshape(1, -1), dX_hat.reshape(1, -1)
+        dX[group] = standardize_grad(*rows, eps).reshape(part.shape)
+    return Y, dX, dscaler, dintercept
