@@ -87,13 +87,19 @@ def _small_of_everything() -> Any:
     """Layers that LeNet does not have."""
     return models.Sequential(
         [
+            layers.ZeroPad2D((1, 0, 2, 0)),
             layers.Conv2D(4, (3, 3), pad="same", act_fn="Tanh"),
             layers.BatchNorm2D(),
+            layers.GroupNorm(2),
+            layers.Upsample2D(2),
+            layers.LayerNorm2D(),
             layers.Pool2D((2, 2), stride=2, mode="average"),
             layers.Deconv2D(3, (2, 2), stride=2, act_fn="Sigmoid"),
             layers.Dropout(0.5),
             layers.Flatten(),
-            layers.FullyConnected(5, act_fn="GELU"),
+            layers.FullyConnected(6, act_fn="GELU"),
+            layers.BatchNorm1D(),
+            layers.LayerNorm1D(),
             layers.Softmax(),
         ],
         "Adam(lr=0.001)",
@@ -116,6 +122,29 @@ def test_other_layers_stay_float32(backend: Backend) -> None:
     if backend.observed:
         made = {name.partition(":")[2] for name in events if name.startswith("alloc:")}
         assert not made & WIDE
+
+
+@pytest.mark.parametrize("pool", [None, "sum", "mean"])
+def test_layers_of_other_inputs_stay_float32(backend: Backend, pool: str | None) -> None:
+    random.seed(1)
+    table, add = layers.Embedding(3, 7, pool, optimizer="Adam(lr=0.001)"), layers.Add("Tanh")
+    product, average = layers.Multiply("GELU"), layers.GlobalAvgPool2D()
+    ids = backend.asarray(np.arange(12).reshape(3, 4) % 7)
+    for _ in range(2):
+        with backend.count() as events:
+            A = table.forward(ids)
+            B = product.forward([add.forward([A, A]), A, A])
+            Y = average.forward(B[:, :, None])
+            dB = average.backward(Y)[:, :, 0]
+            dS, dA, _ = product.backward(dB)
+            table.backward(dA + add.backward(dS)[0])
+            for layer in (table, add, product, average):
+                assert wrong_arrays(layer, backend) == []
+                layer.update()
+    if backend.observed:
+        made = {name.partition(":")[2] for name in events if name.startswith("alloc:")}
+        assert not made & WIDE
+        assert "float32" in made
 
 
 def test_a_double_inside_a_step_is_seen(emulated: Backend) -> None:
