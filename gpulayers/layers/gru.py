@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._gated import Gated
-from gpulayers.layers._sequence import Cell, OverTime, Weights
+from gpulayers.layers._over_time import OverTime
+from gpulayers.layers._sequence import Cell, Weights
 from gpulayers.ops import conv, recurrent
 from gpulayers.ops._product import product
 
@@ -168,6 +169,11 @@ class GRU(OverTime, _GRUStep):
         As in `GRUCell`.
     init : str
     optimizer : str, optimizer, dict or None
+    return_sequences : bool
+        Whether the output is every A_t, or the last one alone. (Not in numpy-ml.)
+    truncate : int, optional
+        Truncated backpropagation through time: gradients stay within stretches of so many steps.
+        (Not in numpy-ml.)
 
     Attributes
     ----------
@@ -183,9 +189,12 @@ class GRU(OverTime, _GRUStep):
 
     Notes
     -----
-    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t). Several forward passes are
-    several, independent sequences.
+    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t), or (n_ex, n_out) with
+    ``return_sequences=False``. Several forward passes are several, independent sequences. `forward`
+    takes an initial state and a mask, `final_state` is where it ended.
     """
+
+    _hyper = (*_GRUStep._hyper, "return_sequences", "truncate")
 
     def __init__(
         self,
@@ -194,7 +203,11 @@ class GRU(OverTime, _GRUStep):
         gate_fn: Any = "Sigmoid",
         init: str = "glorot_uniform",
         optimizer: Any = None,
+        *,
+        return_sequences: bool = True,
+        truncate: int | None = None,
     ) -> None:
+        self.return_sequences, self.truncate = return_sequences, truncate
         super().__init__(n_out, act_fn, gate_fn, init, optimizer)
         self.cell = GRUCell(self.n_out, self.act_fn, self.gate_fn, self.init)
         self._share_with_cell()

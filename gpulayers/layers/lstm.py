@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._gated import Gated
-from gpulayers.layers._sequence import Cell, OverTime, Weights
+from gpulayers.layers._over_time import OverTime
+from gpulayers.layers._sequence import Cell, Weights
 from gpulayers.ops import conv, recurrent
 from gpulayers.ops._product import product
 
@@ -187,6 +188,11 @@ class LSTM(OverTime, _LSTMStep):
         As in `LSTMCell`.
     init : str
     optimizer : str, optimizer, dict or None
+    return_sequences : bool
+        Whether the output is every A_t, or the last one alone. (Not in numpy-ml.)
+    truncate : int, optional
+        Truncated backpropagation through time: gradients stay within stretches of so many steps.
+        (Not in numpy-ml.)
 
     Attributes
     ----------
@@ -202,9 +208,13 @@ class LSTM(OverTime, _LSTMStep):
 
     Notes
     -----
-    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t). Several forward passes are
-    several, independent sequences. numpy-ml's LSTM cannot be constructed.
+    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t), or (n_ex, n_out) with
+    ``return_sequences=False``. Several forward passes are several, independent sequences. `forward`
+    takes an initial state and a mask, `final_state` is where it ended. numpy-ml's LSTM cannot be
+    constructed.
     """
+
+    _hyper = (*_LSTMStep._hyper, "return_sequences", "truncate")
 
     def __init__(
         self,
@@ -213,7 +223,11 @@ class LSTM(OverTime, _LSTMStep):
         gate_fn: Any = "Sigmoid",
         init: str = "glorot_uniform",
         optimizer: Any = None,
+        *,
+        return_sequences: bool = True,
+        truncate: int | None = None,
     ) -> None:
+        self.return_sequences, self.truncate = return_sequences, truncate
         super().__init__(n_out, act_fn, gate_fn, init, optimizer)
         self.cell = LSTMCell(self.n_out, self.act_fn, self.gate_fn, self.init)
         self._share_with_cell()

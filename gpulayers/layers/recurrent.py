@@ -16,7 +16,8 @@ from typing import Any
 
 from gpulayers.backend import Array
 from gpulayers.initializers import WeightInitializer
-from gpulayers.layers._sequence import Cell, OverTime, Recurrent, Weights
+from gpulayers.layers._over_time import OverTime
+from gpulayers.layers._sequence import Cell, Recurrent, Weights
 from gpulayers.ops import conv, recurrent
 from gpulayers.ops._product import product
 
@@ -130,6 +131,11 @@ class RNN(OverTime, _SimpleStep):
     act_fn : str, activation or None
     init : str
     optimizer : str, optimizer, dict or None
+    return_sequences : bool
+        Whether the output is every A_t, or the last one alone. (Not in numpy-ml.)
+    truncate : int, optional
+        Truncated backpropagation through time: gradients stay within stretches of so many steps.
+        (Not in numpy-ml.)
 
     Attributes
     ----------
@@ -145,9 +151,13 @@ class RNN(OverTime, _SimpleStep):
 
     Notes
     -----
-    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t). Several forward passes are
-    several, independent sequences. numpy-ml's RNN cannot be constructed.
+    Input (n_ex, n_in, n_t), time last; output (n_ex, n_out, n_t), or (n_ex, n_out) with
+    ``return_sequences=False``. Several forward passes are several, independent sequences. `forward`
+    takes an initial state and a mask, `final_state` is where it ended. numpy-ml's RNN cannot be
+    constructed.
     """
+
+    _hyper = (*_SimpleStep._hyper, "return_sequences", "truncate")
 
     def __init__(
         self,
@@ -155,7 +165,11 @@ class RNN(OverTime, _SimpleStep):
         act_fn: Any = "Tanh",
         init: str = "glorot_uniform",
         optimizer: Any = None,
+        *,
+        return_sequences: bool = True,
+        truncate: int | None = None,
     ) -> None:
+        self.return_sequences, self.truncate = return_sequences, truncate
         super().__init__(n_out, act_fn, init, optimizer)
         self.cell = RNNCell(self.n_out, self.act_fn, self.init)
         self._share_with_cell()
