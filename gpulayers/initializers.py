@@ -17,7 +17,7 @@ from gpulayers import _spec, backend, random
 from gpulayers import activations as act
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError, ShapeError, suggest
-from gpulayers.optimizers import SGD, AdaGrad, Adam, OptimizerBase, RMSProp
+from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, OptimizerBase, RMSProp
 from gpulayers.schedulers import SchedulerBase, make_scheduler
 
 __all__ = [
@@ -51,7 +51,7 @@ _ACTIVATIONS: dict[str, Callable[..., act.ActivationBase]] = {
     )
 }
 _OPTIMIZERS: dict[str, Callable[..., OptimizerBase]] = {
-    _spec.fold(cls.__name__): cls for cls in (SGD, AdaGrad, RMSProp, Adam)
+    _spec.fold(cls.__name__): cls for cls in (SGD, AdaGrad, RMSProp, Adam, AdamW)
 }
 
 

@@ -162,7 +162,7 @@ def test_optimizer_dict_restores_the_cache():
     [
         (
             "adamm",
-            "unknown optimizer 'adamm', expected one of SGD, AdaGrad, RMSProp, Adam .*'Adam'",
+            "unknown optimizer 'adamm', expected one of SGD, AdaGrad, RMSProp, Adam, .*'Adam'",
         ),
         ("sgd(momentun=0.9)", "unknown argument 'momentun'.*did you mean 'momentum'"),
         ("adam(lr_scheduler=Nom())", "unknown scheduler 'Nom'"),

@@ -283,6 +283,15 @@ def test_sampler_draws_with_the_given_probabilities():
     np.testing.assert_allclose(log.probs, [3 / 6, 2 / 6, 1 / 6])
 
 
+def test_sampler_at_the_borders():
+    class Fixed:
+        def uniform(self, shape, dtype, xp):
+            return np.array([0.0, np.nextafter(0.75, 0), 0.75, np.nextafter(1.0, 0)])
+
+    drawn = DiscreteSampler([0, 3, 1, 0], generator=Fixed())(4)
+    assert drawn.tolist() == [1, 1, 2, 2]
+
+
 def test_sampler_without_replacement():
     random.seed(1)
     sampler = DiscreteSampler([0.5, 0.3, 0.2, 0.0], with_replacement=False)

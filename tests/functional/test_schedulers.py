@@ -8,12 +8,18 @@ import pytest
 from gpulayers import schedulers
 from gpulayers.errors import CheckpointError, ParameterError
 from gpulayers.initializers import SchedulerInitializer
+from gpulayers.schedulers import king
 
 EXAMPLES = (
     schedulers.ConstantScheduler(0.25),
     schedulers.ExponentialScheduler(initial_lr=0.5, stage_length=10, staircase=True, decay=0.3),
     schedulers.NoamScheduler(model_dim=64, scale_factor=2.0, warmup_steps=7),
     schedulers.KingScheduler(initial_lr=0.2, patience=5, decay=0.5),
+    schedulers.CosineScheduler(initial_lr=0.2, total_steps=30, final_lr=0.0, warmup_steps=3),
+    schedulers.OneCycleScheduler(max_lr=0.2, total_steps=30, rise=0.4, final_divisor=100),
+    schedulers.WarmupScheduler(
+        warmup_steps=40, scheduler="ExponentialScheduler(initial_lr=0.5, stage_length=10)"
+    ),
 )
 each = pytest.mark.parametrize("scheduler", EXAMPLES, ids=lambda s: type(s).__name__)
 
@@ -101,7 +107,7 @@ def test_king_probability_is_that_of_the_slope():
     var = covariance[0, 0] * (residual @ residual) / (n - 2)
     gold = 0.5 * (1 + math.erf(-slope / math.sqrt(2 * var)))
     assert 0.6 < gold < 0.99
-    assert schedulers._probability_decreasing(losses) == pytest.approx(gold, rel=1e-10)
+    assert king._probability_decreasing(losses) == pytest.approx(gold, rel=1e-10)
 
 
 def test_king_counts_the_parameters_of_a_layer_as_one_step():
@@ -175,14 +181,18 @@ def test_copy_is_independent(scheduler):
 @each
 def test_set_params_changes_the_rate(scheduler):
     scheduler = scheduler.copy()
-    field = {"ConstantScheduler": "lr", "NoamScheduler": "scale_factor"}.get(
-        type(scheduler).__name__, "initial_lr"
-    )
+    field = {
+        "ConstantScheduler": "lr",
+        "NoamScheduler": "scale_factor",
+        "OneCycleScheduler": "max_lr",
+        "WarmupScheduler": "warmup_steps",
+    }.get(type(scheduler).__name__, "initial_lr")
     before = scheduler(4, 1.0)
     scheduler.set_params({"id": type(scheduler).__name__, field: 8 * getattr(scheduler, field)})
     assert scheduler(5, 1.0) != before
     assert scheduler.hyperparameters[field] == getattr(scheduler, field)
-    assert scheduler(4, 1.0) == pytest.approx(8 * before)
+    factor = 1 / 8 if field == "warmup_steps" else 8
+    assert scheduler(4, 1.0) == pytest.approx(factor * before)
 
 
 @each

@@ -1,43 +1,22 @@
-"""Optimizers: update rules that keep their state by parameter name, as in numpy-ml.
-
-``opt(param, grad, name)`` returns a new array; ``opt.update_(param, grad, name)`` changes `param`
-in place, which is what layers do. The state (velocities, averages) lives where the parameter lives,
-in its dtype, and is changed in place too. Everything but the learning rate stays on the device.
-
-One optimizer object serves one layer: its cache goes by parameter name ("W", "b"), so layers copy
-the object they are given (numpy-ml shares it, and mixes the layers' state).
-"""
+"""What the optimizers share: parameters, schedule, clipping, state by parameter, checkpoints."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Self
-
-import numpy as np
 
 from gpulayers import _spec
 from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
 from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
-from gpulayers.ops import update as rules
+from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
     Check,
     ConstantScheduler,
     SchedulerBase,
     make_scheduler,
 )
-
-__all__ = ["SGD", "AdaGrad", "Adam", "OptimizerBase", "RMSProp"]
-
-_not_negative: Check = partial(_spec.real, low=0.0)
-_fraction: Check = partial(_spec.real, low=0.0, high=1.0)
-_below_one: Check = partial(_spec.real, low=0.0, high=1.0, open_high=True)
-
-
-def _clip_norm(owner: str, name: str, value: Any) -> Any:
-    return None if value is None else _spec.real(owner, name, value, 0.0, open_low=True)
 
 
 class OptimizerBase(ABC):
@@ -97,28 +76,44 @@ class OptimizerBase(ABC):
         param[...] = self.update(param, param_grad, param_name, cur_loss)
 
 
-class _BuiltIn(OptimizerBase):
+class BuiltIn(OptimizerBase):
     """What the built-in rules share: hyperparameters, clipping, state, checkpoints."""
 
     _fields: ClassVar[Mapping[str, Check]]
+    _decoupled: ClassVar[bool] = False  # the rule itself takes care of the weight decay
     _state_names: ClassVar[tuple[str, ...]] = ()  # () = the cache entry is one bare array
+    # ours, beyond numpy-ml's: told only where they are set, so that its descriptions stay the same
+    _extras: ClassVar[Mapping[str, Any]] = {"clip_value": None, "weight_decay": 0.0}
 
     lr: float
     clip_norm: float | None
+    clip_value: float | None
+    weight_decay: float
 
     def __init__(self, lr_scheduler: Any, unknown: Mapping[str, Any], **values: Any) -> None:
         name = type(self).__name__
         _spec.refuse_unknown(name, unknown, [*self._fields, "lr_scheduler"])
         for key, value in values.items():
             setattr(self, key, self._fields[key](name, key, value))
+        self._check_together()
         super().__init__(self.lr, lr_scheduler)
+
+    def _check_together(self) -> None:
+        """Raise ParameterError for values that do not go together."""
 
     # ---------------------------------------------------------------------------- hyperparameters
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments and the class's name as "id": a new dict on each use."""
+        """The constructor's arguments and the class's name as "id": a new dict on each use.
+
+        `clip_value`, `weight_decay` and `nesterov`, which numpy-ml does not have, are left out
+        where they are off.
+        """
         values = {name: getattr(self, name) for name in self._fields}
+        for name, default in self._extras.items():
+            if values[name] == default:
+                del values[name]
         return {"id": type(self).__name__, **values, "lr_scheduler": str(self.lr_scheduler)}
 
     def __str__(self) -> str:
@@ -169,8 +164,11 @@ class _BuiltIn(OptimizerBase):
                 )
             scheduler = ConstantScheduler(checked["lr"])
         cache = self._checked_cache(cache_dict or {}, ParameterError)
-        for key, value in checked.items():
-            setattr(self, key, value)
+        trial = copy.copy(self)
+        for candidate in (trial, self):  # nothing is changed if the values do not go together
+            for key, value in checked.items():
+                setattr(candidate, key, value)
+            candidate._check_together()
         self.lr_scheduler = scheduler
         self.cache.update(cache)
         return self
@@ -218,8 +216,12 @@ class _BuiltIn(OptimizerBase):
                 f"{param.shape}, got {param_grad.shape}"
             )
         grad = param_grad.astype(param.dtype, copy=False)
+        if self.clip_value is not None:
+            grad = clipped_value(grad, float(self.clip_value))
         if self.clip_norm is not None:
-            grad = _clipped(grad, float(self.clip_norm))
+            grad = clipped_norm(grad, float(self.clip_norm))
+        if self.weight_decay and not self._decoupled:
+            grad = grad + self.weight_decay * param
         # the reshape undoes that ascontiguousarray makes 0-d arrays 1-d
         grad = xp.ascontiguousarray(grad).reshape(param.shape)
         entry = self._entry(param, param_name)
@@ -280,7 +282,7 @@ class _BuiltIn(OptimizerBase):
                 raise CheckpointError(f"{name}: got the state of {state['id']!r}")
             step, cache = int(state["cur_step"]), dict(state["cache"])
             fresh = self.copy()
-            fresh.set_params(state["hyperparameters"])
+            fresh.set_params({**self._extras, **state["hyperparameters"]})
             fresh.lr_scheduler.load_state_dict(state["scheduler"])
             fresh.cache = self._checked_cache(cache, CheckpointError)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -313,202 +315,3 @@ def _copied(entry: Any) -> Any:
     if isinstance(entry, Mapping):
         return {key: _copied(value) for key, value in entry.items()}
     return entry.copy() if hasattr(entry, "copy") else entry
-
-
-def _clipped(grad: Array, limit: float) -> Array:
-    """``grad * min(1, limit / ||grad||)``, without waiting for the device to know the norm."""
-    if not grad.size:
-        return grad
-    xp = xp_of(grad)
-    wide = grad.astype(np.float32) if grad.dtype.itemsize < 4 else grad
-    limit = min(limit, float(np.finfo(wide.dtype).max))
-    peak = xp.maximum(xp.abs(wide).max(), limit)  # squares of g / peak cannot overflow
-    root = xp.sqrt(xp.square(wide / peak).sum())
-    ratio = limit / peak
-    return (wide * (ratio / xp.maximum(root, ratio))).astype(grad.dtype, copy=False)
-
-
-class SGD(_BuiltIn):
-    """Gradient descent with momentum.
-
-    velocity = momentum * velocity + lr * grad;  param -= velocity
-
-    The learning rate is inside the velocity, as in numpy-ml; PyTorch's is outside, which differs
-    while the rate changes. (Polyak, 1964; Sutskever et al., 2013)
-
-    Parameters
-    ----------
-    lr : float
-        Learning rate, >= 0, if there is no `lr_scheduler`.
-    momentum : float
-        >= 0.
-    clip_norm : float, optional
-        A longer gradient is scaled down to this Euclidean norm, each parameter by itself.
-    lr_scheduler : None, SchedulerBase, str or dict
-        Decides the learning rate instead of `lr`.
-
-    Raises
-    ------
-    ParameterError
-        If a value is out of range or an argument unknown (numpy-ml ignores those).
-    """
-
-    _fields: ClassVar[Mapping[str, Check]] = {
-        "lr": _not_negative,
-        "momentum": _not_negative,
-        "clip_norm": _clip_norm,
-    }
-    momentum: float
-
-    def __init__(
-        self,
-        lr: float = 0.01,
-        momentum: float = 0.0,
-        clip_norm: float | None = None,
-        lr_scheduler: Any = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(lr_scheduler, unknown, lr=lr, momentum=momentum, clip_norm=clip_norm)
-
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
-        rules.sgd_update(param, grad, entry, lr, self.momentum)
-
-
-class AdaGrad(_BuiltIn):
-    """Steps shrink with the sum of past squares (Duchi, Hazan & Singer, 2011).
-
-    cache += grad^2;  param -= lr * grad / (sqrt(cache) + eps)
-
-    Parameters
-    ----------
-    lr, clip_norm, lr_scheduler :
-        As `SGD`.
-    eps : float
-        >= 0.
-
-    Raises
-    ------
-    ParameterError
-        If a value is out of range or an argument unknown.
-    """
-
-    _fields: ClassVar[Mapping[str, Check]] = {
-        "lr": _not_negative,
-        "eps": _not_negative,
-        "clip_norm": _clip_norm,
-    }
-    eps: float
-
-    def __init__(
-        self,
-        lr: float = 0.01,
-        eps: float = 1e-7,
-        clip_norm: float | None = None,
-        lr_scheduler: Any = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(lr_scheduler, unknown, lr=lr, eps=eps, clip_norm=clip_norm)
-
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
-        rules.adagrad_update(param, grad, entry, lr, self.eps)
-
-
-class RMSProp(_BuiltIn):
-    """Steps shrink with a running average of squares (Tieleman & Hinton, 2012).
-
-    cache = decay * cache + (1 - decay) * grad^2;  param -= lr * grad / (sqrt(cache) + eps)
-
-    Parameters
-    ----------
-    lr, clip_norm, lr_scheduler :
-        As `SGD`.
-    decay : float
-        In [0, 1].
-    eps : float
-        >= 0.
-
-    Raises
-    ------
-    ParameterError
-        If a value is out of range or an argument unknown.
-    """
-
-    _fields: ClassVar[Mapping[str, Check]] = {
-        "lr": _not_negative,
-        "eps": _not_negative,
-        "decay": _fraction,
-        "clip_norm": _clip_norm,
-    }
-    eps: float
-    decay: float
-
-    def __init__(
-        self,
-        lr: float = 0.001,
-        decay: float = 0.9,
-        eps: float = 1e-7,
-        clip_norm: float | None = None,
-        lr_scheduler: Any = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(lr_scheduler, unknown, lr=lr, decay=decay, eps=eps, clip_norm=clip_norm)
-
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
-        rules.rmsprop_update(param, grad, entry, lr, self.decay, self.eps)
-
-
-class Adam(_BuiltIn):
-    """Averages of gradient and square, both corrected for their start at zero.
-
-    mean = decay1 * mean + (1 - decay1) * grad
-    var = decay2 * var + (1 - decay2) * grad^2
-    param -= lr * mean / (1 - decay1^t) / (sqrt(var / (1 - decay2^t)) + eps)
-
-    (Kingma & Ba, 2015, algorithm 1.) ``cache[name]`` is ``{"t", "mean", "var"}``.
-
-    Parameters
-    ----------
-    lr, clip_norm, lr_scheduler :
-        As `SGD`.
-    decay1, decay2 : float
-        In [0, 1).
-    eps : float
-        >= 0.
-
-    Raises
-    ------
-    ParameterError
-        If a value is out of range or an argument unknown.
-    """
-
-    _fields: ClassVar[Mapping[str, Check]] = {
-        "lr": _not_negative,
-        "decay1": _below_one,
-        "decay2": _below_one,
-        "eps": _not_negative,
-        "clip_norm": _clip_norm,
-    }
-    _state_names = ("mean", "var")
-    decay1: float
-    decay2: float
-    eps: float
-
-    def __init__(
-        self,
-        lr: float = 0.001,
-        decay1: float = 0.9,
-        decay2: float = 0.999,
-        eps: float = 1e-7,
-        clip_norm: float | None = None,
-        lr_scheduler: Any = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(
-            lr_scheduler, unknown, lr=lr, decay1=decay1, decay2=decay2, eps=eps, clip_norm=clip_norm
-        )
-
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
-        t = entry["t"] + 1
-        mean, var = entry["mean"], entry["var"]
-        rules.adam_update(param, grad, mean, var, lr, self.decay1, self.decay2, self.eps, t)
-        entry["t"] = t
