@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers import activations, layers
+from gpulayers import activations, initializers, layers, random
 from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import gold as golds
@@ -168,6 +168,19 @@ def test_a_users_own_gates(backend: Backend) -> None:
     assert_close(layer.forward(backend.asarray(X)), GOLD.Y)
     assert_close(layer.backward(backend.asarray(DA)), GOLD.dX)
     harness.assert_grads(layer, GOLD.grads)
+
+
+def test_first_weights() -> None:
+    """Drawn in the order z, r, n; the candidate's for act_fn, the gates' for gate_fn."""
+    random.seed(5)
+    layer = layers.GRU(3, act_fn="ReLU", gate_fn="Sigmoid", init="glorot_uniform")
+    layer.forward(np.ones((1, 2, 1)))
+    random.seed(5)
+    for g in "zrn":
+        draw = initializers.WeightInitializer("ReLU" if g == "n" else "Sigmoid", "glorot_uniform")
+        assert_same_bits(layer.parameters[f"W{g}"], draw((5, 3), "float64", np))
+    for name in ("bz", "br", "bn", "ba"):
+        assert_same_bits(layer.parameters[name], np.zeros((1, 3)))
 
 
 def test_a_step_is_one_product_and_one_kernel(emulated: Backend) -> None:

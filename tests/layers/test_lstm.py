@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers import activations, layers
+from gpulayers import activations, initializers, layers, random
 from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import gold as golds
@@ -253,6 +253,19 @@ def test_a_users_own_gates(backend: Backend) -> None:
     layer.set_params(copy.deepcopy(layer.summary()))  # by name it is the same
     assert layer.gate_fn is gate
     assert layer.cell.gate_fn is gate
+
+
+@pytest.mark.parametrize("make", [layers.LSTMCell, layers.LSTM])
+def test_first_weights(make: Any) -> None:
+    """Drawn in numpy-ml's order f, u, c, o; the candidate's for act_fn, the gates' for gate_fn."""
+    random.seed(5)
+    layer = make(3, act_fn="ReLU", gate_fn="Sigmoid", init="glorot_uniform")
+    layer.forward(np.ones((1, 2) if make is layers.LSTMCell else (1, 2, 1)))
+    random.seed(5)
+    for g in "fuco":
+        draw = initializers.WeightInitializer("ReLU" if g == "c" else "Sigmoid", "glorot_uniform")
+        assert_same_bits(layer.parameters[f"W{g}"], draw((5, 3), "float64", np))
+        assert_same_bits(layer.parameters[f"b{g}"], np.zeros((1, 3)))
 
 
 def test_the_gates_activation_round_trips() -> None:

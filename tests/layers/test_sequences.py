@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -410,6 +412,20 @@ def test_states_and_masks_of_the_other_library(kind: Any, emulated: Backend) -> 
         layer.forward(x, initial_state=on_host if len(on_host) == 2 else on_host[0])
     with pytest.raises(BackendError, match="the mask is a numpy array, the input a cupy one"):
         layer.forward(x, mask=MASK)
+
+
+@kinds
+def test_arguments_are_let_go(kind: Any, numpy_backend: Backend) -> None:
+    """The layer holds no array of a call longer than the call."""
+    layer = make(kind, numpy_backend)
+    mask, state = MASK.copy(), states_of(kind, numpy_backend, 90)
+    grad = states_of(kind, numpy_backend, 95)
+    held = [weakref.ref(a) for a in (mask, *as_tuple(state), *as_tuple(grad))]
+    layer.forward(X, mask=mask, initial_state=state)
+    layer.backward(DA, final_state_grad=grad)
+    del mask, state, grad
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
 
 
 @kinds
