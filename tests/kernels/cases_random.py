@@ -28,6 +28,7 @@ CASES = [
     functools.partial(words, n=n, counter=counter, index=index)
     for n, counter, index in (
         (1, 0, "int32"),
+        (5, 7, "int32"),  # the last block holds a single word
         (6, 5, "int64"),
         (7, 2**64 - 2, "int32"),  # the low half of the counter wraps inside
         (4, 2**64 - 1, "int32"),

@@ -64,6 +64,17 @@ def loss(launcher: Launcher, rows: int, classes: int, dtype: str, index: str, lo
     close(probs, gold.softmax(values), dtype, 4.0)
 
 
+def loss_of_low_logits(launcher: Launcher, long: bool) -> None:
+    """exp(z) underflows for every class; only the difference to the row's maximum counts."""
+    z, values = rounded(random(3, 40, scale=4.0) - 1000.0, "float32")
+    labels = np.array([0, 39, 7], dtype=np.int64)
+    losses, probs = poisoned(3, "float32"), poisoned(z.shape, "float32")
+    name = "softmax_cross_entropy_forward" + "_long" * long
+    launcher.launch(name, "float32", "int32", _grid(3, long), (z, labels, losses, probs, 3, 40))
+    close(losses, gold.cross_entropy(values, labels), "float32", 4.0)
+    close(probs, gold.softmax(values), "float32", 4.0)
+
+
 def loss_backward(launcher: Launcher, dtype: str, index: str) -> None:
     probs, values = rounded(gold.softmax(random(27, 10)), dtype)
     labels = np.arange(27, dtype=np.int64) * 7 % 10
@@ -116,6 +127,8 @@ CASES = [
     ),
     labels_out_of_range,
     *(functools.partial(loss_backward, dtype=d, index=i) for d, i in COMBINATIONS),
+    functools.partial(loss_of_low_logits, long=False),
+    functools.partial(loss_of_low_logits, long=True),
     functools.partial(extremes, long=False),
     functools.partial(extremes, long=True),
     *(
