@@ -14,6 +14,8 @@ from gpulayers import training
 from gpulayers.backend import default_dtype, set_default_dtype
 from gpulayers.errors import CheckpointError
 from gpulayers.layers import (
+    GRU,
+    LSTM,
     RNN,
     BatchNorm2D,
     Conv1D,
@@ -123,6 +125,8 @@ def test_every_kind_of_layer_comes_back(path):
         (Softmax(), (2, 5)),
         (Dropout(0.25), (2, 5)),
         (RNN(3), (2, 4, 5)),
+        (LSTM(3, gate_fn="Hard Sigmoid", return_sequences=False, truncate=2), (2, 4, 5)),
+        (GRU(3), (2, 4, 5)),
     ]
     rng = np.random.default_rng(0)
     for layer, shape in layers:
