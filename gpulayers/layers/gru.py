@@ -155,7 +155,8 @@ class GRUCell(Cell, _GRUStep):
 
     Notes
     -----
-    Input (n_ex, n_in), one step; output (n_ex, n_out). `GRU` runs the cell over a sequence.
+    Input (n_ex, n_in), one step; output (n_ex, n_out). ``derived_variables["A"] = [A_0]`` before
+    the first step begins elsewhere than at zero. `GRU` runs the cell over a sequence.
     """
 
 

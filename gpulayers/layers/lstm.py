@@ -150,7 +150,8 @@ class LSTMCell(Cell, _LSTMStep):
     -----
     Input (n_ex, n_in), one step; output the pair A_t, C_t, (n_ex, n_out) each. `backward` takes the
     gradient of A_t; to give C_T one of its own, set ``derived_variables["dLdC_accumulator"]``
-    before the first `backward`. `LSTM` runs the cell over a sequence.
+    before the first `backward`. ``derived_variables["A"] = [A_0]``, and C likewise, before the
+    first step begins elsewhere than at zero. `LSTM` runs the cell over a sequence.
     """
 
     def forward(self, X: Array, retain_derived: bool = True) -> tuple[Array, Array]:

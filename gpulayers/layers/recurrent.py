@@ -118,7 +118,8 @@ class RNNCell(Cell, _SimpleStep):
 
     Notes
     -----
-    Input (n_ex, n_in), one step; output (n_ex, n_out). `RNN` runs the cell over a sequence.
+    Input (n_ex, n_in), one step; output (n_ex, n_out). ``derived_variables["A"] = [A_0]`` before
+    the first step begins elsewhere than at zero. `RNN` runs the cell over a sequence.
     """
 
 

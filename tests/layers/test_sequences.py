@@ -171,6 +171,28 @@ def test_states_against_pytorch(kind: Any, numpy_backend: Backend, last: bool) -
 
 
 @kinds
+def test_a_cell_from_a_given_state(kind: Any, backend: Backend) -> None:
+    """Put into what it shows before the first step."""
+    layer, state = make(kind, backend), states_of(kind, backend, 45)
+    A = layer.forward(backend.asarray(X), initial_state=state)
+    dX, gradients = layer.backward(backend.asarray(DA)), numbers(layer.gradients)
+    at_start = accumulators(layer)
+    layer.flush_gradients()
+    cell = layer.cell
+    for name, array in zip("AC", as_tuple(state), strict=False):
+        cell.derived_variables[name] = [array]
+    for t in range(N_T):
+        got = cell.forward(backend.asarray(X[:, :, t].copy()))
+        assert_close(as_tuple(got)[0], host(A)[:, :, t])
+    assert len(cell.derived_variables["A"]) == N_T + 1
+    for t in reversed(range(N_T)):
+        assert_close(cell.backward(backend.asarray(DA[:, :, t].copy())), host(dX)[:, :, t])
+    harness.assert_grads(cell, gradients)
+    for one, two in zip(as_tuple(accumulators(cell)), as_tuple(at_start), strict=True):
+        assert_close(one, host(two))
+
+
+@kinds
 def test_the_final_state_stays(kind: Any, backend: Backend) -> None:
     """After update, flush and evaluation: the next stretch of long sequences starts from it."""
     layer = make(kind, backend)

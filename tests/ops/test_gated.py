@@ -183,6 +183,26 @@ def test_one_kernel_each_way(emulated: Any) -> None:
             assert events[f"kernel:{name}_step_{direction}<float, float, int>"] == 1
 
 
+def test_64_bit_indices_once_the_gates_need_them(
+    emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gates have four times the elements of a state: 120 here, beyond a limit of 100."""
+    from gpulayers.cuda import table
+
+    engine = Engine("auto", emulated)
+    steps = LSTM((5, 6), "tanh", "sigmoid"), GRU((5, 6), "tanh", "sigmoid")
+    expected = [step.run(engine) for step in steps]
+    monkeypatch.setattr(table, "INT32_LIMIT", 100)
+    for step, wanted in zip(steps, expected, strict=True):
+        with emulated.count() as events:
+            got = step.run(engine)
+        kind = type(step).__name__.lower()
+        for direction in ("forward", "backward"):
+            assert events[f"kernel:{kind}_step_{direction}<double, double, long long>"] == 1
+        for name, array in wanted.items():
+            assert_same_bits(got[name], array)
+
+
 def test_wrong_lstm_calls(engine: Engine) -> None:
     tanh, sigmoid = BUILT_IN["tanh"](), BUILT_IN["sigmoid"]()
 
