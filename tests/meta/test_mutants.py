@@ -102,6 +102,12 @@ def test_every_barrier_and_atomic_has_a_mutant() -> None:
         ("k = 0xffffffffu;", "constant", "k = 0xfffffff0u;"),
         ("k = 0.5 * x;", "constant", "k = 0.75 * x;"),
         ("k = exp(-x) - f(2, -y);", "drop unary -", "k = exp(x) - f(2, -y);"),
+        ("    Acc part[4];", "smaller array", "    Acc part[3];"),
+        (
+            "    __shared__ Acc part[BLOCK / 32];",
+            "smaller array",
+            "    __shared__ Acc part[BLOCK / 33];",
+        ),
         ("m = minus_infinity<Acc>();", "start at 0", "m = static_cast<Acc>(0);"),
     ],
 )

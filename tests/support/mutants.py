@@ -66,6 +66,7 @@ SWAPS: tuple[tuple[str, str, str], ...] = (
 )
 #: a condition in round brackets may itself hold two levels of them
 _BRACKETED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+_ARRAY = re.compile(r"\s*(?:__shared__ )?\w+ \w+\[(?:(\w+) / )?(\d+)\];")
 _NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9a-fA-F]+|\d+\.\d+|\d+)(?=u?l*\b)(?![\w.]*>)")
 
 
@@ -142,6 +143,11 @@ def mutants(file: str) -> list[Mutant]:
 
 
 def _changes(line: str) -> Iterator[tuple[str, str]]:
+    """(mutation, changed line) for every mutant of a line."""
+    if array := _ARRAY.fullmatch(line):  # a larger one would do no harm
+        smaller = int(array[2]) + (1 if array[1] else -1)
+        yield "smaller array", line[: array.start(2)] + str(smaller) + line[array.end(2) :]
+        return
     for name, pattern, new in SWAPS:
         for match in re.finditer(pattern, line):
             yield name, line[: match.start()] + new + line[match.end() :]
