@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from gpulayers.backend import Array
-from gpulayers.errors import NotInitializedError, ParameterError, ShapeError, suggest
-from gpulayers.initializers import OptimizerInitializer
+from gpulayers.errors import ParameterError, ShapeError, suggest
+from gpulayers.layers._group import LayerGroup
 
 __all__ = ["Composite"]
 
 
-class Composite:
+class Composite(LayerGroup):
     """What every group of layers shares; subclasses add `forward` and `backward`.
 
     Parameters
@@ -27,34 +26,14 @@ class Composite:
         self.components = components
         self.name = name
 
-    # -------------------------------------------------------------------------------- optimizer
-
-    def set_optimizer(self, optimizer: Any) -> None:
-        """Give each layer its own copy of `optimizer` (an object, a string, or None for SGD).
-
-        Raises
-        ------
-        ParameterError
-            If the string names no optimizer.
-        """
-        optimizer = OptimizerInitializer(optimizer)()
-        for _, layer in self.walk():
-            layer.optimizer = optimizer.copy()
-
-    def walk(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield ``(name, layer)`` for every layer, also those inside blocks, in order."""
-        for key, layer in self.components.items():
-            if isinstance(layer, Composite):
-                yield from layer.walk(f"{prefix}{key}.")
-            else:
-                yield prefix + key, layer
-
-    # ------------------------------------------------------------------------------- parameters
+    def _parts(self) -> dict[str, Any]:
+        return self.components
 
     @property
-    def trainable(self) -> bool:
-        """False if every layer is frozen."""
-        return any(layer.trainable for layer in self.components.values())
+    def _name(self) -> str:
+        return self.name
+
+    # ------------------------------------------------------------------------------- parameters
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -66,22 +45,6 @@ class Composite:
     def gradients(self) -> dict[str, Array]:
         """Every accumulated gradient by its parameter's name."""
         return {f"{n}.{k}": v for n, layer in self.walk() for k, v in layer.gradients.items()}
-
-    @property
-    def parameter_count(self) -> int:
-        """How many numbers are learned (running statistics are not).
-
-        Raises
-        ------
-        NotInitializedError
-            Before the first forward pass.
-        """
-        for name, array in self.parameters.items():
-            if array is None:
-                raise NotInitializedError(
-                    f"{self.name}: the shape of {name} is known only after the first forward pass"
-                )
-        return sum(int(array.size) for array in self.gradients.values())
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -135,43 +98,6 @@ class Composite:
                 grouped.setdefault(where, {})[key] = value
         for where, values in grouped.items():
             layers[where].set_params({"parameters": values, "hyperparameters": {}})
-        return self
-
-    # ----------------------------------------------------------------------------------- updates
-
-    def update(self, cur_loss: float | None = None) -> None:
-        """Update the parameters of every layer that is not frozen, and flush all gradients."""
-        for layer in self.components.values():
-            if layer.trainable:
-                layer.update(cur_loss)
-            else:
-                layer.flush_gradients()
-
-    def flush_gradients(self) -> None:
-        """Forget retained inputs and set the gradients to zero."""
-        for layer in self.components.values():
-            layer.flush_gradients()
-
-    def freeze(self) -> None:
-        """Exclude every layer from updates (single ones: ``network[i].freeze()``)."""
-        for layer in self.components.values():
-            layer.freeze()
-
-    def unfreeze(self) -> None:
-        """Let every layer learn again."""
-        for layer in self.components.values():
-            layer.unfreeze()
-
-    def to(self, name: str) -> Composite:
-        """Move all layers to the backend ``"numpy"`` or ``"cupy"``, and return the network.
-
-        Raises
-        ------
-        BackendError
-            If the backend is unknown or cannot start.
-        """
-        for layer in self.components.values():
-            layer.to(name)
         return self
 
     def forward(self, X: Array, retain_derived: bool = True) -> Array:

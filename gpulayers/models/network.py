@@ -16,6 +16,7 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError, ShapeError
+from gpulayers.layers._group import LayerGroup
 from gpulayers.models.composite import Composite
 
 __all__ = ["Pixels", "Sequential"]
@@ -260,7 +261,7 @@ class Sequential(Composite):
         rows = [("layer", "output", "parameters"), ("input", str(tuple(input_shape)), "")]
         for layer in self.layers:
             X = layer.forward(X, False)
-            if isinstance(layer, Composite):
+            if isinstance(layer, LayerGroup):
                 count = layer.parameter_count
             else:
                 count = sum(int(g.size) for g in layer.gradients.values())
