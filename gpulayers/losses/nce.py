@@ -128,6 +128,39 @@ class NCELoss(ObjectiveBase):
         arguments = ", ".join(f"{k}={v}" for k, v in values.items())
         return f"NCELoss({arguments}, optimizer={self.optimizer})"
 
+    def summary(self) -> dict[str, Any]:
+        """Return ``{"id", "parameters", "hyperparameters"}``; the arrays are the live ones."""
+        return {
+            "id": "NCELoss",
+            "parameters": self.parameters,
+            "hyperparameters": self.hyperparameters,
+        }
+
+    def set_params(self, summary_dict: dict[str, Any]) -> NCELoss:
+        """Restore W, b (copied) and the optimizer from what `summary` returned.
+
+        Raises
+        ------
+        ShapeError
+            If W is not (n_classes, n_in) or b not (1, n_classes).
+        """
+        parameters = summary_dict.get("parameters", {})
+        if parameters.get("W") is not None:
+            W, b = parameters["W"], parameters.get("b")
+            if b is None or W.ndim != 2 or W.shape[0] != self.n_classes:
+                raise ShapeError(f"NCELoss: W must be ({self.n_classes}, n_in), with a b")
+            if b.shape != (1, self.n_classes):
+                raise ShapeError(f"NCELoss: b must be (1, {self.n_classes}), got {b.shape}")
+            self.n_in = int(W.shape[1])
+            self.parameters = {"W": W.copy(), "b": b.astype(W.dtype)}
+            self.gradients = {key: xp_of(p).zeros_like(p) for key, p in self.parameters.items()}
+            self.is_initialized, self._log_probs = True, None
+            self._drop_retained()
+        optimizer = summary_dict.get("hyperparameters", {}).get("optimizer")
+        if optimizer is not None:
+            self.optimizer = OptimizerInitializer(optimizer)().copy()
+        return self
+
     # ---------------------------------------------------------------------------- loss, gradient
 
     def __call__(

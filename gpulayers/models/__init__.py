@@ -3,15 +3,23 @@
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.composite import Composite
 from gpulayers.models.network import Pixels, Sequential
+from gpulayers.models.vae import BernoulliVAE
+from gpulayers.models.vocabulary import Vocabulary
+from gpulayers.models.w2v import Word2Vec
+from gpulayers.models.wgan_gp import WGAN_GP
 from gpulayers.models.zoo import MODELS, build, lenet, mlp, resnet9, vgg_small
 
 __all__ = [
     "MODELS",
+    "WGAN_GP",
     "Activation",
+    "BernoulliVAE",
     "Composite",
     "Pixels",
     "Residual",
     "Sequential",
+    "Vocabulary",
+    "Word2Vec",
     "build",
     "lenet",
     "mlp",

@@ -210,6 +210,25 @@ def test_frozen_is_evaluation(float64, backend):
     assert noise.shape == (4,) and p_target.shape == (1, 3) and p_noise.shape == (4,)
 
 
+def test_summary_goes_on_exactly(backend):
+    X, target = example()
+    x, t = backend.asarray(X.astype(np.float32)), backend.asarray(target)
+    noise = backend.asarray(np.array([0, 1, 2, 3]))
+    objective = make(optimizer="Adam(lr=0.1)")
+    objective(x, t, noise)
+    objective.grad()
+    twin = NCELoss(6, DiscreteSampler(PROBS), 4).set_params(objective.summary())
+    assert twin.parameters["W"] is not objective.parameters["W"]
+    for one in (objective, twin):
+        one(x, t, noise)
+        one.grad()
+    assert float(objective(x, t, noise)[0]) == float(twin(x, t, noise)[0])
+    with pytest.raises(ShapeError, match=r"W must be \(6, n_in\)"):
+        twin.set_params({"parameters": {"W": np.ones((5, 3)), "b": np.ones((1, 5))}})
+    with pytest.raises(ShapeError, match=r"b must be \(1, 6\)"):
+        twin.set_params({"parameters": {"W": np.ones((6, 3)), "b": np.ones(6)}})
+
+
 def test_optimizers_are_not_shared():
     from gpulayers.optimizers import SGD
 
