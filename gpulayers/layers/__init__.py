@@ -17,14 +17,17 @@ from gpulayers.layers.lstm import LSTM, LSTMCell
 from gpulayers.layers.merge import Add, Multiply
 from gpulayers.layers.normalization import BatchNorm1D, BatchNorm2D
 from gpulayers.layers.pool import GlobalAvgPool2D, Pool2D
+from gpulayers.layers.rbm import RBM
 from gpulayers.layers.recurrent import RNN, RNNCell
 from gpulayers.layers.reshape import Flatten
 from gpulayers.layers.softmax import Softmax
+from gpulayers.layers.sparse import SparseEvolution
 from gpulayers.layers.upsample import Upsample2D, ZeroPad2D
 
 __all__ = [
     "GRU",
     "LSTM",
+    "RBM",
     "RNN",
     "Add",
     "BatchNorm1D",
@@ -48,6 +51,7 @@ __all__ = [
     "Pool2D",
     "RNNCell",
     "Softmax",
+    "SparseEvolution",
     "Upsample2D",
     "ZeroPad2D",
 ]

@@ -135,6 +135,16 @@ def _pool2d(name: str, shape: tuple[int, ...], kernel: Any, **settings: Any) -> 
     ]
 
 
+def _sparse(name: str, shape: tuple[int, int], n_out: int, act: str) -> Case:
+    """Without evolution, which test_sparse looks at; with any numbers as mask."""
+
+    def make(**kwargs: Any) -> layers.LayerBase:
+        return layers.SparseEvolution(n_out, zeta=0, epsilon=1, act_fn=ACT[act], **kwargs)
+
+    gold, settings = golds.sparse_evolution(act), {"act": act}
+    return Case(f"sparse-{name}", make, shape, gold, ("sparse_evolution", settings), ("n_in", 1))
+
+
 def _flatten(name: str, shape: tuple[int, ...], keep_dim: Any) -> Case:
     make = functools.partial(layers.Flatten, keep_dim)
     settings = {"keep_dim": keep_dim}
@@ -221,6 +231,8 @@ CASES: list[Case] = [
     *(_fc(act, (5, 3), 4, act) for act in ACT),
     _fc("wide", (2, 33), 17, "tanh"),
     _fc("one-to-one", (3, 1), 1, "sigmoid"),
+    _sparse("tanh", (5, 3), 4, "tanh"),
+    _sparse("wide", (2, 17), 9, "relu"),
     _conv1d("plain", (2, 6, 3), 4, 3, act="tanh"),
     _conv1d("strided-uneven-pad", (3, 7, 2), 3, 4, stride=2, pad=(1, 2), act="relu"),
     _conv1d("dilated", (2, 9, 2), 2, 3, dilation=2, pad=1),

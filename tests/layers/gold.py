@@ -64,6 +64,16 @@ def fully_connected(act: str = "identity") -> Gold:
     return gold
 
 
+def sparse_evolution(act: str = "identity") -> Gold:
+    dense_gold = fully_connected(act)
+
+    def gold(p: Params, X, dY) -> Result:
+        Y, dX, grads = dense_gold({"W": p["W"] * p["W_mask"], "b": p["b"]}, X, dY)
+        return Result(Y, dX, {"W": grads["W"] * p["W_mask"], "b": grads["b"]})
+
+    return gold
+
+
 def conv2d(stride: Any = 1, pad: Any = 0, dilation: Any = 0, act: str = "identity") -> Gold:
     s, spacing = _pair(stride), tuple(d + 1 for d in _pair(dilation))
 

@@ -37,7 +37,9 @@ def test_summary_tells_everything(case: Case, backend: Backend) -> None:
     layer = trained(case, backend)
     summary = layer.summary()
     assert summary.keys() == {"layer", "parameters", "hyperparameters"}
-    kind = "SoftmaxLayer" if case.layer == "Softmax" else case.layer
+    kind = {"Softmax": "SoftmaxLayer", "SparseEvolution": "SparseEvolutionary"}.get(
+        case.layer, case.layer
+    )
     assert summary["layer"] == summary["hyperparameters"]["layer"] == kind
     assert summary["parameters"] is layer.parameters
     assert summary["hyperparameters"]["optimizer"].keys() == {"cache", "hyperparameters"}
@@ -104,6 +106,7 @@ def test_settings_come_from_the_summary(case: Case, numpy_backend: Backend) -> N
         "GroupNorm": lambda: layers.GroupNorm(9, 9.0),
         "LayerNorm1D": lambda: layers.LayerNorm1D(9.0),
         "LayerNorm2D": lambda: layers.LayerNorm2D(9.0),
+        "SparseEvolution": lambda: layers.SparseEvolution(9, 0.9, 9, act_fn="SELU"),
         "BatchNorm1D": lambda: layers.BatchNorm1D(0.1, 9.0),
         "BatchNorm2D": lambda: layers.BatchNorm2D(0.1, 9.0),
     }[case.layer]()

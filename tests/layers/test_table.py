@@ -15,6 +15,7 @@ ELSEWHERE = {
     "DotProductAttention": "test_attention",
     "Embedding": "test_embedding",
     "Multiply": "test_merge",
+    "RBM": "test_rbm",
 }
 
 

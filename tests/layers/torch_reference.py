@@ -38,6 +38,10 @@ def fully_connected(act: str = "identity") -> Reference:
     return lambda p, X: ACTIVATIONS[act](X @ p["W"] + p["b"])
 
 
+def sparse_evolution(act: str = "identity") -> Reference:
+    return lambda p, X: ACTIVATIONS[act](X @ (p["W"] * p["W_mask"]) + p["b"])
+
+
 def conv2d(stride: Any = 1, pad: Any = 0, dilation: Any = 0, act: str = "identity") -> Reference:
     s, spacing = _pair(stride), tuple(d + 1 for d in _pair(dilation))
 
