@@ -257,3 +257,11 @@ def test_bad_calls(tmp_path):
         vocab.words_to_indices(["cafe"])
     with pytest.raises(ParameterError, match=r"ids must be in 0..0, got 3"):
         vocab.indices_to_words([3])
+
+
+def test_noise_is_drawn_by_damped_counts(corpus):
+    model = Word2Vec(noise_dist_power=0.5, filter_stopwords=False).prepare(corpus)
+    counts = model.vocab.counts.astype(float)
+    assert model.vocab.words[:2] == ["the", "near"] and counts[0] == 1400
+    want = [np.sqrt(c) / sum(np.sqrt(k) for k in counts) for c in counts]
+    np.testing.assert_allclose(model.loss.noise_sampler.probs, want, rtol=1e-12)

@@ -177,6 +177,13 @@ def test_debug_keeps_the_values(backend):
             "dY_real", "dC_Y_fake", "gradInterp", "dGrad_interp", "C_loss", "G_loss", "dG_Y_fake",
             "G_fwd_X_fake", "C_fwd_Y_real", "C_fwd_Y_fake", "C_fwd_Y_interp",
             "C_dY_interp_wrt", "components"} == set(dv)  # fmt: skip
+    alpha, real, fake, between, noise = (
+        backend.asnumpy(dv[k]) for k in ("alpha", "X_real", "X_fake", "X_interp", "noise")
+    )
+    assert alpha.shape == (4, 1) and 0 <= alpha.min() < alpha.max() < 1
+    np.testing.assert_allclose(between, alpha * real + (1 - alpha) * fake, rtol=1e-6, atol=1e-6)
+    generated = gan.forward(backend.asarray(noise), "G", retain_derived=False)[0]
+    np.testing.assert_allclose(backend.asnumpy(generated), fake, rtol=1e-5, atol=1e-6)
     for name in ("G_fwd_X_fake", "C_fwd_Y_real", "C_dY_interp_wrt"):
         assert set(dv[name]) == {"FC0", "FC1", "FC2", "FC3", "FC4"}
     assert list(gan.generator) == list(gan.critic) == ["FC1", "FC2", "FC3", "FC4"]
