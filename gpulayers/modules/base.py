@@ -103,12 +103,17 @@ class ModuleBase(LayerGroup):
             **self._of_components("hyperparameters"),
         }
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments but the optimizer, activations as strings."""
+        values = self.hyperparameters
+        return {name: values[name] for name in self._settings}
+
     def _of_components(self, attribute: str) -> dict[str, Any]:
         return {"components": {n: getattr(part, attribute) for n, part in self._parts().items()}}
 
     def __repr__(self) -> str:
-        values = self.hyperparameters
-        shown = ", ".join(f"{n}={values[n]}" for n in self._settings if n in values)
+        shown = ", ".join(f"{n}={v}" for n, v in self.arguments.items())
         return f"{self._name}({shown}{'' if self.trainable else ', frozen'})"
 
     # ---- training

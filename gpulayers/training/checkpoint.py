@@ -22,10 +22,12 @@ from typing import IO, Any
 import numpy as np
 
 import gpulayers
-from gpulayers import backend, layers, models
+from gpulayers import backend, layers, models, modules
 from gpulayers.errors import CheckpointError, GPULayersError, suggest
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Composite, Pixels, Residual, Sequential
+from gpulayers.modules import ModuleBase
+from gpulayers.wrappers import WrapperBase, init_wrappers
 
 __all__ = ["Checkpoint", "load", "load_checkpoint", "save", "write_atomically"]
 
@@ -33,6 +35,7 @@ FORMAT = "gpulayers checkpoint"
 VERSION = 1
 _HEADER = "header.json"
 _ARRAY, _TUPLE = "$array", "$tuple"
+_WRAPPED = "$wrapped"  # the class of a layer with wrappers around it
 
 
 @dataclass
@@ -155,6 +158,20 @@ def _describe(layer: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str
         if isinstance(layer, Sequential):
             spec["pixels"] = {"mean": layer.pixels.mean, "std": layer.pixels.std}
         return spec
+    if isinstance(layer, WrapperBase):
+        described = layer.hyperparameters["wrappers"]
+        return {
+            "class": _WRAPPED,
+            "wrappers": described,
+            "layer": _describe(layer._base_layer, arrays, where),
+        }
+    if isinstance(layer, ModuleBase):
+        parts = zip(layer.component_ids, layer.components, strict=True)
+        return {
+            "class": type(layer).__name__,
+            "arguments": _pack(layer.arguments, arrays, where),
+            "components": {k: _describe(part, arrays, f"{where}.{k}") for k, part in parts},
+        }
     hyperparameters = layer.hyperparameters
     hyperparameters.pop("optimizer", None)
     if not hasattr(layer.optimizer, "state_dict"):
@@ -302,6 +319,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[str, type]) -> Any:
     """The layer or group of layers that `_describe` described."""
     name = spec["class"]
+    if name == _WRAPPED:
+        return init_wrappers(_rebuild(spec["layer"], arrays, custom), spec["wrappers"])
     kind = custom.get(name) or _known().get(name)
     if kind is None:
         raise CheckpointError(
@@ -316,9 +335,22 @@ def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[s
         network = make(parts.values(), name=spec["name"])
         network.pixels = Pixels(**spec["pixels"])
         return network
+    if issubclass(kind, ModuleBase):
+        module = make(**_unpack(spec["arguments"], arrays))
+        for key, part in zip(module.component_ids, module.components, strict=True):
+            described = spec["components"][key]
+            _restore(getattr(part, "_base_layer", part), described.get("layer", described), arrays)
+        return module
     values = _unpack(spec["hyperparameters"], arrays)
     accepted = inspect.signature(kind).parameters
     layer = make(**{k: v for k, v in values.items() if k in accepted})
+    _restore(layer, spec, arrays)
+    return layer
+
+
+def _restore(layer: Any, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Give a layer the parameters, settings and optimizer state that `_describe` described."""
+    values = _unpack(spec["hyperparameters"], arrays)
     layer.set_params({"parameters": _unpack(spec["parameters"], arrays), "hyperparameters": values})
     state = _unpack(spec["optimizer"], arrays)
     optimizer: Any = OptimizerInitializer({"hyperparameters": state["hyperparameters"]})()
@@ -326,14 +358,13 @@ def _rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[s
     layer.optimizer = optimizer
     if not spec["trainable"]:
         layer.freeze()
-    return layer
 
 
 def _known() -> dict[str, type]:
     """The layer classes a checkpoint may name: nothing else is ever constructed from a file."""
-    bases = (layers.LayerBase, Sequential, Residual)
+    bases = (layers.LayerBase, ModuleBase, Sequential, Residual)
     found = {}
-    for module in (layers, models):
+    for module in (layers, models, modules):
         for name in module.__all__:
             kind = getattr(module, name)
             if isinstance(kind, type) and issubclass(kind, bases):
