@@ -19,6 +19,7 @@ from gpulayers.errors import (
 )
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.losses._base import ObjectiveBase, wide
+from gpulayers.ops.embedding import embedding_backward, embedding_forward
 
 
 class NCELoss(ObjectiveBase):
@@ -202,7 +203,7 @@ class NCELoss(ObjectiveBase):
         ------
         ShapeError, DTypeError, BackendError
         ParameterError
-            On the host, for classes out of range; on a GPU they are not looked at.
+            On the host, for classes out of range; on a GPU the loss is NaN instead.
 
         Notes
         -----
@@ -213,24 +214,26 @@ class NCELoss(ObjectiveBase):
         W, b = self.parameters["W"], self.parameters["b"]
         n_ex, n_c, n_in = X.shape
         probs, logs = self._noise(xp)
-        Z_target = (X * W[target][:, None, :]).sum(axis=2) + b[0, target][:, None]
+        W_target = embedding_forward(W, target)
+        Z_target = (X * W_target[:, None, :]).sum(axis=2) + _entries(b, target)[:, None]
         if logs is not None:
-            Z_target = Z_target - logs[target][:, None]
+            Z_target = Z_target - _entries(logs, target)[:, None]
         total = xp.logaddexp(0.0, -wide(Z_target)).sum()  # -log sigmoid(z) = log(1 + exp(-z))
         Z_target = Z_target.astype(X.dtype, copy=False)
         predictions = [self.act_fn.fn(Z_target)[:, :, None]]
         noise, Z_noise = None, None
         if self.trainable:
             noise = self._negatives(neg_samples, home=backend_of(X))
-            Z_noise = (X.reshape(-1, n_in) @ W[noise].T + b[0, noise]).reshape(n_ex, n_c, -1)
+            W_noise = embedding_forward(W, noise)
+            Z_noise = (X.reshape(-1, n_in) @ W_noise.T + _entries(b, noise)).reshape(n_ex, n_c, -1)
             if logs is not None:
-                Z_noise = Z_noise - logs[noise]
+                Z_noise = Z_noise - _entries(logs, noise)
             total = total + xp.logaddexp(0.0, wide(Z_noise)).sum()
             Z_noise = Z_noise.astype(X.dtype, copy=False)
             predictions.append(self.act_fn.fn(Z_noise))
         y_pred = xp.concatenate(predictions, axis=2)
         if retain_derived:
-            p_noise = None if noise is None else probs[noise]
+            p_noise = None if noise is None else _entries(probs, noise)
             labels = xp.zeros_like(y_pred)
             labels[:, :, :1] = 1
             self.X.append(X)
@@ -239,7 +242,7 @@ class NCELoss(ObjectiveBase):
                 "target": target,
                 "out_labels": labels,
                 "target_logits": Z_target[:, :, None],
-                "noise_samples": (noise, probs[target][None, :], p_noise),
+                "noise_samples": (noise, _entries(probs, target)[None, :], p_noise),
                 "noise_logits": Z_noise,
             }.items():
                 self.derived_variables[key].append(value)
@@ -278,23 +281,23 @@ class NCELoss(ObjectiveBase):
         """With g = sigmoid(s) - label:  dX = sum_k g_k W_k;  dW_k = sum g_k x;  db_k = sum g_k."""
         X, W = self.X[i], self.parameters["W"]
         xp = xp_of(X)
-        n_in = X.shape[2]
         target = self.derived_variables["target"][i]
         noise = self.derived_variables["noise_samples"][i][0]
         g = self.derived_variables["y_pred"][i] - self.derived_variables["out_labels"][i]
-        g_target, g_noise = g[:, :, 0], xp.ascontiguousarray(g[:, :, 1:])
+        g_target, g_noise = g[:, :, :1], xp.ascontiguousarray(g[:, :, 1:])
         flat = g_noise.reshape(-1, g_noise.shape[2])
-        dX = g_target[:, :, None] * W[target][:, None, :]
+        dX = g_target * embedding_forward(W, target)[:, None, :]
+        ids, rows, sums = target, (g_target * X).sum(axis=1), g_target.sum(axis=1)
         if noise is not None:
-            dX = dX + (flat @ W[noise]).reshape(X.shape)
+            dX = dX + (flat @ embedding_forward(W, noise)).reshape(X.shape)
+            ids = xp.concatenate([target, noise])
+            rows = xp.concatenate([rows, flat.T @ X.reshape(-1, X.shape[2])])
+            sums = xp.concatenate([sums, flat.sum(axis=0)[:, None]])
         if params:
+            # a class may stand there several times, as target and as negative: each one counts
             dW, db = self.gradients["W"], self.gradients["b"]
-            # add.at: a class may stand there several times, as target and as negative
-            xp.add.at(dW, target, (g_target[:, :, None] * X).sum(axis=1))
-            xp.add.at(db[0], target, g_target.sum(axis=1))
-            if noise is not None:
-                xp.add.at(dW, noise, flat.T @ X.reshape(-1, n_in))
-                xp.add.at(db[0], noise, flat.sum(axis=0))
+            dW += embedding_backward(rows, ids, self.n_classes)
+            db += embedding_backward(sums, ids, self.n_classes).reshape(1, -1)
         return dX.astype(X.dtype, copy=False)
 
     # ---------------------------------------------------------------------------------- learning
@@ -414,3 +417,8 @@ class NCELoss(ObjectiveBase):
             logs = xp.asarray(np.log(probs).astype(dtype)) if self.subtract_log_label_prob else None
             self._log_probs = (xp.asarray(probs.astype(dtype)), logs)
         return self._log_probs
+
+
+def _entries(values: Array, ids: Array) -> Array:
+    """values[ids] of a row of numbers; NaN, not a wrong number, for ids out of range on a GPU."""
+    return embedding_forward(values.reshape(-1, 1), ids)[:, 0]

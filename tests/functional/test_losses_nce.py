@@ -270,6 +270,8 @@ def test_bad_calls(backend):
     if backend.name == "numpy":
         with pytest.raises(ParameterError, match=r"target must be in 0..5"):
             objective(X, target + 6)
+    else:
+        assert math.isnan(float(objective(X, target + 6, np.arange(4))[0]))
     with pytest.raises(ShapeError, match=r"X must be \(n_ex, n_c, 3\)"):
         objective(backend.asarray(np.ones((3, 1, 2))), target)
 
@@ -330,3 +332,24 @@ def test_sampler_refuses(bad):
         DiscreteSampler(bad)
     with pytest.raises(ParameterError, match="n_samples"):
         DiscreteSampler([1.0])(1.5)
+
+
+@pytest.mark.parametrize("dtype, close", [("float16", 2e-2), ("float32", 1e-5)])
+def test_dtype_stays(dtype, close, backend):
+    before = gpulayers.backend.default_dtype()
+    gpulayers.backend.set_default_dtype(dtype)
+    try:
+        objective = make()
+        X, target = example()
+        noise = np.array([target[0], 3, 3, 5])
+        x, t = backend.asarray(X), backend.asarray(target.astype(np.int32))
+        loss, y_pred = objective(x, t, backend.asarray(noise))
+        W, b = (backend.asnumpy(objective.parameters[n]).astype(float) for n in ("W", "b"))
+        dX = objective.grad(update_params=False)
+    finally:
+        gpulayers.backend.set_default_dtype(before)
+    assert loss.dtype == np.float32 and y_pred.dtype == dX.dtype == np.dtype(dtype)
+    want = gold(X.astype(dtype).astype(float), target, noise, W, b)
+    got = [loss, y_pred, dX, objective.gradients["W"], objective.gradients["b"]]
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(backend.asnumpy(ours), theirs, rtol=close, atol=close)
