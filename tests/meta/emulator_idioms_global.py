@@ -70,6 +70,45 @@ def every_thread_publishes(run: Run) -> None:
     np.testing.assert_allclose(total[0], (x**2).sum(), rtol=1e-5)
 
 
+BLOCK_PUBLISHES = r"""
+__device__ unsigned published = 0;
+extern "C" __global__ void kernel(const float* x, float* squares, float* sum, int n)
+{
+    __shared__ bool last;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    squares[i] = x[i] * x[i];
+    __syncthreads();  // before one thread speaks for all
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(&published, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!last || threadIdx.x) return;
+    float total = 0.f;
+    for (int k = 0; k < n; ++k) total += squares[k];
+    *sum = total;
+    published = 0;
+}
+"""
+
+
+READ_BY_ALL_BLOCKS = r"""
+extern "C" __global__ void kernel(float* x, float* y, float* last)
+{
+    const float first = x[0];
+    y[blockIdx.x] = first + x[blockIdx.x];
+    if (blockIdx.x == gridDim.x - 1) last[0] = first;
+}
+"""
+
+
+def read_by_all_blocks(run: Run) -> None:
+    x, y, last = normal(4), np.empty(4, "f4"), np.empty(1, "f4")
+    run((4,), (1,), (x, y, last), uninitialised=(1, 2))
+    np.testing.assert_array_equal(y, x[0] + x)
+    assert last[0] == x[0]
+
+
 CAS_LOOP = r"""
 extern "C" __global__ void kernel(const float* x, int* out, int n)
 {
@@ -152,6 +191,21 @@ GLOBAL_IDIOMS = [
         EVERY_THREAD_PUBLISHES,
         every_thread_publishes,
         (Fault("fence", "__threadfence();", "", "race-between-blocks"),),
+    ),
+    Idiom(
+        "one thread publishes for its block",
+        BLOCK_PUBLISHES,
+        every_thread_publishes,
+        (
+            Fault("barrier", "__syncthreads();  // before", "// before", "race-between-blocks"),
+            Fault("fence", "__threadfence();", "", "race-between-blocks"),
+        ),
+    ),
+    Idiom(
+        "an element read by all blocks",
+        READ_BY_ALL_BLOCKS,
+        read_by_all_blocks,
+        (Fault("written by the last", "last[0] =", "x[0] = 1 +", "race-between-blocks"),),
     ),
     Idiom(
         "compare-and-swap loop",

@@ -105,6 +105,32 @@ def double_buffer(run: Run) -> None:
     np.testing.assert_allclose(sums, x[:, ::-1].sum(0), rtol=1e-4, atol=1e-5)
 
 
+READ_THEN_OVERWRITE = r"""
+extern "C" __global__ void kernel(const float* x, float* y)
+{
+    __shared__ float s;
+    if (threadIdx.x == 0) s = x[0];
+    __syncthreads();
+    const float v = s;
+    __syncthreads();  // all have read
+    if (threadIdx.x == 0) s = v + 1.f;
+    __syncthreads();
+    y[threadIdx.x] = v + s;
+}
+"""
+
+
+def read_then_overwrite(run: Run) -> None:
+    for threads in (32, 64):  # readers in one warp, and in two
+        x, y = normal(1), np.empty(threads, "f4")
+        run((1,), (threads,), (x, y), uninitialised=(1,))
+        np.testing.assert_array_equal(y, np.full(threads, x[0] + (x[0] + np.float32(1))))
+
+
+def read_then_overwrite_two_warps(run: Run) -> None:
+    run((1,), (64,), (normal(1), np.empty(64, "f4")))
+
+
 TILED_PRODUCT = r"""
 template <typename T, int TILE>
 __global__ void product(const T* a, const T* b, T* c, int m, int n, int k)
@@ -207,6 +233,18 @@ SHARED_IDIOMS = [
             Fault("barrier", "__syncthreads();  // next tile", "", "race-in-block"),
             Fault("third buffer", "buffer[i & 1]", "buffer[i & 3]", "undefined-behaviour"),
         ),
+    ),
+    Idiom(
+        "all read, then one overwrites",
+        READ_THEN_OVERWRITE,
+        read_then_overwrite,
+        (Fault("barrier", "__syncthreads();  // all have read", "", "race-in-block"),),
+    ),
+    Idiom(
+        "all read, then one overwrites, two warps",
+        READ_THEN_OVERWRITE,
+        read_then_overwrite_two_warps,
+        (Fault("barrier", "__syncthreads();  // all have read", "", "race-in-block"),),
     ),
     Idiom(
         "tiled matrix product in dynamic shared memory",

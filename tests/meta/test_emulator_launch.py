@@ -214,6 +214,22 @@ def test_index_overflow_on_an_array_that_does_not_exist() -> None:
         narrow["fill"](args=(x, np.int32(1 << 20)), **launch)
 
 
+def test_shared_memory_starts_as_garbage() -> None:
+    code = r"""
+    extern "C" __global__ void peek(unsigned* out)
+    {
+        __shared__ unsigned own[4];
+        extern __shared__ unsigned given[];
+        out[threadIdx.x] = own[threadIdx.x] | given[threadIdx.x];
+    }
+    """
+    out = np.zeros(4, "u4")
+    HostModule(code, flavour="plain")["peek"]((2,), (4,), (out,), 16)
+    np.testing.assert_array_equal(out, 0xCBCBCBCB)
+    with pytest.raises(KernelError, match="uninitialised-shared"):
+        HostModule(code)["peek"]((1,), (4,), (out,), 16)
+
+
 def test_preempt_needs_the_checker_and_shows_lost_updates() -> None:
     code = 'extern "C" __global__ void count(int* x) { x[0] = x[0] + 1; }'
     with pytest.raises(ValueError, match="preempt needs"):
