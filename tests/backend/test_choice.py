@@ -63,7 +63,8 @@ def test_names_are_forgiving_in_case_and_spaces(numpy_backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, hint", [("nunpy", "numpy"), ("cupyy", "cupy"), ("atuo", "auto"), ("cuda", "cupy"), ("", "")]
+    "name, hint",
+    [("nunpy", "numpy"), ("cupyy", "cupy"), ("atuo", "auto"), ("cuda", "cupy"), ("", "")],
 )
 def test_unknown_names(numpy_backend: Backend, name: str, hint: str) -> None:
     suggestion = rf" \(did you mean '{hint}'\?\)" if hint else "$"
