@@ -16,6 +16,7 @@ from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch, launch_elements
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._product import product
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 
@@ -84,7 +85,7 @@ class CudaConv(Reference):
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         n, rows, cols, _ = X.shape
         out_ch = W.shape[3]
-        Z = self._unrolled(X, window) @ W.reshape(-1, out_ch)
+        Z = product(self._unrolled(X, window), W.reshape(-1, out_ch))
         if b is not None:
             self._add_bias(Z, b)
         return Z.reshape(n, *window.output_size(rows, cols), out_ch)
@@ -95,7 +96,7 @@ class CudaConv(Reference):
 
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
         out_ch = W.shape[3]
-        columns = dZ.reshape(-1, out_ch) @ W.reshape(-1, out_ch).T
+        columns = product(dZ.reshape(-1, out_ch), W.reshape(-1, out_ch).T)
         if window.is_pointwise:
             return columns.reshape(x_shape)
         return self.col2im(columns, x_shape, window)
@@ -105,7 +106,7 @@ class CudaConv(Reference):
         shape = (*window.kernel, channels, out_ch)
         if dZ.size == 0:
             return cupy.zeros(shape, dtype=X.dtype)
-        dW = self._unrolled(X, window).T @ dZ.reshape(-1, out_ch)
+        dW = product(self._unrolled(X, window).T, dZ.reshape(-1, out_ch))
         return dW.reshape(shape)
 
     def bias_grad(self, dZ: Array) -> Array:

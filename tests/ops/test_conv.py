@@ -149,15 +149,6 @@ def test_bias_grad(engine: Engine, dtype: str, shape: tuple[int, ...]) -> None:
     assert_close(db, naive.bias_grad(dZ))
 
 
-def test_bias_grad_of_many_float16_rows_does_not_overflow(engine: Engine) -> None:
-    # the partial sums pass 65504, float16's largest number; the result does not
-    dZ = np.full((80, 2), 1000.0)
-    dZ[40:] = -1000.0
-    dZ[:40] += 1.0
-    db = host(conv.bias_grad(engine.array(np.tile(dZ, (1, 1)), "float64")))
-    np.testing.assert_allclose(db, [40.0, 40.0])
-
-
 # ------------------------------------------------------------------------------ memory layout
 
 

@@ -19,6 +19,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.backend import Array
 from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._product import product
+from gpulayers.ops._sums import sum_dtype
+from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
 
 _BLOCK_BYTES = 1 << 20  # columns of one block: about what a core's L2 cache holds
@@ -132,15 +135,14 @@ class CpuConv:
         n, rows, cols, ch = x_shape
         out = window.output_size(rows, cols)
         columns = columns.reshape(n, *out, *window.kernel, ch)
-        padded = np.zeros((n, *window.padded_size(rows, cols), ch), dtype=columns.dtype)
+        padded = np.zeros((n, *window.padded_size(rows, cols), ch), dtype=sum_dtype(columns))
         _scatter(columns, padded, window)
-        top, _, left, _ = window.pad
-        return np.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), columns.dtype)
 
     def bias_grad(self, dZ: Array) -> Array:
         rows = dZ.reshape(-1, dZ.shape[-1])
         if dZ.dtype.itemsize < 4:  # BLAS has no half precision
-            return rows.sum(axis=0)
+            return rows.sum(axis=0, dtype=sum_dtype(dZ)).astype(dZ.dtype)
         return np.ones(len(rows), dtype=dZ.dtype) @ rows
 
     # --------------------------------------------------------------- the layer's three products
@@ -174,7 +176,8 @@ class CpuConv:
         n, out_rows, out_cols, out_ch = dZ.shape
         ch = X.shape[3]
         if window.is_pointwise:
-            return (X.reshape(-1, ch).T @ dZ.reshape(-1, out_ch)).reshape(1, 1, ch, out_ch)
+            dW = product(X.reshape(-1, ch).T, dZ.reshape(-1, out_ch))
+            return dW.reshape(1, 1, ch, out_ch)
         t = _outputs_per_row(window, ch, out_ch, out_cols)
         wide = _band_window(window, t) if t > 1 else window
         gradient = np.zeros((wide.taps * ch, t * out_ch), dtype=X.dtype)
@@ -195,7 +198,7 @@ class CpuConv:
         n, rows, cols, ch = x_shape
         out_ch = W.shape[3]
         if window.is_pointwise:
-            return (dZ.reshape(-1, out_ch) @ W.reshape(ch, out_ch).T).reshape(x_shape)
+            return product(dZ.reshape(-1, out_ch), W.reshape(ch, out_ch).T).reshape(x_shape)
         if _flips(window, ch):
             return self.conv2d_forward(dZ, _flipped(W), None, _flipped_window(window))
         out_rows, out_cols = window.output_size(rows, cols)
@@ -206,7 +209,7 @@ class CpuConv:
             W, window = _band(W, window, t), _band_window(window, t)
         transposed = np.ascontiguousarray(W.reshape(-1, t * out_ch).T)
         rows_of_dZ = dZ.reshape(n, out_rows * out_cols // t, t * out_ch)
-        padded = np.zeros((n, *window.padded_size(rows, cols), ch), dtype=dZ.dtype)
+        padded = np.zeros((n, *window.padded_size(rows, cols), ch), dtype=sum_dtype(dZ))
         pixels = out_rows * out_cols // t
         width = transposed.shape[1]
         workspace = None
@@ -218,8 +221,7 @@ class CpuConv:
             np.matmul(rows_of_dZ[block].reshape(-1, t * out_ch), transposed, out=columns)
             seen = columns.reshape(count, out_rows, out_cols // t, *window.kernel, ch)
             _scatter(seen, padded[block], window)
-        top, _, left, _ = window.pad
-        return np.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), dZ.dtype)
 
 
 def _columns(X: Array, window: Window, out: tuple[int, int]) -> Iterator[tuple[slice, Array]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.reference.conv import pad_image, taps
+from gpulayers.ops.reference.conv import cropped, pad_image, taps
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
 
@@ -52,5 +52,4 @@ class CpuPool(ReferencePool):
         zero = dY.dtype.type(0)
         for i, j, r, c in taps(window, out):
             padded[:, r, c] = np.where(argmax == i * fc + j, dY, zero)
-        top, _, left, _ = window.pad
-        return np.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), dY.dtype)

@@ -8,10 +8,12 @@ matrix product.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.window import Window
 
 
@@ -21,6 +23,13 @@ def pad_image(X: Array, window: Window, value: float = 0.0) -> Array:
     if not any(window.pad):
         return X
     return xp_of(X).pad(X, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value)
+
+
+def cropped(padded: Array, window: Window, size: tuple[int, int], dtype: Any) -> Array:
+    """`padded` without its padding: (n, *size, ch), contiguous, in `dtype`."""
+    top, _, left, _ = window.pad
+    image = padded[:, top : top + size[0], left : left + size[1]]
+    return xp_of(padded).ascontiguousarray(image.astype(dtype, copy=False))
 
 
 def taps(window: Window, out_size: tuple[int, int]) -> Iterator[tuple[int, int, slice, slice]]:
@@ -61,11 +70,11 @@ class ReferenceConv:
         n, rows, cols, ch = x_shape
         out = window.output_size(rows, cols)
         columns = columns.reshape(n, *out, *window.kernel, ch)
-        padded = xp_of(columns).zeros((n, *window.padded_size(rows, cols), ch), columns.dtype)
+        size = (n, *window.padded_size(rows, cols), ch)
+        padded = xp_of(columns).zeros(size, dtype=sum_dtype(columns))
         for i, j, r, c in taps(window, out):
             padded[:, r, c] += columns[:, :, :, i, j]
-        top, _, left, _ = window.pad
-        return xp_of(columns).ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), columns.dtype)
 
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         # Z[n,r,c,o] = b[o] + sum_ijk X_pad[n, r*sr+i*dr, c*sc+j*dc, k] W[i,j,k,o]
@@ -89,4 +98,5 @@ class ReferenceConv:
 
     def bias_grad(self, dZ: Array) -> Array:
         # b is added at every position, so its gradient is the sum over all of them
-        return dZ.reshape(-1, dZ.shape[-1]).sum(axis=0)
+        sums = dZ.reshape(-1, dZ.shape[-1]).sum(axis=0, dtype=sum_dtype(dZ))
+        return sums.astype(dZ.dtype, copy=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpulayers.backend import Array, xp_of
+from gpulayers.ops._sums import sum_dtype
 
 
 class ReferenceNormalization:
@@ -15,28 +14,35 @@ class ReferenceNormalization:
         self, X: Array, scaler: Array, intercept: Array, eps: float
     ) -> tuple[Array, Array, Array, Array, Array]:
         xp = xp_of(X)
-        mean = X.mean(axis=0)
-        centred = X - mean
+        wide = X.astype(sum_dtype(X), copy=False)
+        mean = wide.mean(axis=0)
+        centred = wide - mean
         var = (centred * centred).mean(axis=0)
-        inv_std = 1 / xp.sqrt(var + X.dtype.type(eps))
+        inv_std = 1 / xp.sqrt(var + var.dtype.type(eps))
         X_hat = centred * inv_std
-        return scaler * X_hat + intercept, X_hat, mean, var, inv_std
+        Y = scaler * X_hat + intercept
+        Y, X_hat, mean, var, inv_std = (
+            a.astype(X.dtype, copy=False) for a in (Y, X_hat, mean, var, inv_std)
+        )
+        return Y, X_hat, mean, var, inv_std
 
     def batchnorm_backward(
         self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
     ) -> tuple[Array, Array, Array]:
         # mean and variance depend on every row, hence the two averages taken out of dY
-        m = X_hat.shape[0]
+        dtype, m = dY.dtype, X_hat.shape[0]
+        dY, X_hat = (a.astype(sum_dtype(a), copy=False) for a in (dY, X_hat))
         dintercept = dY.sum(axis=0)
         dscaler = (dY * X_hat).sum(axis=0)
         dX = (scaler * inv_std) * (dY - (dintercept + X_hat * dscaler) * X_hat.dtype.type(1.0 / m))
+        dX, dscaler, dintercept = (a.astype(dtype, copy=False) for a in (dX, dscaler, dintercept))
         return dX, dscaler, dintercept
 
     def standardize_forward(
         self, X: Array, axes: tuple[int, ...], eps: float
     ) -> tuple[Array, Array]:
         xp = xp_of(X)
-        wide = X.astype(_averaging_dtype(X), copy=False)
+        wide = X.astype(sum_dtype(X), copy=False)
         centred = wide - wide.mean(axis=axes, keepdims=True)
         var = (centred * centred).mean(axis=axes, keepdims=True)
         inv_std = 1 / xp.sqrt(var + var.dtype.type(eps))
@@ -47,12 +53,7 @@ class ReferenceNormalization:
     ) -> Array:
         # mean and variance depend on every element, hence the two averages taken out
         dtype = X_hat.dtype
-        dX_hat, X_hat = (a.astype(_averaging_dtype(a), copy=False) for a in (dX_hat, X_hat))
+        dX_hat, X_hat = (a.astype(sum_dtype(a), copy=False) for a in (dX_hat, X_hat))
         shift = dX_hat.mean(axis=axes, keepdims=True)
         slope = (dX_hat * X_hat).mean(axis=axes, keepdims=True)
         return (inv_std * (dX_hat - shift - X_hat * slope)).astype(dtype, copy=False)
-
-
-def _averaging_dtype(X: Array) -> Any:
-    """Half precision loses sums of more than a few hundred numbers, and squares overflow."""
-    return "float32" if X.dtype.itemsize == 2 else X.dtype

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.reference.conv import pad_image, taps
+from gpulayers.ops._sums import sum_dtype
+from gpulayers.ops.reference.conv import cropped, pad_image, taps
 from gpulayers.ops.window import Window
 
 
@@ -41,22 +42,21 @@ class ReferencePool:
         xp = xp_of(dY)
         n, rows, cols, ch = x_shape
         out = window.output_size(rows, cols)
-        padded = xp.zeros((n, *window.padded_size(rows, cols), ch), dtype=dY.dtype)
+        padded = xp.zeros((n, *window.padded_size(rows, cols), ch), dtype=sum_dtype(dY))
         for i, j, r, c in taps(window, out):
             padded[:, r, c] += xp.where(argmax == i * window.kernel[1] + j, dY, dY.dtype.type(0))
-        top, _, left, _ = window.pad
-        return xp.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), dY.dtype)
 
     def avg_pool2d_forward(self, X: Array, window: Window) -> Array:
         # the mean over all taps; padding counts as zeros
         n, rows, cols, ch = X.shape
         out = window.output_size(rows, cols)
         padded = pad_image(X, window)
-        Y = xp_of(X).zeros((n, *out, ch), dtype=X.dtype)
+        Y = xp_of(X).zeros((n, *out, ch), dtype=sum_dtype(X))
         for _, _, r, c in taps(window, out):
             Y += padded[:, r, c]
         Y *= 1.0 / window.taps
-        return Y
+        return Y.astype(X.dtype, copy=False)
 
     def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array:
         # every tap gets an equal share of its window's gradient
@@ -64,8 +64,7 @@ class ReferencePool:
         n, rows, cols, ch = x_shape
         out = window.output_size(rows, cols)
         share = dY * (1.0 / window.taps)
-        padded = xp.zeros((n, *window.padded_size(rows, cols), ch), dtype=dY.dtype)
+        padded = xp.zeros((n, *window.padded_size(rows, cols), ch), dtype=sum_dtype(dY))
         for _, _, r, c in taps(window, out):
             padded[:, r, c] += share
-        top, _, left, _ = window.pad
-        return xp.ascontiguousarray(padded[:, top : top + rows, left : left + cols])
+        return cropped(padded, window, (rows, cols), dY.dtype)
