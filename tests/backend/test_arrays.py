@@ -32,7 +32,7 @@ def test_subclasses_count_as_numpy(tmp_path: Path, numpy_backend: Backend) -> No
     mapped._mmap.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("thing", THINGS, ids=repr)
+@pytest.mark.parametrize("thing", THINGS, ids=lambda thing: type(thing).__name__)
 def test_things_that_are_no_arrays(numpy_backend: Backend, thing: Any) -> None:
     expected = (
         rf"expected a numpy or cupy array, got {type(thing).__name__}; "

@@ -197,12 +197,8 @@ def test_bfloat16(float32: None) -> None:
     assert backend.default_dtype().name == "bfloat16"
 
 
-@pytest.mark.parametrize("value", ["int32", int, "float", "float128x", "flaot32", bool, None, 3])
+@pytest.mark.parametrize("value", ["int32", int, "float128x", "flaot32", bool, 3, "complex64"])
 def test_other_default_dtypes_are_refused(float32: None, value: Any) -> None:
-    if value in ("float", None):  # NumPy's own names for float64
-        backend.set_default_dtype("float" if value is None else value)
-        assert backend.default_dtype() == "float64"
-        return
     before = backend.default_dtype()
     with pytest.raises(ParameterError, match="set_default_dtype: expected a floating dtype"):
         backend.set_default_dtype(value)
