@@ -34,7 +34,9 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
@@ -52,6 +54,14 @@ from tests.support import fake_cupy
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
 
 FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and their children too;
+# the tests of Ctrl-C send it themselves.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # ------------------------------------------------------------------------------- options, skips
