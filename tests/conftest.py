@@ -17,14 +17,17 @@ CuPy. gpulayers is switched to that library for the length of the test:
         if backend.observed:                    # only the stand-in sees what happens
             assert events["launch"] <= 3        # also alloc, alloc_bytes, kernel:<name>, ...
 
+On NumPy it runs twice where the compiled kernels are built: with them, and in pure NumPy.
 `backend.xp` is the module (numpy, the stand-in, cupy), `backend.name` is "numpy", "emulated" or
-"cupy", `backend.library` is what gpulayers calls it ("numpy" or "cupy"). Fixture `emulated` is the
-same object for the stand-in alone, `numpy_backend` for NumPy alone.
+"cupy", `backend.engine` is "numpy", "compiled" or "auto", `backend.library` is what gpulayers calls
+it ("numpy" or "cupy"). Fixture `emulated` is the same object for the stand-in alone,
+`numpy_backend` for pure NumPy alone.
 
 Options and variables
 ---------------------
 --require-gpu                   a missing GPU is an error, not a skip, for tests marked `gpu`
 GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `emulated` tests
+GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
 """
 
@@ -50,10 +53,13 @@ import pytest
 
 import gpulayers.backend
 import gpulayers.ops._kernels
+from gpulayers.ops import use_engine
+from gpulayers.ops.compiled import unavailable_reason as compiled_reason
 from tests.support import fake_cupy
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
 
 FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
+REQUIRE_COMPILED = "GPULAYERS_REQUIRE_COMPILED"
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and their children too;
 # the tests of Ctrl-C send it themselves.
@@ -91,9 +97,12 @@ def no_gpu_reason() -> str | None:
 
 
 _LEFT_OUT = pytest.StashKey[str]()
+_NOT_BUILT = pytest.StashKey[str]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if _NOT_BUILT in config.stash:
+        terminalreporter.write_line(f"left out: {config.stash[_NOT_BUILT]}")
     if _LEFT_OUT in config.stash:
         terminalreporter.write_line(config.stash[_LEFT_OUT])
     elif getattr(config.option, "numprocesses", None) and not config.option.markexpr:
@@ -114,6 +123,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=on_gpu)
         config.stash[_LEFT_OUT] = f"{len(on_gpu)} tests need a CUDA device, left out: {reason}"
+    on_compiled = [item for item in items if item.get_closest_marker("compiled")]
+    not_built = compiled_reason() if on_compiled else None
+    if not_built and os.environ.get(REQUIRE_COMPILED) == "1":
+        raise pytest.UsageError(f"{REQUIRE_COMPILED}=1: {not_built}")
+    if not_built:  # as for a GPU, one line instead of thousands of skips
+        items[:] = [item for item in items if not item.get_closest_marker("compiled")]
+        config.hook.pytest_deselected(items=on_compiled)
+        config.stash[_NOT_BUILT] = f"{len(on_compiled)} tests of the compiled kernels: {not_built}"
     on_emulator = [item for item in items if item.get_closest_marker("emulated")]
     missing = unavailable_reason() if on_emulator else None
     if missing and os.environ.get(REQUIRE_VARIABLE) == "1":
@@ -129,14 +146,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class Backend:
     """One array library, with gpulayers switched to it (see the top of this file)."""
 
-    def __init__(self, name: str, xp: Any) -> None:
+    def __init__(self, name: str, xp: Any, engine: str) -> None:
         self.name = name
+        self.engine = engine
         self.xp = xp
         self.library = "numpy" if name == "numpy" else "cupy"
         self.observed = name == "emulated"
 
     def __repr__(self) -> str:
-        return f"Backend({self.name!r})"
+        return f"Backend({self.name!r}, {self.engine!r})"
 
     def asarray(self, array: Any, dtype: Any = None) -> Any:
         """A host array (or list) as an array of this backend, with its memory layout kept."""
@@ -198,7 +216,9 @@ def _take_cupy_entries(loaded: dict[Any, Any]) -> dict[Any, Any]:
 
 @contextlib.contextmanager
 def switched_to(name: str) -> Iterator[Backend]:
-    """gpulayers on "numpy", "emulated" or "cupy" for the length of a `with` block."""
+    """gpulayers on "numpy" (pure), "compiled", "emulated" or "cupy" for a `with` block."""
+    engine = name if name in ("numpy", "compiled") else "auto"
+    name = "numpy" if name == "compiled" else name
     before = gpulayers.backend._cupy_status
     with contextlib.ExitStack() as stack:
         if name == "emulated":
@@ -213,7 +233,8 @@ def switched_to(name: str) -> Iterator[Backend]:
             gpulayers.backend._reset()
             stack.callback(_restore, before)
         stack.enter_context(gpulayers.backend.use_backend("numpy" if name == "numpy" else "cupy"))
-        yield Backend(name, xp)
+        stack.enter_context(use_engine(engine))
+        yield Backend(name, xp, engine)
 
 
 def _restore(status: Any) -> None:
@@ -237,12 +258,13 @@ def _flavour(name: str) -> Iterator[None]:
 @pytest.fixture(
     params=[
         "numpy",
+        pytest.param("compiled", marks=pytest.mark.compiled),
         pytest.param("emulated", marks=pytest.mark.emulated),
         pytest.param("cupy", marks=pytest.mark.gpu),
     ]
 )
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """NumPy, the CuPy stand-in, and CuPy where there is a GPU."""
+    """NumPy, NumPy with the compiled kernels, the CuPy stand-in, and CuPy where there is a GPU."""
     with switched_to(request.param) as chosen:
         yield chosen
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
+from gpulayers._progress import Display, make_display
 from gpulayers.backend import Array, is_floating, xp_of
 from gpulayers.errors import DTypeError, NotInitializedError, ParameterError, ShapeError, suggest
 
 Part = OrderedDict[str, Any]
+Callback = Callable[[Any, int], Any]
 
 
 class Model:
@@ -141,6 +144,28 @@ class Model:
         if X.ndim != ndim or not X.size:
             raise ShapeError(f"{name}: expected an input {axes}, n_ex >= 1, got shape {X.shape}")
         return X
+
+
+def shown(verbose: bool) -> Display:
+    """Where `fit` shows how it goes: a bar or lines on standard output, or nothing."""
+    return make_display() if verbose else Display()
+
+
+def called(name: str, callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    """The callbacks of a `fit` as a tuple; a single one may stand for itself.
+
+    Raises
+    ------
+    ParameterError
+        If one cannot be called.
+    """
+    if callable(callbacks):
+        return (callbacks,)
+    found = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in found:
+        if not callable(callback):
+            raise ParameterError(f"{name}: callbacks must be callables, got {callback!r}")
+    return found
 
 
 def chain_forward(chain: Part, X: Array, retain_derived: bool) -> Array:

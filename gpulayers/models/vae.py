@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from gpulayers import _spec, backend, random
+from gpulayers._progress import Display
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import DivergedError, NotInitializedError, ParameterError, ShapeError
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.losses import VAELoss
-from gpulayers.models._model import Model, Part, chain_backward, chain_forward
+from gpulayers.models._model import (
+    Callback,
+    Model,
+    Part,
+    called,
+    chain_backward,
+    chain_forward,
+    shown,
+)
 from gpulayers.utils import minibatch
 
 __all__ = ["BernoulliVAE"]
@@ -271,7 +281,12 @@ class BernoulliVAE(Model):
             layer._drop_retained()
 
     def fit(
-        self, X_train: Array, n_epochs: int = 20, batchsize: int = 128, verbose: bool = True
+        self,
+        X_train: Array,
+        n_epochs: int = 20,
+        batchsize: int = 128,
+        verbose: bool = True,
+        callbacks: Callback | Iterable[Callback] = (),
     ) -> list[float]:
         """Train on images.
 
@@ -281,7 +296,10 @@ class BernoulliVAE(Model):
         n_epochs, batchsize : int >= 1
             The examples are shuffled in each epoch (`gpulayers.random.seed`).
         verbose : bool
-            Print a line after each epoch.
+            Print a line after each epoch, below a bar on a terminal or in a notebook.
+        callbacks : callable or several
+            Called after each epoch with the model and the number of epochs done, for instance to
+            save: ``lambda model, epoch: gpulayers.training.save("vae.npz", model)``.
 
         Returns
         -------
@@ -303,26 +321,42 @@ class BernoulliVAE(Model):
             raise ParameterError(
                 f"BernoulliVAE.fit: pixels must be in [0, 1], got {low:g}..{high:g}"
             )
+        callbacks = called("BernoulliVAE.fit", callbacks)
         losses = []
-        for epoch in range(n_epochs):
-            total: Any = 0.0
-            batches, _ = minibatch(X_train, batchsize)
-            for index in batches:
-                batch = X_train[index]
-                X_recon = self.forward(batch)
-                loss = self._loss_of(batch, X_recon)
-                self.backward(batch, X_recon)
-                self.update()
-                total = total + loss * batch.shape[0]
-            losses.append(float(total) / X_train.shape[0])
-            if not np.isfinite(losses[-1]):
-                raise DivergedError(
-                    f"BernoulliVAE.fit: the loss is {losses[-1]} in epoch {epoch + 1}; lower the "
-                    "learning rate"
-                )
-            if verbose:
-                print(f"epoch {epoch + 1}/{n_epochs}  loss {losses[-1]:.4f}")
+        steps = -(-X_train.shape[0] // _spec.integer("BernoulliVAE.fit", "batchsize", batchsize, 1))
+        with shown(verbose) as display:
+            display.start(n_epochs * steps)
+            for epoch in range(1, n_epochs + 1):
+                label = f"epoch {epoch}/{n_epochs}"
+                losses.append(self._run_epoch(X_train, batchsize, display, label, epoch))
+                if not np.isfinite(losses[-1]):
+                    raise DivergedError(
+                        f"BernoulliVAE.fit: the loss is {losses[-1]} in epoch {epoch}; lower the "
+                        "learning rate"
+                    )
+                display.message(f"{label}  loss {losses[-1]:.4f}")
+                for callback in callbacks:
+                    callback(self, epoch)
         return losses
+
+    def _run_epoch(
+        self, X_train: Array, batchsize: int, display: Display, label: str, epoch: int
+    ) -> float:
+        """A step on each batch; the mean loss."""
+        batches, steps = minibatch(X_train, batchsize)
+        total: Any = 0.0
+        seen = 0
+        for i, index in enumerate(batches, 1):
+            batch = X_train[index]
+            X_recon = self.forward(batch)
+            loss = self._loss_of(batch, X_recon)
+            self.backward(batch, X_recon)
+            self.update(loss)
+            total, seen = total + loss * batch.shape[0], seen + batch.shape[0]
+            if display.due():
+                figures = f"loss {float(total) / seen:.4f}"
+                display.show((epoch - 1) * steps + i, label, figures)
+        return float(total) / seen
 
     def sample(self, n: int) -> Array:
         """Return the pixel probabilities of `n` codes drawn from N(0, 1): (n, n_features)."""

@@ -14,7 +14,7 @@ from gpulayers.errors import DataError, DivergedError, NotInitializedError, Para
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.layers import Embedding, FullyConnected
 from gpulayers.losses import DiscreteSampler, NCELoss, SoftmaxCrossEntropy
-from gpulayers.models._model import Model, Part
+from gpulayers.models._model import Callback, Model, Part, called, shown
 from gpulayers.models.vocabulary import Vocabulary, file_list, read_words
 
 __all__ = ["Word2Vec"]
@@ -286,9 +286,7 @@ class Word2Vec(Model):
     def _batches(
         self, ids: np.ndarray, offsets: np.ndarray, batchsize: int
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        generator, n = random.default_generator(), len(ids)
-        if self.skip_gram:
-            centre = np.repeat(np.arange(n), len(offsets))
+@@            centre = np.repeat(np.arange(n), len(offsets))
             other = centre + np.tile(offsets, n)
             inside = (other >= 0) & (other < n)
             pairs = np.stack([ids[centre[inside]], ids[other[inside]]], axis=1)
@@ -317,6 +315,7 @@ class Word2Vec(Model):
         n_epochs: int = 20,
         batchsize: int = 128,
         verbose: bool = True,
+        callbacks: Callback | Iterable[Callback] = (),
     ) -> list[float]:
         """Learn vectors from text files.
 
@@ -326,7 +325,10 @@ class Word2Vec(Model):
         encoding : str
         n_epochs, batchsize : int >= 1
         verbose : bool
-            Print a line after each epoch.
+            Print a line after each epoch, below a bar on a terminal or in a notebook.
+        callbacks : callable or several
+            Called after each epoch with the model and the number of epochs done, for instance to
+            save with `gpulayers.training.save`.
 
         Returns
         -------
@@ -346,23 +348,34 @@ class Word2Vec(Model):
         files = file_list(corpus_fps)
         if not self.embedding:
             self.prepare(files, encoding)
+        callbacks = called("Word2Vec.fit", callbacks)
         self.flush_gradients()
         losses = []
-        for epoch in range(n_epochs):
-            total, examples = 0.0, 0
-            for X, targets in self.minibatcher(files, encoding, batchsize):
-                loss, _ = self.forward(X, targets)
-                self.backward()
-                self.update(loss)
-                total, examples = total + loss, examples + len(targets)
-            losses.append(float(total) / examples)
-            if not np.isfinite(losses[-1]):
-                raise DivergedError(
-                    f"Word2Vec.fit: the loss is {losses[-1]} in epoch {epoch + 1}; lower the "
-                    "learning rate"
-                )
-            if verbose:
-                print(f"epoch {epoch + 1}/{n_epochs}  loss {losses[-1]:.4f}")
+        contexts = 2 * self.context_len if self.skip_gram else 1
+        steps = -(-int(self.vocab.counts.sum()) * contexts // batchsize)  # a guess until one is run
+        done = 0
+        with shown(verbose) as display:
+            display.start(n_epochs * steps)
+            for epoch in range(1, n_epochs + 1):
+                label = f"epoch {epoch}/{n_epochs}"
+                total, examples = 0.0, 0
+                for X, targets in self.minibatcher(files, encoding, batchsize):
+                    loss, _ = self.forward(X, targets)
+                    self.backward()
+                    self.update(loss)
+                    total, examples, done = total + loss, examples + len(targets), done + 1
+                    if display.due():
+                        display.show(done, label, f"loss {float(total) / examples:.4f}")
+                losses.append(float(total) / examples)
+                if not np.isfinite(losses[-1]):
+                    raise DivergedError(
+                        f"Word2Vec.fit: the loss is {losses[-1]} in epoch {epoch}; lower the "
+                        "learning rate"
+                    )
+                display.show(done, label, total=done // epoch * n_epochs)
+                display.message(f"{label}  loss {losses[-1]:.4f}")
+                for callback in callbacks:
+                    callback(self, epoch)
         return losses
 
     def get_embedding(self, word_ids: Any) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from gpulayers.errors import DivergedError, NotInitializedError, ParameterError,
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.layers import FullyConnected
 from gpulayers.losses import WGAN_GPLoss
-from gpulayers.models._model import Model, Part
+from gpulayers.models._model import Callback, Model, Part, called, shown
 
 __all__ = ["WGAN_GP"]
 
@@ -283,6 +284,7 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         batchsize: int = 128,
         c_updates_per_epoch: int = 5,
         verbose: bool = True,
+        callbacks: Callback | Iterable[Callback] = (),
     ) -> list[tuple[float, float]]:
         """Train on real examples.
 
@@ -298,7 +300,10 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         c_updates_per_epoch : int
             Steps of the critic before each step of the generator.
         verbose : bool
-            Print a line about ten times on the way.
+            Print a line about ten times on the way, below a bar on a terminal or in a notebook.
+        callbacks : callable or several
+            Called after each step with the model and the number of steps done, for instance to
+            save now and then with `gpulayers.training.save`.
 
         Returns
         -------
@@ -322,17 +327,23 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         if self.n_features is None:
             self._make_layers(int(X_real.shape[1]))
         xp, (n, width) = xp_of(X_real), X_real.shape
+        callbacks = called(owner, callbacks)
         generator = random.default_generator()
         losses: list[tuple[Any, Any]] = []
         critic_loss: Any = 0.0
-        for step in range(n_steps):
-            for _ in range(c_updates_per_epoch):
-                index = generator.integers(0, n, (batchsize,), xp=xp)
-                critic_loss = self.update_critic(X_real[index])
-            losses.append((critic_loss, self.update_generator((batchsize, width))))
-            if verbose and (step + 1) % max(n_steps // 10, 1) == 0:
-                c, g = (float(v) for v in losses[-1])
-                print(f"step {step + 1}/{n_steps}  critic {c:.4f}  generator {g:.4f}")
+        with shown(verbose) as display:
+            display.start(n_steps, label="step")
+            for step in range(1, n_steps + 1):
+                for _ in range(c_updates_per_epoch):
+                    index = generator.integers(0, n, (batchsize,), xp=xp)
+                    critic_loss = self.update_critic(X_real[index])
+                losses.append((critic_loss, self.update_generator((batchsize, width))))
+                if display.due():
+                    display.show(step, "step", _figures(losses[-1]))
+                if verbose and step % max(n_steps // 10, 1) == 0:
+                    display.message(f"step {step}/{n_steps}  {_figures(losses[-1])}")
+                for callback in callbacks:
+                    callback(self, step)
         told = [(float(c), float(g)) for c, g in losses]
         if not np.isfinite(told[-1]).all():
             raise DivergedError(f"{owner}: the losses are {told[-1]}; lower the learning rate")
@@ -347,3 +358,7 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         width = self.n_features or 1
         noise = random.default_generator().normal((n, width), dtype=dtype, xp=xp)
         return self.forward(noise, "G", retain_derived=False)[0]
+
+
+def _figures(losses: tuple[Any, Any]) -> str:
+    return f"critic {float(losses[0]):.4f}  generator {float(losses[1]):.4f}"

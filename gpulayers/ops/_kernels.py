@@ -1,7 +1,8 @@
 """The seam between the public operations and their implementations.
 
 `Kernels` is what every implementation satisfies: `ops.reference.Reference` (array formulas on xp,
-the specification), `ops.cpu.Cpu` (fast NumPy) and `gpulayers.cuda.Cuda` (RawKernels). The public
+the specification), `ops.cpu.Cpu` (fast NumPy), `ops.compiled.Compiled` (C kernels, where they
+are built) and `gpulayers.cuda.Cuda` (RawKernels). The public
 functions in the family files check their arguments and then call ``kernels_for(X).<operation>``;
 so an implementation gets arrays of one library and one floating dtype, of checked shapes,
 C-contiguous, and does no checking of its own. Results are new arrays unless stated.
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from gpulayers import backend
 from gpulayers.backend import Array
-from gpulayers.errors import ParameterError, suggest
+from gpulayers.errors import BackendError, ParameterError, suggest
 from gpulayers.ops.window import Window
 
 Shape4 = tuple[int, int, int, int]
@@ -175,12 +176,12 @@ class Kernels(Protocol):
 
 # --------------------------------------------------------------------------------- choosing one
 
-ENGINES = ("auto", "reference")
+ENGINES = ("auto", "numpy", "compiled", "reference")
 _IMPLEMENTATIONS = {
-    ("auto", "numpy"): ("gpulayers.ops.cpu", "Cpu"),
-    ("auto", "cupy"): ("gpulayers.cuda", "Cuda"),
-    ("reference", "numpy"): ("gpulayers.ops.reference", "Reference"),
-    ("reference", "cupy"): ("gpulayers.ops.reference", "Reference"),
+    "numpy": ("gpulayers.ops.cpu", "Cpu"),
+    "compiled": ("gpulayers.ops.compiled", "Compiled"),
+    "cupy": ("gpulayers.cuda", "Cuda"),
+    "reference": ("gpulayers.ops.reference", "Reference"),
 }
 _loaded: dict[tuple[str, str], Kernels] = {}
 _engine: ContextVar[str | None] = ContextVar("gpulayers_engine", default=None)
@@ -197,7 +198,7 @@ def _check_engine(name: str, source: str) -> str:
 
 
 def current_engine() -> str:
-    """Return ``"auto"`` or ``"reference"``: as `use_engine` set it, else ``GPULAYERS_ENGINE``."""
+    """Return the name that `use_engine` set, else ``GPULAYERS_ENGINE``, else ``"auto"``."""
     name = _engine.get()
     if name is None:
         name = _check_engine(os.environ.get("GPULAYERS_ENGINE") or "auto", "GPULAYERS_ENGINE")
@@ -210,7 +211,9 @@ class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
     Parameters
     ----------
     name : str
-        ``"auto"``: the fast NumPy code on the CPU, the CUDA kernels on a GPU.
+        ``"auto"``: on the CPU the compiled kernels where they are built (``gpulayers info`` says),
+        else the fast NumPy code; on a GPU the CUDA kernels.
+        ``"numpy"``, ``"compiled"``: that one on the CPU; on a GPU as ``"auto"``.
         ``"reference"``: the array formulas of `gpulayers.ops.reference` on either, to read along
         or to compare with.
 
@@ -218,10 +221,14 @@ class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
     ------
     ParameterError
         For an unknown name.
+    BackendError
+        For ``"compiled"`` where the kernels are not built; the message says why.
     """
 
     def __init__(self, name: str) -> None:
         self.name = _check_engine(name, "use_engine")
+        if self.name == "compiled":
+            _require_compiled("use_engine")
         self._token = _engine.set(self.name)
 
     def __enter__(self) -> use_engine:
@@ -231,11 +238,37 @@ class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
         _engine.reset(self._token)
 
 
-def _implementation(backend_name: str) -> Kernels:
-    key = (current_engine(), backend_name)
+def _require_compiled(source: str) -> None:
+    from gpulayers.ops import compiled
+
+    reason = compiled.unavailable_reason()
+    if reason:
+        raise BackendError(
+            f"{source}: the compiled kernels are not available: {reason}. With a C compiler "
+            "installed, run: python -m gpulayers.ops.compiled.build"
+        )
+
+
+def _implementation_name(engine: str, library: str) -> str:
+    """The key into `_IMPLEMENTATIONS` for arrays of a library."""
+    if engine == "reference":
+        return engine
+    if library == "cupy":
+        return library
+    if engine == "compiled":
+        _require_compiled("GPULAYERS_ENGINE")
+    if engine == "auto":
+        from gpulayers.ops import compiled
+
+        return "numpy" if compiled.unavailable_reason() else "compiled"
+    return engine
+
+
+def _implementation(library: str) -> Kernels:
+    key = (current_engine(), library)
     found = _loaded.get(key)
     if found is None:
-        where, name = _IMPLEMENTATIONS[key]
+        where, name = _IMPLEMENTATIONS[_implementation_name(*key)]
         found = _loaded[key] = getattr(importlib.import_module(where), name)()
     return found
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
+from gpulayers._progress import Bar, Lines, make_display
 from gpulayers.training.history import Epoch
 
 __all__ = ["BarProgress", "LineProgress", "NoProgress", "Progress", "make_progress"]
@@ -53,7 +53,7 @@ class LineProgress(NoProgress):
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.stream = stream
+        self.lines = Lines(stream)
         self.epochs = 0
 
     def start(self, epochs: int, steps: int, done: int) -> None:
@@ -63,7 +63,7 @@ class LineProgress(NoProgress):
         self.message(_line(record, self.epochs))
 
     def message(self, text: str) -> None:
-        print(text, file=self.stream or sys.stdout, flush=True)
+        self.lines.message(text)
 
 
 class BarProgress:
@@ -71,81 +71,47 @@ class BarProgress:
 
     Parameters
     ----------
-    console : rich.console.Console
+    bar : Bar
     """
 
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        self.console = console
-        self.bar = RichProgress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            refresh_per_second=5,  # drawing takes a core's time from the training
-            transient=True,
-        )
-        self.task: Any = None
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
         self.steps = self.epochs = 0
+
+    def _label(self, epoch: int) -> str:
+        return f"epoch {epoch}/{self.epochs}"
 
     def start(self, epochs: int, steps: int, done: int) -> None:
         self.epochs, self.steps = epochs, steps
-        self.task = self.bar.add_task(
-            "",
-            total=epochs * steps,
-            completed=done,
-            epoch=min(done // steps + 1, epochs),
-            epochs=epochs,
-            figures="",
-        )
-        self.bar.start()
+        self.bar.start(epochs * steps, done, self._label(min(done // steps + 1, epochs)))
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
-        self.bar.update(
-            self.task,
-            completed=(epoch - 1) * self.steps + step,
-            epoch=epoch,
-            figures=f"loss {loss:.4f}  acc {accuracy:.2%}  {rate:,.0f} ex/s",
-        )
+        figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {rate:,.0f} ex/s"
+        self.bar.show((epoch - 1) * self.steps + step, self._label(epoch), figures)
 
     def validating(self, epoch: int) -> None:
-        self.bar.update(self.task, completed=epoch * self.steps, figures="testing ...")
+        self.bar.show(epoch * self.steps, self._label(epoch), "testing ...")
 
     def epoch_done(self, record: Epoch) -> None:
         self.message(_line(record, self.epochs))
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.bar.message(text)
 
     def stop(self) -> None:
         self.bar.stop()
 
 
 def make_progress(stream: IO[str] | None = None) -> Progress:
-    """Return a bar where there is a terminal and rich, else one line an epoch.
+    """Return a bar where there is rich and a terminal or notebook, else one line an epoch.
 
     Parameters
     ----------
     stream : text stream, optional
         Standard output if None.
     """
-    stream = stream or sys.stdout
-    if getattr(stream, "isatty", lambda: False)():
-        try:
-            from rich.console import Console
-        except ImportError:
-            line = LineProgress(stream)
-            line.message('no progress bar: rich is not installed (pip install "gpulayers[train]")')
-            return line
-        console = Console(file=stream)
-        if console.is_terminal and not console.is_dumb_terminal:
-            return BarProgress(console)
-    return LineProgress(stream)
+    display = make_display(stream)
+    return BarProgress(display) if isinstance(display, Bar) else LineProgress(stream)
 
 
 def _line(record: Epoch, epochs: int) -> str:

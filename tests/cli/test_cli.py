@@ -10,6 +10,8 @@ import pytest
 from gpulayers import backend
 from gpulayers.cli import main
 from gpulayers.cli import train as train_module
+from gpulayers.ops import compiled
+from gpulayers.threads import thread_count
 from gpulayers.training import load, load_checkpoint
 from tests.training.test_showing import hidden  # noqa: F401 - a fixture
 
@@ -336,7 +338,11 @@ def test_evaluate_prints_what_the_training_found(tiny, tmp_path, capsys):
 
 def test_info(capsys):
     assert main(["info"]) == 0
-    assert capsys.readouterr().out.strip() == backend.describe()
+    text = capsys.readouterr().out
+    assert text.startswith(backend.describe())
+    reason = compiled.unavailable_reason()
+    assert f"c kernels:  {f'not used: {reason}' if reason else 'in use, built for'}" in text
+    assert f"threads:    {thread_count()}" in text
 
 
 def test_help_and_version(capsys):

@@ -10,6 +10,7 @@ import pytest
 from gpulayers import ops
 from gpulayers.errors import BackendError, DTypeError, ParameterError
 from gpulayers.ops import _kernels, current_engine, kernels_for, use_engine
+from gpulayers.ops.compiled import Compiled
 from gpulayers.ops.cpu import Cpu
 from gpulayers.ops.reference import Reference
 
@@ -17,7 +18,7 @@ from gpulayers.ops.reference import Reference
 def test_arrays_decide(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPULAYERS_ENGINE", raising=False)
     x = backend.asarray(np.ones(3))
-    expected = "Cpu" if backend.library == "numpy" else "Cuda"
+    expected = {"numpy": "Cpu", "compiled": "Compiled", "auto": "Cuda"}[backend.engine]
     assert type(kernels_for(x, None, x)).__name__ == expected
     with use_engine("reference"):
         assert type(kernels_for(x)) is Reference
@@ -25,7 +26,7 @@ def test_arrays_decide(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_host_arrays_run_on_the_host_whatever_the_current_backend(emulated: Any) -> None:
-    assert type(kernels_for(np.ones(3))).__name__ == "Cpu"
+    assert type(kernels_for(np.ones(3))).__name__ in ("Cpu", "Compiled")
 
 
 def test_use_engine_at_once_and_as_context() -> None:
@@ -60,7 +61,7 @@ def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(
         ParameterError,
-        match="use_engine: unknown engine 'fast', expected one of auto, reference",
+        match="use_engine: unknown engine 'fast', expected one of auto, numpy, compiled, reference",
     ):
         use_engine("fast")
     assert current_engine() in _kernels.ENGINES
@@ -84,7 +85,7 @@ def test_implementations_have_every_operation_of_the_protocol(emulated: Any) -> 
     assert issubclass(_kernels.Kernels, Protocol)  # type: ignore[arg-type]
     wanted = {n for n in vars(_kernels.Kernels) if not n.startswith("_")}
     assert len(wanted) > 20
-    for implementation in (Reference, Cpu, Cuda):
+    for implementation in (Reference, Cpu, Compiled, Cuda):
         public = {n for n in dir(implementation) if not n.startswith("_")}
         assert wanted - public == set()
 

@@ -1,0 +1,14 @@
+"""The CPU kernels written in C, where they are built; what they do not cover is the fast NumPy.
+
+They serve float32 and float64. Each mixin overrides the operations of one family; half precision
+and shapes a kernel does not take fall through to `gpulayers.ops.cpu`.
+"""
+
+from gpulayers.ops.compiled.library import report, unavailable_reason
+from gpulayers.ops.cpu import Cpu
+
+__all__ = ["Compiled", "report", "unavailable_reason"]
+
+
+class Compiled(Cpu):
+    """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""

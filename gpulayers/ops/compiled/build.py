@@ -1,0 +1,146 @@
+"""Compiles the C kernels beside this file; the packaging hook and users call the same function.
+
+Standard library only, and nothing of gpulayers: the hook loads this file before the package is
+installed. ``python -m gpulayers.ops.compiled.build`` builds in place, e.g. after a compiler was
+installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCES = HERE / "src"
+LIBRARIES = HERE / "lib"
+RECORD = LIBRARIES / "build.json"
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+# -ffp-contract=fast: a*b+c may become one fused multiply-add. No -ffast-math: NaN, infinities and
+# signed zeros must come out as NumPy's do.
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
+SETS = {"baseline": [], "avx2": ["-mavx2", "-mfma"]}
+CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+
+
+class BuildError(Exception):
+    """The kernels could not be built; the message says why."""
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets worth building for on this kind of machine."""
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return ["baseline", "avx2"] if on_x86 else ["baseline"]
+
+
+def find_compiler() -> list[str]:
+    """Return the command of a C compiler: ``$CC``, else cc, gcc or clang on the path."""
+    if os.environ.get("CC"):
+        return os.environ["CC"].split()
+    for name in ("cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    raise BuildError("no C compiler was found (looked for $CC, cc, gcc and clang)")
+
+
+def build(target: Path = LIBRARIES, sanitize: bool = False) -> dict[str, object]:
+    """Compile every ``src/*.c`` for every instruction set, in float and double, and link.
+
+    Parameters
+    ----------
+    target : path of a folder
+        Gets ``kernels-<set>.so`` and ``build.json``; nothing is left there of a failed build.
+    sanitize : bool
+        Build with AddressSanitizer and UndefinedBehaviorSanitizer, for tests.
+
+    Returns
+    -------
+    record : dict
+        What ``build.json`` holds: compiler, flags, instruction sets.
+
+    Raises
+    ------
+    BuildError
+        If there is no compiler, it fails, or the platform is not supported.
+    """
+    if sys.platform == "win32":
+        raise BuildError("the compiled kernels need POSIX threads; Windows computes with NumPy")
+    compiler = find_compiler()
+    extra = CHECKS if sanitize else []
+    sources = sorted(SOURCES.glob("*.c"))
+    built = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in instruction_sets():
+            jobs = []
+            for source in sources:
+                # the pool is the same for both scalar types
+                kinds = [[]] if source.stem == "threads" else [[], ["-DGL_DOUBLE"]]
+                for k, kind in enumerate(kinds):
+                    out = Path(folder) / f"{source.stem}-{name}-{k}.o"
+                    command = [*compiler, *FLAGS, *WARNINGS, *SETS[name], *extra, *kind]
+                    jobs.append(([*command, "-c", str(source), "-o", str(out)], out))
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_run, [command for command, _ in jobs]))
+            library = Path(folder) / f"kernels-{name}{SUFFIX}"
+            objects = [str(out) for _, out in jobs]
+            shared = [*compiler, "-shared", *extra, *objects, "-o", str(library)]
+            _run([*shared, "-lm", "-pthread"])
+            built[name] = library
+        target.mkdir(parents=True, exist_ok=True)
+        for library in built.values():
+            _put(library, target / library.name)
+        record: dict[str, object] = {
+            "compiler": _version(compiler),
+            "flags": FLAGS + extra,
+            "sets": list(built),
+        }
+        written = Path(folder) / RECORD.name
+        written.write_text(json.dumps(record, indent=1) + "\n")
+        _put(written, target / RECORD.name)
+    return record
+
+
+def _put(source: Path, target: Path) -> None:
+    """Move a finished file into place in one step: a library in use is never half written."""
+    near = target.with_name(f"{target.name}.{os.getpid()}")
+    shutil.copy2(source, near)
+    os.replace(near, target)
+
+
+def record_failure(reason: str, target: Path = LIBRARIES) -> None:
+    """Leave the reason of a failed build for ``gpulayers info``."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / RECORD.name).write_text(json.dumps({"failed": reason}, indent=1) + "\n")
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"the C compiler {command[0]!r} could not be run: {error}") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in lines if "error" in line] or lines
+        raise BuildError(f"{' '.join(command[:1])} failed: {' | '.join(errors[:3])}")
+
+
+def _version(compiler: list[str]) -> str:
+    done = subprocess.run([*compiler, "--version"], capture_output=True, text=True)
+    return (done.stdout or done.stderr).splitlines()[0]
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(build(), indent=1))
+    except BuildError as error:
+        sys.exit(f"not built: {error}")

@@ -1,0 +1,122 @@
+"""Loads the compiled kernels: the build of them that suits this machine's instructions.
+
+The kernels take addresses, so the library needs no Python API, one file serves every version, and
+ctypes releases the interpreter lock while they run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpulayers.errors import BackendError
+from gpulayers.ops.compiled.build import LIBRARIES, RECORD, SUFFIX
+from gpulayers.threads import thread_count
+
+__all__ = ["Function", "address", "bind", "report", "unavailable_reason"]
+
+# The letters of a signature: p address, i int64, f a scalar of the array's kind, d double, n int.
+_TYPES: dict[str, Any] = {
+    "p": ctypes.c_void_p,
+    "i": ctypes.c_int64,
+    "d": ctypes.c_double,
+    "n": ctypes.c_int,
+}
+_SETS = ("baseline", "avx2")  # by the number gl_instruction_set() gives
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class _Loaded:
+    def __init__(self, library: ctypes.CDLL | None, name: str, reason: str) -> None:
+        self.library, self.name, self.reason = library, name, reason
+
+
+@cache
+def _load() -> _Loaded:
+    try:
+        record = json.loads(RECORD.read_text())
+    except (OSError, ValueError):
+        return _Loaded(None, "", "they were not built when gpulayers was installed")
+    if "failed" in record:
+        return _Loaded(None, "", str(record["failed"]))
+    try:
+        library = ctypes.CDLL(str(LIBRARIES / f"kernels-baseline{SUFFIX}"))
+        best = _SETS[library.gl_instruction_set()]
+        if best != "baseline" and best in record.get("sets", ()):
+            library = ctypes.CDLL(str(LIBRARIES / f"kernels-{best}{SUFFIX}"))
+        else:
+            best = "baseline"
+    except (OSError, AttributeError) as error:
+        return _Loaded(None, "", f"the library could not be loaded: {error}")
+    library.gl_set_threads.argtypes = [ctypes.c_int]
+    library.gl_set_threads.restype = None
+    return _Loaded(library, best, "")
+
+
+def unavailable_reason() -> str | None:
+    """Why the compiled kernels cannot be used, or None."""
+    return _load().reason or None
+
+
+def report() -> str:
+    """One line for ``gpulayers info``: which build is in use, or why none is."""
+    loaded = _load()
+    if loaded.library is None:
+        return f"not used: {loaded.reason}"
+    return f"in use, built for {loaded.name}"
+
+
+def address(array: Any) -> int | None:
+    """The address of a C-contiguous array's first item; None (NULL) for None."""
+    return None if array is None else array.__array_interface__["data"][0]
+
+
+_threads = threading.local()
+
+
+class Function:
+    """A kernel in its float and its double version: ``f(dtype, *arguments)``; arrays are given as
+    they are. The caller keeps them alive, of that dtype, and C-contiguous."""
+
+    def __init__(self, name: str, signature: str, result: Any = None) -> None:
+        self.name, self.signature, self.result = name, signature, result
+        self._of: dict[Any, Callable[..., Any]] = {}
+        self._arrays = [i for i, letter in enumerate(signature) if letter == "p"]
+
+    def _resolve(self, dtype: Any) -> Callable[..., Any]:
+        library = _load().library
+        if library is None:
+            raise BackendError(f"the compiled kernels are not available: {unavailable_reason()}")
+        single = dtype == np.float32
+        function = getattr(library, f"{self.name}_{'f32' if single else 'f64'}")
+        scalar = ctypes.c_float if single else ctypes.c_double
+        function.argtypes = [scalar if c == "f" else _TYPES[c] for c in self.signature]
+        function.restype = self.result
+        self._of[dtype] = function
+        return function
+
+    def __call__(self, dtype: Any, *arguments: Any) -> Any:
+        count = thread_count()
+        if getattr(_threads, "count", 0) != count:
+            library = _load().library
+            if library is not None:
+                library.gl_set_threads(count)
+                _threads.count = count
+        function = self._of.get(dtype) or self._resolve(dtype)
+        values = list(arguments)
+        for i in self._arrays:
+            array = values[i]
+            if array is not None:
+                values[i] = array.__array_interface__["data"][0]
+        return function(*values)
+
+
+def bind(name: str, signature: str, result: Any = None) -> Function:
+    """Declare a kernel; it is looked up at the first call."""
+    return Function(name, signature, result)

@@ -1,0 +1,138 @@
+"""Memory for results on the CPU that is used again: a training step then allocates nothing large.
+
+A fresh large array costs page faults, and its first touch misses the cache. Inside
+``with workspace:`` the CPU operations take their results from buffers that the workspace keeps.
+Nobody has to give a buffer back: it is free when nothing refers to it any more, which Python's
+reference count tells, so an array that a user keeps is never written over.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from gpulayers.backend import Array
+
+__all__ = ["Workspace", "empty", "zeros"]
+
+SMALL = 1 << 14  # bytes below which NumPy's own allocation is as fast
+_ALIGN = 64  # bytes: a cache line, and the widest vector
+_IDLE = 16  # rounds after which a buffer nobody used is given back to the system
+
+
+class _Buffer:
+    __slots__ = ("array", "used")
+
+    def __init__(self, array: Array, used: int) -> None:
+        self.array, self.used = array, used
+
+
+class Workspace:
+    """Buffers that the results of CPU operations are taken from, inside ``with workspace:``.
+
+    One workspace serves one thread at a time: a second thread that enters allocates afresh. A copy
+    of a workspace is an empty one.
+
+    Attributes
+    ----------
+    nbytes : int
+        Of all buffers kept.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, list[_Buffer]] = {}
+        self._round = 0
+        self._owner = threading.RLock()
+        self._entries = threading.local()
+        self.nbytes = 0
+
+    def __enter__(self) -> Workspace:
+        mine = self._owner.acquire(blocking=False)
+        if not hasattr(self._entries, "stack"):
+            self._entries.stack = []
+        self._entries.stack.append((mine, _active.set(self if mine else None)))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        mine, token = self._entries.stack.pop()
+        _active.reset(token)
+        if mine:
+            self._owner.release()
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+        return Workspace, ()
+
+    def next_round(self) -> None:
+        """Say that a step begins; buffers idle for many steps are let go."""
+        self._round += 1
+        if self._round % _IDLE:
+            return
+        for size, kept in list(self._buffers.items()):
+            recent = [b for b in kept if self._round - b.used < _IDLE]
+            self.nbytes -= size * (len(kept) - len(recent))
+            if recent:
+                self._buffers[size] = recent
+            else:
+                del self._buffers[size]
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an uninitialised C-contiguous array, 64-byte aligned, of a buffer that is free."""
+        dtype = np.dtype(dtype)
+        nbytes = dtype.itemsize
+        for n in shape:
+            nbytes *= n
+        if nbytes < SMALL:
+            return np.empty(shape, dtype)
+        kept = self._buffers.setdefault(-(-nbytes // 4096) * 4096, [])
+        for buffer in kept:
+            if sys.getrefcount(buffer.array) == _FREE:
+                break
+        else:
+            buffer = self._new(kept, -(-nbytes // 4096) * 4096)
+        buffer.used = self._round
+        return np.ndarray(shape, dtype, buffer.array)
+
+    def _new(self, kept: list[_Buffer], size: int) -> _Buffer:
+        raw = np.empty(size + _ALIGN, dtype=np.uint8)
+        start = -raw.__array_interface__["data"][0] % _ALIGN
+        # a frombuffer array is the end of the chain of bases, so every view counts on it
+        buffer = _Buffer(np.frombuffer(raw.data[start : start + size], dtype=np.uint8), 0)
+        kept.append(buffer)
+        self.nbytes += size
+        return buffer
+
+
+def _count_when_free() -> int:
+    """What getrefcount says of a buffer's array that only its buffer refers to."""
+    buffer = _Buffer(np.empty(1), 0)
+    return sys.getrefcount(buffer.array)
+
+
+_FREE = _count_when_free()
+_active: ContextVar[Workspace | None] = ContextVar("gpulayers_workspace", default=None)
+# Without the interpreter lock a count may be out of date the moment it is read.
+_trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an uninitialised array: of the active workspace, else a fresh one."""
+    workspace = _active.get()
+    return (
+        workspace.empty(shape, dtype)
+        if workspace is not None and _trusted
+        else np.empty(shape, dtype)
+    )
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an array of zeros, as `empty` does."""
+    workspace = _active.get()
+    if workspace is None or not _trusted:
+        return np.zeros(shape, dtype)
+    array = workspace.empty(shape, dtype)
+    array.fill(0)
+    return array

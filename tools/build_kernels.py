@@ -1,0 +1,48 @@
+"""Packaging hook: compiles the C kernels when a compiler is there, and goes on without when not.
+
+``GPULAYERS_BUILD_KERNELS=0`` leaves them out (a wheel of Python files for every platform); ``=1``
+makes a failure an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("gpulayers/ops/compiled")
+VARIABLE = "GPULAYERS_BUILD_KERNELS"
+
+
+def load_builder(root: Path) -> Any:
+    """Import build.py by its path: the package itself needs NumPy, which is not there yet."""
+    spec = importlib.util.spec_from_file_location("build", root / FOLDER / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class KernelsHook(BuildHookInterface):
+    """Called by hatchling for wheels and editable installs."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        builder = load_builder(Path(self.root))
+        wanted = os.environ.get(VARIABLE, "")
+        try:
+            if wanted == "0":
+                raise builder.BuildError(f"{VARIABLE}=0 when gpulayers was installed")
+            builder.build()
+        except builder.BuildError as error:
+            if wanted == "1":
+                raise
+            builder.record_failure(str(error))
+        else:
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"  # no Python API: one file for all versions
+        build_data["artifacts"].append(f"{FOLDER.as_posix()}/lib/*")
