@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import _spec, backend, random
+from gpulayers import _spec, backend
 from gpulayers.backend import Array, to_cpu, xp_of
 from gpulayers.errors import DataError, DivergedError, NotInitializedError, ParameterError
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.layers import Embedding, FullyConnected
 from gpulayers.losses import DiscreteSampler, NCELoss, SoftmaxCrossEntropy
 from gpulayers.models._model import Callback, Model, Part, called, shown
+from gpulayers.models.contexts import context_batches
 from gpulayers.models.vocabulary import Vocabulary, file_list, read_words
 
 __all__ = ["Word2Vec"]
@@ -272,39 +273,15 @@ class Word2Vec(Model):
         DataError
             If a file cannot be read, or has fewer than two words.
         """
-        c = self.context_len
-        offsets = np.array([k for k in range(-c, c + 1) if k])
         xp = backend.module(backend.current_backend())
         for path in file_list(corpus_fps):
             ids = self.vocab.encode(read_words(path, encoding))
             if len(ids) < 2:
                 raise DataError(f"Word2Vec: {path!r} has fewer than two words of the vocabulary")
-            for X, targets in self._batches(ids, offsets, batchsize):
+            batches = context_batches(ids, self.context_len, batchsize, self.skip_gram)
+            for X, targets in batches:
                 words = xp.asarray(X) if isinstance(X, np.ndarray) else [xp.asarray(x) for x in X]
                 yield words, xp.asarray(targets)
-
-    def _batches(
-        self, ids: np.ndarray, offsets: np.ndarray, batchsize: int
-    ) -> Iterator[tuple[Any, np.ndarray]]:
-@@            centre = np.repeat(np.arange(n), len(offsets))
-            other = centre + np.tile(offsets, n)
-            inside = (other >= 0) & (other < n)
-            pairs = np.stack([ids[centre[inside]], ids[other[inside]]], axis=1)
-            order = generator.permutation(len(pairs))
-            for i in range(0, len(pairs), batchsize):
-                batch = pairs[order[i : i + batchsize]]
-                yield np.ascontiguousarray(batch[:, :1]), np.ascontiguousarray(batch[:, 1])
-            return
-        order = generator.permutation(n)
-        for i in range(0, n, batchsize):
-            centre = order[i : i + batchsize]
-            places = centre[:, None] + offsets
-            inside = (places >= 0) & (places < n)
-            if inside.all():
-                yield ids[places], ids[centre]
-            else:
-                rows = zip(places, inside, strict=True)
-                yield [ids[row[keep]] for row, keep in rows], ids[centre]
 
     # ----------------------------------------------------------------------------------- learning
 

@@ -81,7 +81,7 @@ def test_a_terminal_gets_a_bar(digits, monkeypatch):
     assert isinstance(progress, BarProgress)
     progress.start(2, 10, 0)
     progress.step(1, 5, 1.2345, 0.5, 1000.0)
-    progress.bar.refresh()
+    progress.bar.rich.refresh()
     progress.validating(1)
     progress.epoch_done(record(1, 0.75))
     progress.message("[bold]as it is")
