@@ -52,13 +52,14 @@ def clip_global_norm(gradients: Iterable[Array], max_norm: float) -> Array:
     dtype = np.dtype(np.float64 if exact else np.float32)
     limit = min(limit, float(np.finfo(dtype).max))
     filled = [grad.astype(dtype, copy=False) for grad in grads if grad.size]
-    peak = xp.full((), limit, dtype=dtype)
+    peak = xp.full((), np.finfo(dtype).tiny, dtype=dtype)
     for grad in filled:
         peak = xp.maximum(peak, xp.abs(grad).max())
     squares = xp.zeros((), dtype=dtype)
-    for grad in filled:  # squares of g / peak cannot overflow
+    for grad in filled:  # squares of g / peak neither overflow nor all vanish
         squares = squares + xp.square(grad / peak).sum()
-    root, ratio = xp.sqrt(squares), limit / peak
+    root = xp.sqrt(squares)
+    ratio = limit / xp.maximum(peak, limit * 1e-30)  # at most 1e30, far above the root
     factor = ratio / xp.maximum(root, ratio)
     for grad in grads:
         grad *= factor.astype(grad.dtype)

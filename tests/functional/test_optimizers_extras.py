@@ -164,11 +164,16 @@ def test_global_norm_of_extremes(backend):
     for size in (1e-30, 1e30):
         grads = [backend.asarray(np.full(2, size, np.float32)) for _ in range(2)]
         told = float(clip_global_norm(grads, 1.0))
+        assert told == pytest.approx(2 * size)
         if size > 1:
-            assert told == pytest.approx(2 * size)
             np.testing.assert_allclose(backend.asnumpy(grads[0]), 0.5)
         else:
             np.testing.assert_array_equal(backend.asnumpy(grads[0]), np.float32(size))
+    for limit in (1e-30, 1.0, 1e30, 1e300):  # a limit that clips nothing only measures
+        grads = [backend.asarray(np.full(2, 0.5, np.float32)) for _ in range(2)]
+        assert float(clip_global_norm(grads, limit)) == pytest.approx(1.0)
+        want = 0.5 * min(1.0, limit)
+        np.testing.assert_allclose(backend.asnumpy(grads[0]), want, rtol=1e-6)
     zero = [backend.asarray(np.zeros(3))]
     assert float(clip_global_norm(zero, 1.0)) == 0.0
     assert not backend.asnumpy(zero[0]).any()
