@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError, ShapeError
 from gpulayers.layers._group import LayerGroup
 from gpulayers.models.composite import Composite
+from gpulayers.ops.workspace import Workspace
+
+if TYPE_CHECKING:
+    from gpulayers.models.plan import CompiledNetwork
 
 __all__ = ["Pixels", "Sequential"]
 
@@ -115,6 +119,7 @@ class Sequential(Composite):
         super().__init__({str(i): layer for i, layer in enumerate(layers)}, name)
         self.layers = layers
         self.pixels = Pixels()
+        self._workspace = Workspace()  # results on the CPU live in memory that is used again
         if optimizer is not None:
             self.set_optimizer(optimizer)
 
@@ -139,9 +144,12 @@ class Sequential(Composite):
         if X.dtype == np.uint8:
             X = self.pixels(X, self.dtype)
         i = 0
+        if retain_derived:
+            self._workspace.next_round()
         try:
-            for i, layer in enumerate(self.layers):  # noqa: B007 - i is read in `except`
-                X = layer.forward(X, retain_derived)
+            with self._workspace:
+                for i, layer in enumerate(self.layers):  # noqa: B007 - i is read in `except`
+                    X = layer.forward(X, retain_derived)
         except GPULayersError as error:
             raise type(error)(f"{self.layer_name(i)}: {error}") from error
         return X
@@ -166,18 +174,66 @@ class Sequential(Composite):
         """
         i = len(self.layers)
         try:
-            for i in range(len(self.layers) - 1, 0, -1):
-                dLdY = self.layers[i].backward(dLdY, retain_grads)
-            i, first = 0, self.layers[0]
-            if input_grad:
-                return first.backward(dLdY, retain_grads)
-            if _can_skip_input_grad(type(first)):
-                first.backward(dLdY, retain_grads, input_grad=False)
-            else:
-                first.backward(dLdY, retain_grads)
+            with self._workspace:
+                for i in range(len(self.layers) - 1, 0, -1):
+                    dLdY = self.layers[i].backward(dLdY, retain_grads)
+                i, first = 0, self.layers[0]
+                if input_grad:
+                    return first.backward(dLdY, retain_grads)
+                if _can_skip_input_grad(type(first)):
+                    first.backward(dLdY, retain_grads, input_grad=False)
+                else:
+                    first.backward(dLdY, retain_grads)
         except GPULayersError as error:
             raise type(error)(f"{self.layer_name(i)}: {error}") from error
         return None
+
+    def update(self, cur_loss: float | None = None) -> None:
+        """Update the parameters of every layer that is not frozen, and flush all gradients."""
+        with self._workspace:
+            super().update(cur_loss)
+
+    def compile(
+        self,
+        batch_shape: tuple[int, ...],
+        loss: Any = "cross_entropy",
+        optimizer: Any = None,
+        precision: str | None = None,
+        deterministic: bool = True,
+    ) -> CompiledNetwork:
+        """Prepare training on batches of one shape: the same steps, planned to take less time.
+
+            plan = network.compile(batch_shape=(64, 28, 28, 1))
+            loss = plan.step(X, labels)
+
+        Parameters
+        ----------
+        batch_shape : (n_ex, ...)
+            Of the largest batch, n_ex included.
+        loss : "cross_entropy" or object with ``forward(labels, outputs)`` and ``backward()``
+        optimizer : str or optimizer, optional
+            Copied into every layer; None keeps the layers' own.
+        precision : "fp32", "fp64", "fp16" or "bf16", optional
+            Of the parameters, which must have it already; None takes them as they are.
+        deterministic : bool
+            Kept for GPUs; on the CPU results always depend on the number of threads alone.
+
+        Returns
+        -------
+        CompiledNetwork
+
+        Raises
+        ------
+        ParameterError, DTypeError
+            If an argument is none of those.
+        ShapeError
+            If the layers do not take such a batch.
+        """
+        from gpulayers.models.plan import CompiledNetwork
+
+        if optimizer is not None:
+            self.set_optimizer(optimizer)
+        return CompiledNetwork(self, loss, batch_shape, precision)
 
     # ------------------------------------------------------------------------------- prediction
 

@@ -7,6 +7,7 @@ against loops in float64 and against PyTorch.
 from gpulayers.ops.reference.activation import ReferenceActivation
 from gpulayers.ops.reference.conv import ReferenceConv
 from gpulayers.ops.reference.embedding import ReferenceEmbedding
+from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.reference.normalization import ReferenceNormalization
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.reference.random import ReferenceRandom
@@ -26,6 +27,7 @@ class Reference(
     ReferenceRecurrent,
     ReferenceNormalization,
     ReferenceEmbedding,
+    ReferenceFused,
     ReferenceRandom,
 ):
     """Satisfies `gpulayers.ops._kernels.Kernels` with array formulas."""

@@ -1,0 +1,301 @@
+"""A network prepared for training on batches of one shape: `Sequential.compile` makes it."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend, threads
+from gpulayers.backend import Array
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models.plan_nodes import Node, ResidualNode, _backward, nodes_of
+from gpulayers.ops._kernels import kernels_for, kernels_of_module
+from gpulayers.ops.workspace import Workspace
+
+__all__ = ["CompiledNetwork"]
+
+_PRECISIONS = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
+_LOSSES = ("cross_entropy",)
+
+
+class _Copy:
+    """One set of nodes with the memory it works in; a thread has one of its own."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.nodes = list(nodes_of(layers))
+        self.workspace = Workspace()
+        self.losses: Any = None
+        self.outputs: Any = None
+
+    def forward(self, X: Array) -> Array:
+        for node in self.nodes:
+            X = node.forward(X)
+        return X
+
+    def leaves(self) -> Iterator[Node]:
+        """The nodes that hold gradients."""
+        return _leaves(self.nodes)
+
+    def forget(self) -> None:
+        self.losses = self.outputs = None
+        for node in self.nodes:
+            node.forget()
+
+
+def _leaves(nodes: Any) -> Iterator[Node]:
+    for node in nodes:
+        if isinstance(node, ResidualNode):
+            yield from _leaves(node.parts())
+        else:
+            yield node
+
+
+class CompiledNetwork:
+    """The training step of a network as a fixed plan: forward, loss, backward, update.
+
+    It gives what the layers give one by one, up to rounding, in less time: layers in a row are
+    computed in one pass where that wins, intermediate results live in memory that is used again,
+    and the checks of the layers are done once, here. The parameters are the network's own, updated
+    in place, so `forward`, `save` and all else of the network see each step.
+
+    In pure NumPy a batch is cut into one part for each thread, if every layer treats its examples
+    one by one; their gradients are added up in a fixed order, so results depend on the number of
+    threads alone. The compiled kernels use their threads within each operation.
+
+    Attributes
+    ----------
+    network : Sequential
+    batch_shape : tuple
+        The largest batch; a batch may have fewer examples.
+    outputs : array (n, ...)
+        What the network gave for the last batch, before the update.
+    """
+
+    def __init__(
+        self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
+    ) -> None:
+        self.network = network
+        self.batch_shape = _checked_shape(network.name, batch_shape)
+        self.loss = _checked_loss(network.name, loss)
+        self._initialize()
+        self._check_precision(precision)
+        first = _Copy(network.layers)
+        self._copies = [first]
+        self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain
+        self._by_example = self._plain_loss and all(n.by_example for n in first.nodes)
+        self.outputs: Any = None
+
+    def _initialize(self) -> None:
+        """Run one example of zeros, which tells the layers their sizes and finds what misfits."""
+        place = self.network.home or backend.current_backend()
+        X = backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
+        self.network.forward(X, False)
+
+    def _check_precision(self, precision: str | None) -> None:
+        if precision is None:
+            return
+        if precision not in _PRECISIONS:
+            raise ParameterError(
+                f"{self.network.name}.compile: unknown precision {precision!r}, expected one of "
+                f"{', '.join(_PRECISIONS)}{suggest(str(precision), _PRECISIONS)}"
+            )
+        if self.network.dtype.name != _PRECISIONS[precision]:
+            raise DTypeError(
+                f"{self.network.name}.compile: precision {precision!r} needs parameters of "
+                f"{_PRECISIONS[precision]}, these are {self.network.dtype}; set it before the "
+                "first forward pass: gpulayers.set_default_dtype(...)"
+            )
+
+    # ------------------------------------------------------------------------------------ the step
+
+    def step(self, X: Array, labels: Array) -> float | Array:
+        """Train on one batch; return its loss.
+
+        The same as ``loss.forward(labels, network.forward(X))``, ``network.backward`` and
+        ``network.update``.
+
+        Parameters
+        ----------
+        X : (n, ...), n at most `batch_shape[0]`, floating or uint8 (see `Sequential.pixels`)
+        labels : what the loss takes, for cross-entropy (n,) integer
+
+        Returns
+        -------
+        loss : float on the CPU, a 0-d array on a GPU (nothing waits for the device)
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ParameterError
+            If the batch does not fit the plan; nothing is changed then.
+        """
+        value = self.gradients(X, labels)
+        self.update(value if isinstance(value, float) else None)
+        return value
+
+    def gradients(self, X: Array, labels: Array) -> float | Array:
+        """The first half of `step`: forward, loss and backward, ready for `update`."""
+        X = self._checked(X)
+        if self._plain_loss:
+            _check_labels(self.network.name, labels, len(X))
+        parts = self._parts(len(X))
+        while len(self._copies) < len(parts):
+            self._copies.append(_Copy(self.network.layers))
+        copies = self._copies[: len(parts)]
+        scale = 1.0
+        if self._plain_loss and self.loss.reduction == "mean":
+            scale = 1.0 / max(len(X), 1)
+
+        def work(i: int, part: slice) -> None:
+            self._run(copies[i], X[part], labels[part], scale)
+
+        if len(parts) == 1:
+            work(0, parts[0])
+        else:
+            threads.run_shares(_in_context(work, len(parts)), parts)
+            for copy in copies[1:]:
+                _add_gradients(copies[0], copy)
+        return self._collect(copies, scale)
+
+    def _run(self, copy: _Copy, X: Array, labels: Array, scale: float) -> None:
+        """Forward, loss and backward of one part of the batch."""
+        with copy.workspace:
+            copy.forget()
+            copy.workspace.next_round()
+            logits = copy.forward(X)
+            copy.outputs = logits
+            if self._plain_loss:
+                k = kernels_for(logits)
+                copy.losses, dY = k.softmax_cross_entropy_both(logits, labels, scale)
+            else:
+                copy.losses = self.loss.forward(labels, logits)
+                dY = self.loss.backward()
+            _backward(copy.nodes, dY, False)
+
+    def _collect(self, copies: list[_Copy], scale: float) -> float | Array:
+        xp = backend.xp_of(copies[0].outputs)
+        outputs = [copy.outputs for copy in copies]
+        self.outputs = outputs[0] if len(outputs) == 1 else xp.concatenate(outputs)
+        if not self._plain_loss:
+            total = copies[0].losses
+            return float(total) if xp is np else total
+        if xp is not np:
+            wide = np.float32 if copies[0].losses.dtype.itemsize == 2 else None
+            return copies[0].losses.sum(dtype=wide) * scale
+        return math.fsum(float(copy.losses.sum(dtype=np.float64)) for copy in copies) * scale
+
+    def update(self, cur_loss: float | None = None) -> None:
+        """The second half of `step`: every layer's optimizer takes one step.
+
+        Parameters
+        ----------
+        cur_loss : float, optional
+            For schedules that look at the loss.
+        """
+        for node in self._copies[0].leaves():
+            node.update(cur_loss, node.gradients)
+        for copy in self._copies:
+            copy.forget()
+
+    def _parts(self, n: int) -> list[slice]:
+        """How a batch is cut: one part, or one for each thread in pure NumPy."""
+        if not self._by_example or self._in_kernel_threads():
+            return [slice(0, n)]
+        return threads.shares(n, grain=4)
+
+    def _in_kernel_threads(self) -> bool:
+        """Whether operations run in threads (or on a GPU) of their own."""
+        place = self.network.home or backend.current_backend()
+        kernels: Any = kernels_of_module(backend.module(place))
+        return place != "numpy" or getattr(kernels, "threaded", False)
+
+    # -------------------------------------------------------------------------------------- looking
+
+    def describe(self) -> str:
+        """Return what is computed in one pass, a line each."""
+        lines = [node.name for node in self._copies[0].nodes]
+        how = "each example by itself" if self._by_example else "the batch as a whole"
+        return "\n".join([f"{self.network.name}, batches of {self.batch_shape}, {how}:", *lines])
+
+    def __repr__(self) -> str:
+        return f"<CompiledNetwork {self.network.name!r} for batches of {self.batch_shape}>"
+
+    # --------------------------------------------------------------------------------------- checks
+
+    def _checked(self, X: Array) -> Array:
+        """Return the batch as the first node takes it."""
+        name, place = self.network.name, self.network.home or backend.current_backend()
+        home = backend.backend_of(X)
+        if home != place:
+            raise BackendError(
+                f"{name}: the plan was made for {place} arrays, the batch is a {home} array"
+            )
+        if X.ndim != len(self.batch_shape) or X.shape[1:] != self.batch_shape[1:]:
+            raise ShapeError(
+                f"{name}: the plan was made for batches of shape {self.batch_shape}, "
+                f"got {X.shape}; compile again for another shape"
+            )
+        if len(X) > self.batch_shape[0]:
+            raise ShapeError(
+                f"{name}: the plan was made for at most {self.batch_shape[0]} examples a batch, "
+                f"got {len(X)}; compile again for larger batches"
+            )
+        if X.dtype == np.uint8:
+            return self.network.pixels(X, self.network.dtype)
+        if not backend.is_floating(X.dtype):
+            raise DTypeError(f"{name}: expected a floating or uint8 batch, got {X.dtype}")
+        dtype = self.network.dtype
+        return backend.xp_of(X).ascontiguousarray(X.astype(dtype, copy=False))
+
+
+def _in_context(work: Callable[[int, slice], None], count: int) -> Callable[[int, slice], None]:
+    """`work` for threads that see the caller's settings (engine, backend, error state)."""
+    contexts = [contextvars.copy_context() for _ in range(count)]
+    return lambda i, part: contexts[i].run(work, i, part)
+
+
+def _add_gradients(total: _Copy, other: _Copy) -> None:
+    """Add the gradients that another part of the batch gave."""
+    for ours, theirs in zip(total.leaves(), other.leaves(), strict=True):
+        for mine, more in zip(ours.gradients, theirs.gradients, strict=True):
+            for name, grad in more.items():
+                mine[name] += grad
+
+
+def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
+    values = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in values)
+    if len(values) < 2 or not whole or min(values) < 1:
+        raise ParameterError(
+            f"{name}.compile: batch_shape must be (n_ex, ...), positive integers, got {shape!r}"
+        )
+    return tuple(int(n) for n in values)
+
+
+def _checked_loss(name: str, loss: Any) -> Any:
+    if isinstance(loss, str):
+        if loss != "cross_entropy":
+            raise ParameterError(
+                f"{name}.compile: unknown loss {loss!r}, expected one of {', '.join(_LOSSES)} or "
+                f"a loss object{suggest(loss, _LOSSES)}"
+            )
+        return SoftmaxCrossEntropy()
+    for method in ("forward", "backward"):
+        if not callable(getattr(loss, method, None)):
+            raise ParameterError(
+                f"{name}.compile: the loss needs the methods forward(labels, outputs) and "
+                f"backward(), got {loss!r}"
+            )
+    return loss
+
+
+def _check_labels(name: str, labels: Any, n: int) -> None:
+    backend.backend_of(labels)
+    if labels.dtype.kind not in "iu":
+        raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
+    if labels.shape != (n,):
+        raise ShapeError(f"{name}: expected labels of shape ({n},), got {labels.shape}")

@@ -1,0 +1,340 @@
+"""The steps of a planned network: one layer each, or a few that are computed in one pass.
+
+A node keeps what its backward pass needs and its layers' gradients. Several sets of nodes can stand
+for the same layers (one for each thread), because nodes of one batch never change a layer; the
+layers' own `forward` and `backward` are not called but for what no node understands.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpulayers.activations import Identity, ReLU
+from gpulayers.backend import Array, xp_of
+from gpulayers.layers import (
+    Add,
+    BatchNorm1D,
+    BatchNorm2D,
+    Conv1D,
+    Conv2D,
+    Deconv2D,
+    Flatten,
+    FullyConnected,
+    GlobalAvgPool2D,
+    GroupNorm,
+    LayerNorm1D,
+    LayerNorm2D,
+    Multiply,
+    Pool2D,
+    Softmax,
+    Upsample2D,
+    ZeroPad2D,
+)
+from gpulayers.layers import _arguments as check
+from gpulayers.layers.base import LayerBase
+from gpulayers.models.blocks import Activation, Residual
+from gpulayers.models.network import Sequential
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._product import product
+
+__all__ = ["Node", "nodes_of"]
+
+# Layers of one input that treat each example by itself and change nothing of their own meanwhile:
+# a batch may be cut into parts that are computed at the same time.
+_BY_EXAMPLE = (
+    Activation,
+    Conv1D,
+    Conv2D,
+    Deconv2D,
+    Flatten,
+    FullyConnected,
+    GlobalAvgPool2D,
+    GroupNorm,
+    LayerNorm1D,
+    LayerNorm2D,
+    Pool2D,
+    Softmax,
+    Upsample2D,
+    ZeroPad2D,
+)
+_BATCH_STATISTICS = (BatchNorm1D, BatchNorm2D)
+_SEVERAL_INPUTS = (Add, Multiply)
+
+
+class Node(ABC):
+    """One step of the chain.
+
+    Attributes
+    ----------
+    layers : the layers it stands for
+    name : str
+        As `CompiledNetwork.describe` prints it.
+    by_example : bool
+        Whether parts of a batch may be computed at the same time.
+    gradients : list of dict
+        After `backward`: for each layer its parameters' gradients by name, of this batch alone.
+    """
+
+    by_example = True
+
+    def __init__(self, layers: Sequence[Any], name: str) -> None:
+        self.layers = tuple(layers)
+        self.name = name
+        self.gradients: list[dict[str, Array]] = [{} for _ in layers]
+
+    @abstractmethod
+    def forward(self, X: Array) -> Array: ...
+
+    @abstractmethod
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        """Return the gradient of the input if `inputs`, and keep those of the parameters."""
+
+    def forget(self) -> None:
+        """Let go of the arrays of the batch, so that the workspace can use them again."""
+        self.gradients = [{} for _ in self.layers]
+
+    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
+        """Let each layer's optimizer take its step with these gradients."""
+        for layer, grads in zip(self.layers, gradients, strict=True):
+            if not layer.trainable or not layer.gradients:
+                continue
+            layer.optimizer.step()
+            for name in layer.gradients:
+                parameter = layer.parameters[name]
+                grad = grads[name].reshape(parameter.shape)
+                layer.optimizer.update_(parameter, grad, name, cur_loss)
+
+
+class LayerNode(Node):
+    """A layer by its own formulas, without the checks and the bookkeeping around them."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__([layer], type(layer).__name__)
+        self.by_example = type(layer) in _BY_EXAMPLE
+        self._saved: Any = None
+
+    def forward(self, X: Array) -> Array:
+        Y, self._saved = self.layers[0]._forward(X, training=self.layers[0].trainable)
+        return Y
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        layer = self.layers[0]
+        dX, self.gradients[0] = layer._backward(
+            _contiguous(dY), self._saved, params=layer.trainable, inputs=inputs
+        )
+        return dX if inputs else None
+
+    def forget(self) -> None:
+        super().forget()
+        self._saved = None
+
+
+class PublicNode(Node):
+    """Whatever has only the public methods: groups, wrappers, layers with their own forward."""
+
+    by_example = False
+
+    def __init__(self, part: Any) -> None:
+        super().__init__([part], type(part).__name__)
+
+    def forward(self, X: Array) -> Array:
+        return self.layers[0].forward(X, True)
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        dX = self.layers[0].backward(dY)
+        return dX if inputs else None
+
+    def forget(self) -> None:
+        """The part keeps its own gradients until its update."""
+
+    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
+        part = self.layers[0]
+        if part.trainable:
+            part.update(cur_loss)
+        else:
+            part.flush_gradients()
+
+
+class ConvNode(Node):
+    """A convolution with bias and ReLU, and the max pooling that follows it, if there is one.
+
+    Only the outputs are kept, no pre-activations; the gradient goes through pooling and ReLU at
+    once.
+    """
+
+    def __init__(self, conv: Any, pool: Any, relu: bool, extra: Sequence[Any] = ()) -> None:
+        layers = [conv, *extra, *([] if pool is None else [pool])]
+        name = "Conv2D" + (" + ReLU" if relu else "") + (" + max pooling" if pool else "")
+        super().__init__(layers, name)
+        self._conv, self._pool, self._relu = conv, pool, relu
+        self._saved: Any = None
+
+    def forward(self, X: Array) -> Array:
+        conv, pool, k = self._conv, self._pool, kernels_for(X)
+        W, b = conv.parameters["W"], conv.parameters["b"].reshape(-1)
+        window = check.window_2d(
+            conv.kernel_shape, conv.stride, conv.pad, conv.dilation, X.shape[1:3], self.name
+        )
+        if self._relu:
+            Y = k.conv2d_relu_forward(X, W, b, window)
+        else:
+            Y = k.conv2d_forward(X, W, b, window)
+        if pool is None:
+            self._saved = X, window, Y
+            return Y
+        around = check.window_2d(
+            pool.kernel_shape, pool.stride, pool.pad, 0, Y.shape[1:3], "Pool2D"
+        )
+        P, argmax = k.max_pool2d_forward(Y, around)
+        self._saved = X, window, P, argmax, Y.shape, around
+        return P
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        dY, k = _contiguous(dY), kernels_for(dY)
+        if self._pool is None:
+            X, window, Y = self._saved
+            dZ = k.relu_backward(dY, Y) if self._relu else dY
+        else:
+            X, window, P, argmax, shape, around = self._saved
+            if self._relu:
+                dZ = k.max_pool2d_relu_backward(dY, argmax, P, shape, around)
+            else:
+                dZ = k.max_pool2d_backward(dY, argmax, shape, around)
+        if self._conv.trainable:
+            dW, db = k.conv2d_param_grads(X, dZ, window)
+            self.gradients[0] = {"W": dW, "b": db}
+        if not inputs:
+            return None
+        return k.conv2d_input_grad(dZ, self._conv.parameters["W"], X.shape, window)
+
+    def forget(self) -> None:
+        super().forget()
+        self._saved = None
+
+
+class DenseNode(Node):
+    """A dense layer with bias and ReLU (or none); only the output is kept."""
+
+    def __init__(self, layer: Any, relu: bool, extra: Sequence[Any] = ()) -> None:
+        super().__init__([layer, *extra], "FullyConnected" + (" + ReLU" if relu else ""))
+        self._relu = relu
+        self._saved: Any = None
+
+    def forward(self, X: Array) -> Array:
+        p = self.layers[0].parameters
+        Y = kernels_for(X).dense_forward(X, p["W"], p["b"].reshape(-1), self._relu)
+        self._saved = X, Y
+        return Y
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        layer, (X, Y) = self.layers[0], self._saved
+        dY, k = _contiguous(dY), kernels_for(dY)
+        dZ = k.relu_backward(dY, Y) if self._relu else dY
+        if layer.trainable:
+            self.gradients[0] = {"W": product(X.T, dZ), "b": k.bias_grad(dZ)}
+        return product(dZ, layer.parameters["W"].T) if inputs else None
+
+    def forget(self) -> None:
+        super().forget()
+        self._saved = None
+
+
+class ResidualNode(Node):
+    """Y = body(X) + shortcut(X), each side a chain of nodes."""
+
+    def __init__(self, block: Residual) -> None:
+        body = list(nodes_of(block.body.layers))
+        side = None if block.shortcut is None else list(nodes_of(block.shortcut.layers))
+        super().__init__([], "Residual: " + ", ".join(n.name for n in body))
+        self.body, self.side = body, side
+        self.by_example = all(n.by_example for n in (*body, *(side or ())))
+
+    def parts(self) -> Iterator[Node]:
+        yield from self.body
+        yield from self.side or ()
+
+    def forward(self, X: Array) -> Array:
+        Y = side = X
+        for node in self.body:
+            Y = node.forward(Y)
+        for node in self.side or ():
+            side = node.forward(side)
+        return Y + side
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        through = _backward(self.body, dY, inputs)
+        side = _backward(self.side, dY, inputs) if self.side is not None else dY
+        return None if through is None or side is None else through + side
+
+    def forget(self) -> None:
+        for node in self.parts():
+            node.forget()
+
+
+def _backward(nodes: list[Node], dY: Array, inputs: bool) -> Array | None:
+    """Through a chain, the last node first; the first one may leave out the input's gradient."""
+    grad: Any = dY
+    for i in range(len(nodes) - 1, -1, -1):
+        grad = nodes[i].backward(grad, inputs or i > 0)
+    return grad
+
+
+def _contiguous(array: Array) -> Array:
+    return array if array.flags.c_contiguous else xp_of(array).ascontiguousarray(array)
+
+
+# ------------------------------------------------------------------------------ which node for what
+
+
+def nodes_of(layers: Sequence[Any]) -> Iterator[Node]:
+    """Yield the nodes for a chain of layers: fused where layers in a row fit, else one each."""
+    flat = list(_flattened(layers))
+    i = 0
+    while i < len(flat):
+        node, used = _fused(flat, i)
+        if node is None:
+            node, used = _single(flat[i]), 1
+        yield node
+        i += used
+
+
+def _flattened(layers: Sequence[Any]) -> Iterator[Any]:
+    for layer in layers:
+        if type(layer) is Sequential:
+            yield from _flattened(layer.layers)
+        else:
+            yield layer
+
+
+def _single(part: Any) -> Node:
+    if type(part) is Residual:
+        return ResidualNode(part)
+    plain = (
+        isinstance(part, LayerBase)
+        and type(part).forward is LayerBase.forward
+        and type(part).backward is LayerBase.backward
+        and type(part).update is LayerBase.update
+        and not isinstance(part, _SEVERAL_INPUTS)
+    )
+    return LayerNode(part) if plain else PublicNode(part)
+
+
+def _fused(layers: list[Any], i: int) -> tuple[Node | None, int]:
+    """A node for the layers from `i` on that are computed in one pass, and how many they are."""
+    first = layers[i]
+    if type(first) not in (Conv2D, FullyConnected):
+        return None, 0
+    relu = type(first.act_fn) is ReLU
+    if not relu and type(first.act_fn) is not Identity:
+        return None, 0
+    extra: list[Any] = []
+    after = layers[i + 1] if i + 1 < len(layers) else None
+    if not relu and type(after) is Activation and type(after.act_fn) is ReLU:
+        relu, extra = True, [after]
+        after = layers[i + 2] if i + 2 < len(layers) else None
+    if type(first) is FullyConnected:
+        return DenseNode(first, relu, extra), 1 + len(extra)
+    pool = after if type(after) is Pool2D and after.mode == "max" else None
+    return ConvNode(first, pool, relu, extra), 1 + len(extra) + (pool is not None)
