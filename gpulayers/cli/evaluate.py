@@ -9,7 +9,7 @@ from pathlib import Path
 from gpulayers import backend
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.errors import ParameterError
-from gpulayers.training import load_checkpoint, load_data
+from gpulayers.training import Sequential, load_checkpoint, load_data
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
 
@@ -20,7 +20,7 @@ def run(options: Namespace) -> int:
     """Print how good a saved network is on a test split; return the exit code."""
     path = checkpoint_path(Path(options.path))
     with backend.use_backend(device_backend(options.device or "auto")):
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, kind=Sequential)
         settings = checkpoint.info.get("options", {})
         name = options.data or settings.get("data")
         if name is None:

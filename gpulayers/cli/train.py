@@ -84,7 +84,7 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
 def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     """A trainer that goes on with the run in ``--resume``."""
     path = checkpoint_path(Path(options.resume))
-    checkpoint = load_checkpoint(path, device="numpy")
+    checkpoint = load_checkpoint(path, device="numpy", kind=Sequential)
     settings = checkpoint.info.get("options")
     if not isinstance(settings, dict) or checkpoint.trainer is None:
         raise CheckpointError(

@@ -1,5 +1,6 @@
 """Networks: how layers are put together, and a few well-known ones ready to train."""
 
+from gpulayers.models._model import Model
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.composite import Composite
 from gpulayers.models.network import Pixels, Sequential
@@ -15,6 +16,7 @@ __all__ = [
     "Activation",
     "BernoulliVAE",
     "Composite",
+    "Model",
     "Pixels",
     "Residual",
     "Sequential",

@@ -116,19 +116,35 @@ class Model:
             f"{type(self).__name__}: the layers are made at the first input; call forward first"
         )
 
+    # ---- what a checkpoint keeps besides the constructor's arguments and the layers
+
+    def _kept(self) -> dict[str, Any]:
+        """Plain values and arrays."""
+        return {}
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        """Make the layers of a fresh model, from what `_kept` returned."""
+
+    def _more(self) -> dict[str, Any]:
+        """What learns besides the layers of the chains, by name."""
+        return {}
+
+    def _learners(self) -> list[Any]:
+        return [*self._layers(), *self._more().values()]
+
     def freeze(self) -> None:
-        """Freeze every layer."""
-        for layer in self._layers():
+        """Freeze everything that learns."""
+        for layer in self._learners():
             layer.freeze()
 
     def unfreeze(self) -> None:
-        """Let every layer learn again."""
-        for layer in self._layers():
+        """Let everything learn again."""
+        for layer in self._learners():
             layer.unfreeze()
 
     def to(self, name: str) -> Self:
-        """Move every layer to backend "numpy" or "cupy"."""
-        for layer in self._layers():
+        """Move everything to backend "numpy" or "cupy"."""
+        for layer in self._learners():
             layer.to(name)
         return self
 

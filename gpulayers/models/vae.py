@@ -179,6 +179,13 @@ class BernoulliVAE(Model):
         self._decoder_of(summary_dict.get("parameters", {}).get("components", {}))
         return super().set_params(summary_dict)
 
+    def _kept(self) -> dict[str, Any]:
+        return {"n_features": self.decoder["FC2"].n_out if self.decoder else None}
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        if kept["n_features"] is not None:
+            self._make_decoder(kept["n_features"])
+
     # ------------------------------------------------------------------------ forward, backward
 
     def encode(self, X: Array, retain_derived: bool = False) -> tuple[Array, Array]:

@@ -165,6 +165,18 @@ class Word2Vec(Model):
             self.output = OrderedDict(FC=FullyConnected(n, **options))
             self._loss = SoftmaxCrossEntropy("sum")
 
+    def _kept(self) -> dict[str, Any]:
+        return {"words": self.vocab.words, "counts": self.vocab.counts}
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        self.vocab._set(kept["words"], kept["counts"])
+        if self.vocab_size:
+            self._make_parts()
+
+    def _more(self) -> dict[str, Any]:
+        learns = self.num_negative_samples and self._loss is not None
+        return {"loss": self._loss} if learns else {}
+
     # ------------------------------------------------------------------------ forward, backward
 
     def forward(self, X: Any, targets: Array, retain_derived: bool = True) -> tuple[Array, Array]:
@@ -222,10 +234,7 @@ class Word2Vec(Model):
 
     def update(self, cur_loss: Any = None) -> None:
         """Let the optimizers take a step along the mean gradient of the examples, and flush."""
-        parts = self._layers()
-        if self.num_negative_samples and self._loss is not None:
-            parts.append(self._loss)
-        for part in parts:
+        for part in self._learners():
             for grad in part.gradients.values():
                 grad /= max(self._examples, 1)
             part.update(cur_loss)
@@ -234,29 +243,8 @@ class Word2Vec(Model):
     def flush_gradients(self) -> None:
         """Set all gradients to zero and forget the forward passes."""
         self._examples = 0
-        for layer in self._layers():
-            layer.flush_gradients()
-        if self.num_negative_samples and self._loss is not None:
-            self._loss.flush_gradients()
-
-    def freeze(self) -> None:
-        """Freeze embedding and loss."""
-        super().freeze()
-        if self.num_negative_samples and self._loss is not None:
-            self._loss.freeze()
-
-    def unfreeze(self) -> None:
-        """Let both learn again."""
-        super().unfreeze()
-        if self.num_negative_samples and self._loss is not None:
-            self._loss.unfreeze()
-
-    def to(self, name: str) -> Word2Vec:
-        """Move embedding and loss to backend "numpy" or "cupy"."""
-        super().to(name)
-        if self.num_negative_samples and self._loss is not None:
-            self._loss.to(name)
-        return self
+        for part in self._learners():
+            part.flush_gradients()
 
     # ------------------------------------------------------------------------------------- corpus
 
@@ -387,8 +375,7 @@ class Word2Vec(Model):
         """As `Model.summary`, with the words and their counts, and the loss's parameters."""
         found = super().summary()
         found["vocabulary"] = {"words": self.vocab.words, "counts": self.vocab.counts.tolist()}
-        if self.num_negative_samples and self._loss is not None:
-            found["loss"] = self._loss.summary()
+        found.update((key, part.summary()) for key, part in self._more().items())
         return found
 
     def set_params(self, summary_dict: dict[str, Any]) -> Word2Vec:

@@ -101,6 +101,14 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         else:
             self._make_layers(W.shape[0])
 
+    def _kept(self) -> dict[str, Any]:
+        return {"n_features": self.n_features, "lambda_": self.loss.lambda_}
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        self.loss = WGAN_GPLoss(kept["lambda_"])
+        if kept["n_features"] is not None:
+            self._make_layers(kept["n_features"])
+
     # ------------------------------------------------------------------------ forward, backward
 
     def forward(

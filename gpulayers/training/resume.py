@@ -51,7 +51,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     """
     path = checkpoint_path(path)
     custom = [type(trainer.network), *(type(layer) for _, layer in trainer.network.walk())]
-    checkpoint = load_checkpoint(path, custom, device="numpy")
+    checkpoint = load_checkpoint(path, custom, device="numpy", kind=Sequential)
     state = checkpoint.trainer
     if state is None:
         raise CheckpointError(

@@ -193,6 +193,13 @@ def test_fit_on_each_backend(backend):
     assert losses[0] == losses[1] and losses[0][1] != losses[0][0]
 
 
+def test_schedules_see_the_loss(numpy_backend):
+    vae = small(optimizer="SGD(lr=0.01, lr_scheduler=KingScheduler(initial_lr=0.01, patience=3))")
+    vae.fit(images(6).astype(np.float32), n_epochs=2, batchsize=2, verbose=False)
+    seen = vae.encoder["FC4"].optimizer.lr_scheduler.loss_history
+    assert len(seen) >= 3 and np.isfinite(np.array(seen, float)).all()
+
+
 def test_summary_goes_on_exactly():
     X = images().astype(np.float32)
     vae = small(optimizer="Adam(lr=0.01)")
