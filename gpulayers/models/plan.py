@@ -72,6 +72,8 @@ class CompiledNetwork:
     network : Sequential
     batch_shape : tuple
         The largest batch; a batch may have fewer examples.
+    output_shape : tuple
+        Of one example's output.
     outputs : array (n, ...)
         What the network gave for the last batch, before the update.
     """
@@ -82,7 +84,7 @@ class CompiledNetwork:
         self.network = network
         self.batch_shape = _checked_shape(network.name, batch_shape)
         self.loss = _checked_loss(network.name, loss)
-        self._initialize()
+        self.output_shape = self._initialize()
         self._check_precision(precision)
         first = _Copy(network.layers)
         self._copies = [first]
@@ -90,11 +92,12 @@ class CompiledNetwork:
         self._by_example = self._plain_loss and all(n.by_example for n in first.nodes)
         self.outputs: Any = None
 
-    def _initialize(self) -> None:
-        """Run one example of zeros, which tells the layers their sizes and finds what misfits."""
+    def _initialize(self) -> tuple[int, ...]:
+        """Run one example of zeros, which tells the layers their sizes and finds what misfits;
+        return the shape of its output."""
         place = self.network.home or backend.current_backend()
         X = backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
-        self.network.forward(X, False)
+        return self.network.forward(X, False).shape[1:]
 
     def _check_precision(self, precision: str | None) -> None:
         if precision is None:
@@ -141,7 +144,7 @@ class CompiledNetwork:
         """The first half of `step`: forward, loss and backward, ready for `update`."""
         X = self._checked(X)
         if self._plain_loss:
-            _check_labels(self.network.name, labels, len(X))
+            self._check_labels(labels, len(X))
         parts = self._parts(len(X))
         while len(self._copies) < len(parts):
             self._copies.append(_Copy(self.network.layers))
@@ -251,6 +254,25 @@ class CompiledNetwork:
         dtype = self.network.dtype
         return backend.xp_of(X).ascontiguousarray(X.astype(dtype, copy=False))
 
+    def _check_labels(self, labels: Any, n: int) -> None:
+        name = self.network.name
+        if len(self.output_shape) != 1:
+            raise ShapeError(
+                f"{name}: cross-entropy needs outputs (n_ex, n_classes), the network gives "
+                f"(n_ex, {', '.join(map(str, self.output_shape))})"
+            )
+        home = backend.backend_of(labels)
+        if labels.dtype.kind not in "iu":
+            raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
+        if labels.shape != (n,):
+            raise ShapeError(f"{name}: expected labels of shape ({n},), got {labels.shape}")
+        # on a GPU looking would stall the device: there the loss of such an example is NaN
+        if home == "numpy" and n and not 0 <= labels.min() <= labels.max() < self.output_shape[0]:
+            raise ParameterError(
+                f"{name}: labels must be in 0..{self.output_shape[0] - 1}, "
+                f"got {labels.min()}..{labels.max()}"
+            )
+
 
 def _in_context(work: Callable[[int, slice], None], count: int) -> Callable[[int, slice], None]:
     """`work` for threads that see the caller's settings (engine, backend, error state)."""
@@ -291,11 +313,3 @@ def _checked_loss(name: str, loss: Any) -> Any:
                 f"backward(), got {loss!r}"
             )
     return loss
-
-
-def _check_labels(name: str, labels: Any, n: int) -> None:
-    backend.backend_of(labels)
-    if labels.dtype.kind not in "iu":
-        raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
-    if labels.shape != (n,):
-        raise ShapeError(f"{name}: expected labels of shape ({n},), got {labels.shape}")

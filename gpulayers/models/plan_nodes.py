@@ -39,7 +39,7 @@ from gpulayers.models.network import Sequential
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._product import product
 
-__all__ = ["Node", "nodes_of"]
+__all__ = ["Node", "has_own_methods", "nodes_of"]
 
 # Layers of one input that treat each example by itself and change nothing of their own meanwhile:
 # a batch may be cut into parts that are computed at the same time.
@@ -288,6 +288,13 @@ def _contiguous(array: Array) -> Array:
 # ------------------------------------------------------------------------------ which node for what
 
 
+def has_own_methods(part: Any) -> bool:
+    """Whether somebody put a method of their own into this object, which must then be called."""
+    return part is not None and not vars(part).keys().isdisjoint(
+        ("forward", "backward", "update", "_forward")
+    )
+
+
 def nodes_of(layers: Sequence[Any]) -> Iterator[Node]:
     """Yield the nodes for a chain of layers: fused where layers in a row fit, else one each."""
     flat = list(_flattened(layers))
@@ -302,20 +309,21 @@ def nodes_of(layers: Sequence[Any]) -> Iterator[Node]:
 
 def _flattened(layers: Sequence[Any]) -> Iterator[Any]:
     for layer in layers:
-        if type(layer) is Sequential:
+        if type(layer) is Sequential and not has_own_methods(layer):
             yield from _flattened(layer.layers)
         else:
             yield layer
 
 
 def _single(part: Any) -> Node:
-    if type(part) is Residual:
+    if type(part) is Residual and not has_own_methods(part):
         return ResidualNode(part)
     plain = (
         isinstance(part, LayerBase)
         and type(part).forward is LayerBase.forward
         and type(part).backward is LayerBase.backward
         and type(part).update is LayerBase.update
+        and vars(part).keys().isdisjoint(("forward", "backward", "update"))
         and not isinstance(part, _SEVERAL_INPUTS)
     )
     return LayerNode(part) if plain else PublicNode(part)
@@ -324,16 +332,19 @@ def _single(part: Any) -> Node:
 def _fused(layers: list[Any], i: int) -> tuple[Node | None, int]:
     """A node for the layers from `i` on that are computed in one pass, and how many they are."""
     first = layers[i]
-    if type(first) not in (Conv2D, FullyConnected):
+    if type(first) not in (Conv2D, FullyConnected) or has_own_methods(first):
         return None, 0
     relu = type(first.act_fn) is ReLU
     if not relu and type(first.act_fn) is not Identity:
         return None, 0
     extra: list[Any] = []
     after = layers[i + 1] if i + 1 < len(layers) else None
+    if has_own_methods(after):
+        after = None
     if not relu and type(after) is Activation and type(after.act_fn) is ReLU:
         relu, extra = True, [after]
         after = layers[i + 2] if i + 2 < len(layers) else None
+        after = None if has_own_methods(after) else after
     if type(first) is FullyConnected:
         return DenseNode(first, relu, extra), 1 + len(extra)
     pool = after if type(after) is Pool2D and after.mode == "max" else None

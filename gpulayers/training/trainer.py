@@ -15,6 +15,8 @@ from gpulayers import backend, random
 from gpulayers.errors import DivergedError, GPULayersError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Pixels, Sequential
+from gpulayers.models.plan import CompiledNetwork
+from gpulayers.models.plan_nodes import has_own_methods
 from gpulayers.schedulers import ConstantScheduler, ExponentialScheduler, NoamScheduler
 from gpulayers.training import resume as _resume
 from gpulayers.training.checkpoint import save, write_atomically
@@ -78,6 +80,9 @@ class Trainer:
         checkpoint.
     info : dict, optional
         Plain values to keep in the checkpoints.
+    compile : bool, optional
+        Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
+        the CPU yes, on a GPU no.
 
     Attributes
     ----------
@@ -113,6 +118,7 @@ class Trainer:
         normalize: bool = True,
         resume: str | os.PathLike[str] | None = None,
         info: dict[str, Any] | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.network, self.data = network, data
         self.batch_size = count("batch_size", batch_size)
@@ -125,6 +131,7 @@ class Trainer:
         self.progress = progress
         self.callbacks = tuple(callbacks)
         self.info = dict(info or {})
+        self.compile = compile
         self.history = History()
         self.steps = -(-len(data.train) // self.batch_size)  # batches in an epoch
         self.config: dict[str, Any] = {
@@ -225,22 +232,29 @@ class Trainer:
         wants_loss = on_cpu or not all(
             isinstance(layer.optimizer.lr_scheduler, _BLIND) for _, layer in network.walk()
         )
+        plan: CompiledNetwork | None = None
         X: Any = None
         first = looked = self._step
         begin = shown = time.perf_counter()
         while self._step < self.steps and not interrupt.requested:
             i = self._step
             X, labels = feed.batch(i * size, (i + 1) * size)
-            outputs = network.forward(X)
-            if outputs.ndim != 2 or outputs.shape[1] < len(self.data.classes):
-                self._wrong_outputs(outputs.shape)
-            losses[i] = loss.forward(labels, outputs)
+            plan = plan or self._plan(feed)
+            if plan is None:
+                outputs = network.forward(X)
+                self._check_outputs(outputs.shape)
+                losses[i] = loss.forward(labels, outputs)
+            else:
+                losses[i], outputs = plan.gradients(X, labels), plan.outputs
             hits[i] = (outputs.argmax(axis=1) == labels).sum()
             value = float(losses[i]) if wants_loss else None
             if value is not None and not math.isfinite(value):
                 self._diverged(i, value, X)
-            network.backward(loss.backward(), input_grad=False)
-            network.update(value)
+            if plan is None:
+                network.backward(loss.backward(), input_grad=False)
+                network.update(value)
+            else:
+                plan.update(value)
             self._step = i + 1
             now = time.perf_counter()
             if (now - shown > _LOOK_SECONDS) if on_cpu else (i + 1 - looked >= _LOOK_STEPS):
@@ -252,6 +266,17 @@ class Trainer:
         self._seconds += spent
         self._train_seconds += spent
         return self._step == self.steps
+
+    def _plan(self, feed: Feed) -> CompiledNetwork | None:
+        """The plan to train by, or None for the layers one by one: in the first step, which draws
+        the parameters, and for a network of a class or with methods of its own."""
+        network = self.network
+        wanted = feed.xp is np if self.compile is None else self.compile
+        own = type(network) is not Sequential or has_own_methods(network)
+        if not wanted or own or network.home is None:
+            return None
+        shape = (min(self.batch_size, feed.count), *self.data.train.images.shape[1:])
+        return network.compile(batch_shape=shape, loss=self.loss)
 
     def _buffers(self, xp: Any) -> tuple[Any, Any]:
         """Arrays on the device with room for each batch's loss and hits."""
@@ -372,8 +397,9 @@ class Trainer:
             f"or clip_norm in the optimizer.{half}{kept}"
         )
 
-    def _wrong_outputs(self, shape: tuple[int, ...]) -> NoReturn:
-        raise ShapeError(
-            f"Trainer: {self.data.name} has {len(self.data.classes)} classes, so "
-            f"{self.network.name} must give outputs (n, {len(self.data.classes)}), got {shape}"
-        )
+    def _check_outputs(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 2 or shape[1] < len(self.data.classes):
+            raise ShapeError(
+                f"Trainer: {self.data.name} has {len(self.data.classes)} classes, so "
+                f"{self.network.name} must give outputs (n, {len(self.data.classes)}), got {shape}"
+            )

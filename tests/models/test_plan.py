@@ -316,6 +316,28 @@ def test_models_of_the_zoo_can_be_planned(backend: Any) -> None:
         assert losses[-1] < 0.7 * losses[0], (name, losses)
 
 
+def test_methods_a_user_put_in_are_called(numpy_backend: Any) -> None:
+    plain, planned = twins(fused, numpy_backend)
+    calls: list[str] = []
+    for network in (plain, planned):
+        for i, name in ((0, "forward"), (4, "forward"), (9, "backward"), (11, "update")):
+            method = getattr(network.layers[i], name)
+
+            def counted(*args: Any, _method: Any = method, _i: int = i, **kwargs: Any) -> Any:
+                calls.append(f"{_i}")
+                return _method(*args, **kwargs)
+
+            setattr(network.layers[i], name, counted)
+    ((X, labels),) = batches(numpy_backend, 1, 7)
+    plain_step(plain, SoftmaxCrossEntropy(), X, labels)
+    expected, calls[:] = sorted(calls), []
+    plan = planned.compile(batch_shape=(7, *IMAGE))
+    calls.clear()  # compile runs one example forward
+    plan.step(X, labels)
+    assert sorted(calls) == expected == ["0", "11", "4", "9"]
+    assert_alike(numpy_backend, planned, plain, 2e-5)
+
+
 # ------------------------------------------------------------------------------------- bad calls
 
 

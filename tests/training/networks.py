@@ -46,15 +46,18 @@ def assert_same_run(a: Trainer, b: Trainer) -> None:
         assert a.history.column(name) == b.history.column(name), name
 
 
-def after_step(network: Sequential, step: int, act) -> Sequential:
-    """Make `network` call ``act()`` right after its update number `step`; return it."""
-    plain, done = network.update, []
+def in_step(network: Sequential, step: int, act) -> Sequential:
+    """Make `network` call ``act()`` in the forward pass of its training step number `step` (the
+    first is 1), whichever way it is trained; return it."""
+    dropout = next(layer for layer in network.layers if isinstance(layer, Dropout))
+    plain, done = dropout._forward, []
 
-    def update(cur_loss=None):
-        plain(cur_loss)
-        done.append(1)
-        if len(done) == step:
-            act()
+    def forward(X, training):
+        if training:
+            done.append(1)
+            if len(done) == step:
+                act()
+        return plain(X, training)
 
-    network.update = update
+    dropout._forward = forward
     return network

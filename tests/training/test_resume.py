@@ -18,7 +18,7 @@ from gpulayers.errors import (
 from gpulayers.layers import Dropout, Flatten, FullyConnected
 from gpulayers.models import Sequential
 from gpulayers.training import Trainer, evaluate, load, load_checkpoint, save
-from tests.training.networks import after_step, assert_same_run, conv, dense, run
+from tests.training.networks import assert_same_run, conv, dense, in_step, run
 
 # ------------------------------------------------------------------------------ saving and resuming
 
@@ -63,14 +63,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(digits, tmp_path, make, stop):
     options = {"epochs": 3, "seed": 3, "schedule": "exponential"}
     whole = run(make(), digits, **options)
     if stop:
-        cut = after_step(make(), stop, press_ctrl_c)
+        cut = in_step(make(), stop, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt, match=r"saved to .*model\.npz"):
             run(cut, digits, out=tmp_path, **options)
         state = load_checkpoint(tmp_path / "model.npz").trainer
         assert state["epoch"] * 10 + state["step"] == stop, "the running step is finished, no other"
     else:  # only the checkpoint from before the first step
         with pytest.raises(SystemExit):
-            run(after_step(make(), 1, sys.exit), digits, out=tmp_path, **options)
+            run(in_step(make(), 2, sys.exit), digits, out=tmp_path, **options)
     random.seed(99)
     random.default_generator().uniform(5)
     resumed = Trainer(make(), digits, 32, 3, seed=3, progress=False, resume=tmp_path)
@@ -82,7 +82,7 @@ def test_a_run_killed_at_any_moment_resumes_from_its_last_epoch(digits, tmp_path
     whole = run(conv(), digits, epochs=3, seed=3)
 
     with pytest.raises(SystemExit):  # nothing is saved on the way out, as with kill -9
-        run(after_step(conv(), 25, sys.exit), digits, epochs=3, seed=3, out=tmp_path)
+        run(in_step(conv(), 26, sys.exit), digits, epochs=3, seed=3, out=tmp_path)
     assert load_checkpoint(tmp_path / "model.npz").trainer["epoch"] == 2
     resumed = run(conv(None), digits, epochs=3, seed=3, resume=tmp_path / "model.npz")
     assert_same_run(whole, resumed)
@@ -95,7 +95,7 @@ def test_a_resumed_run_with_another_folder_has_a_checkpoint_there_from_the_begin
     old = (tmp_path / "a" / "model.npz").read_bytes()
     with pytest.raises(SystemExit):
         run(
-            after_step(dense(), 1, sys.exit),
+            in_step(dense(), 2, sys.exit),
             digits,
             resume=tmp_path / "a",
             out=tmp_path / "b",
@@ -107,7 +107,7 @@ def test_a_resumed_run_with_another_folder_has_a_checkpoint_there_from_the_begin
 def test_fit_again_after_ctrl_c_goes_on(digits):
     whole = run(dense(), digits, epochs=2, seed=4)
 
-    cut = after_step(dense(), 5, press_ctrl_c)
+    cut = in_step(dense(), 5, press_ctrl_c)
     trainer = Trainer(cut, digits, 32, 2, seed=4, progress=False)
     with pytest.raises(KeyboardInterrupt, match=r"epoch 1 of 2, 5 of 10 batches.*fit.. goes on"):
         trainer.fit()
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_stops_at_once(digits):
 
     former = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run(after_step(dense(), 3, twice), digits)
+        run(in_step(dense(), 3, twice), digits)
     assert signal.getsignal(signal.SIGINT) is former
 
 
