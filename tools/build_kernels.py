@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,34 @@ def load_builder(root: Path) -> Any:
 
 
 class KernelsHook(BuildHookInterface):
-    """Called by hatchling for wheels and editable installs."""
+    """Called by hatchling for wheels and editable installs.
+
+    An editable install gets the library inside the source tree, where it is imported from; a wheel
+    gets one built aside, so that making a wheel leaves the tree as it is.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         builder = load_builder(Path(self.root))
         wanted = os.environ.get(VARIABLE, "")
+        editable = version == "editable"
+        target = builder.LIBRARIES if editable else Path(tempfile.mkdtemp()) / "lib"
         try:
             if wanted == "0":
                 raise builder.BuildError(f"{VARIABLE}=0 when gpulayers was installed")
-            builder.build()
+            builder.build(target)
         except builder.BuildError as error:
             if wanted == "1":
                 raise
-            builder.record_failure(str(error))
+            builder.record_failure(str(error), target)
         else:
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"  # no Python API: one file for all versions
-        build_data["artifacts"].append(f"{FOLDER.as_posix()}/lib/*")
+        if not editable:
+            self._aside = target.parent
+            for file in target.iterdir():
+                build_data["force_include"][str(file)] = f"{FOLDER.as_posix()}/lib/{file.name}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if version != "editable":
+            shutil.rmtree(self._aside, ignore_errors=True)

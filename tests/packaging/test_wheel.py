@@ -1,5 +1,7 @@
 """What ships: the built wheel, installed in a clean environment, away from the source tree."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,18 +39,44 @@ assert values[-1] < values[0] - 0.3, values
 """
 
 
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+def run(*command: object, cwd: Path, **variables: str) -> str:
+    env = {**os.environ, **variables}
+    for name in ("GPULAYERS_BUILD_KERNELS", "GPULAYERS_ENGINE"):
+        if name not in variables:
+            env.pop(name, None)
+    done = subprocess.run(
+        [str(c) for c in command], cwd=cwd, capture_output=True, text=True, env=env
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, ROOT, cwd=out)
+def build(out: Path, **variables: str) -> Path:
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        out,
+        ROOT,
+        cwd=out,
+        **variables,
+    )
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel_without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("dist"), CC="/nowhere/cc")
 
 
 def test_wheel_holds_every_kernel_source_and_the_bundled_data(wheel: Path) -> None:
@@ -60,14 +88,48 @@ def test_wheel_holds_every_kernel_source_and_the_bundled_data(wheel: Path) -> No
     assert not any(name.startswith(("tests/", "backend.py")) for name in names)
 
 
-def test_installed_wheel_trains_ten_steps_with_numpy_alone(wheel: Path, tmp_path: Path) -> None:
-    env = tmp_path / "env"
-    run(sys.executable, "-m", "venv", env, cwd=tmp_path)
+def installed(wheel: Path, folder: Path) -> Path:
+    """The Python of a fresh environment with this wheel and what it needs, nothing else."""
+    env = folder / "env"
+    run(sys.executable, "-m", "venv", env, cwd=folder)
     python = env / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
-    installed = run(python, "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
-    names = {line.split("==")[0].lower() for line in installed.split()}
-    assert names <= {"gpulayers", "numpy", "pip", "setuptools"}, names
+    run(python, "-m", "pip", "install", "-q", wheel, cwd=folder)
+    listed = run(python, "-m", "pip", "list", "--format=freeze", cwd=folder)
+    names = {line.split("==")[0].lower() for line in listed.split()}
+    assert names <= {"gpulayers", "numpy", "threadpoolctl", "pip", "setuptools"}, names
+    return python
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("cc"), reason="no C compiler")
+def test_wheel_with_compiled_kernels_trains_ten_steps(wheel: Path, tmp_path: Path) -> None:
+    assert "py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    assert wheel.stat().st_size < 5e6
+    python = installed(wheel, tmp_path)
+    run(python, "-c", TRAIN, cwd=tmp_path, GPULAYERS_ENGINE="compiled")
+    info = run(python, "-m", "gpulayers", "info", cwd=tmp_path)
+    assert "backend:    numpy" in info and "c kernels:  in use, built for" in info
+
+
+def test_wheel_built_without_a_compiler_trains_ten_steps(
+    wheel_without_compiler: Path, tmp_path: Path
+) -> None:
+    assert wheel_without_compiler.name.endswith("-py3-none-any.whl")
+    python = installed(wheel_without_compiler, tmp_path)
     run(python, "-c", TRAIN, cwd=tmp_path)
     info = run(python, "-m", "gpulayers", "info", cwd=tmp_path)
-    assert "backend:    numpy" in info
+    assert "c kernels:  not used: the C compiler '/nowhere/cc' could not be run" in info
+    code = "import numpy; from gpulayers.ops import use_engine; use_engine('compiled')"
+    refused = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "BackendError: use_engine: the compiled kernels are not available" in refused.stderr
+
+
+def test_making_a_wheel_leaves_the_tree_as_it_is(tmp_path: Path) -> None:
+    lib = ROOT / "gpulayers/ops/compiled/lib"
+    before = {file.name: file.read_bytes() for file in lib.glob("*")}
+    build(tmp_path, CC="/nowhere/cc")
+    assert {file.name: file.read_bytes() for file in lib.glob("*")} == before
+
+
+def test_a_failure_to_build_is_an_error_on_request(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="could not be run"):
+        build(tmp_path, CC="/nowhere/cc", GPULAYERS_BUILD_KERNELS="1")
