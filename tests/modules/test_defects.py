@@ -1,4 +1,7 @@
-"""Defects D14..D19 of numpy-ml's modules, and what else is particular to one of them."""
+"""Defects D14..D19 of numpy-ml's modules, and what else is particular to one of them.
+
+The numbers are those of docs/porting_from_numpy_ml.md.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_any_number_of_training_steps(case: Case, backend: Backend) -> None:
 
 @pytest.mark.parametrize("pads", [("same", "same"), ((1, 0, 2, 1), (0, 1, 0, 2)), ((1, 2), 1)])
 def test_every_documented_padding_works(pads: Any, backend: Backend) -> None:
-    """D15: numpy-ml raises ValueError (too many values to unpack) for 'same' and 4-tuples."""
+    """D15: numpy-ml raises ValueError (not enough values to unpack) for 'same' and 4-tuples."""
     with default_dtype("float64"):
         module = modules.SkipConnectionConvModule(2, 3, 3, 3, 3, *pads)
         X = backend.asarray(values((2, 6, 6, 2), 1))
