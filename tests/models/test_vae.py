@@ -112,7 +112,7 @@ def test_against_torch(float64, numpy_backend):
     h = F.max_pool2d(conv(h, "Conv2", 0), 2, 1).permute(0, 2, 3, 1).reshape(4, -1)
     both = dense(torch.relu(dense(h, "encoder.FC4")), "encoder.FC5")
     mean, log_var = both[:, :2], both[:, 2:]
-    # numpy-ml multiplies by exp(log_var): for a variance of 4 a deviation of 4, not 2 (D43)
+    # numpy-ml multiplies by exp(log_var): for a variance of 4 a deviation of 4, not 2
     z = mean + torch.tensor(noise) * torch.exp(log_var / 2)
     y = torch.sigmoid(dense(torch.relu(dense(z, "decoder.FC1")), "decoder.FC2"))
     bce = F.binary_cross_entropy(y, torch.tensor(X.reshape(4, -1)), reduction="sum")
@@ -124,7 +124,7 @@ def test_against_torch(float64, numpy_backend):
 
 
 def test_noise_has_the_deviation_of_the_code(float64, backend):
-    """numpy-ml draws with exp(log_var), the variance, as deviation (D43)."""
+    """numpy-ml draws with exp(log_var), the variance, as deviation."""
     vae, X = small(), backend.asarray(images(400))
     bias = np.zeros((1, 4))
     bias[0, 2:] = np.log(4.0)
@@ -138,7 +138,7 @@ def test_noise_has_the_deviation_of_the_code(float64, backend):
 
 
 def test_works_before_fit():
-    """numpy-ml: hyperparameters and forward before fit raise AttributeError (D43)."""
+    """numpy-ml: hyperparameters and forward before fit raise AttributeError."""
     vae = small()
     assert vae.hyperparameters["T"] == 2 and vae.hyperparameters["layer"] == "BernoulliVAE"
     X = images().astype(np.float32)

@@ -84,7 +84,7 @@ def test_the_default_optimizer_learns(corpus, numpy_backend):
 
 
 def test_files_are_plain_text(tmp_path):
-    """numpy-ml iterates over the characters of a single file name (D44)."""
+    """numpy-ml iterates over the characters of a single file name."""
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_bytes("\ufeffThe Cat's bowl, the CAT\u2019S bed; x-ray".encode())
     second.write_text("bed bed caf\xe9", encoding="utf-8")
