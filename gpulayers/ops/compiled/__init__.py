@@ -4,11 +4,13 @@ They serve float32 and float64. Each mixin overrides the operations of one famil
 and shapes a kernel does not take fall through to `gpulayers.ops.cpu`.
 """
 
+from gpulayers.ops.compiled.activation import CompiledActivation
 from gpulayers.ops.compiled.library import report, unavailable_reason
+from gpulayers.ops.compiled.pool import CompiledPool
 from gpulayers.ops.cpu import Cpu
 
 __all__ = ["Compiled", "report", "unavailable_reason"]
 
 
-class Compiled(Cpu):
+class Compiled(CompiledPool, CompiledActivation, Cpu):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ _TYPES: dict[str, Any] = {
     "n": ctypes.c_int,
 }
 _SETS = ("baseline", "avx2")  # by the number gl_instruction_set() gives
+FOLDER_VARIABLE = "GPULAYERS_KERNELS_FOLDER"  # another build than the installed one, for tests
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -39,17 +42,18 @@ class _Loaded:
 
 @cache
 def _load() -> _Loaded:
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or LIBRARIES)
     try:
-        record = json.loads(RECORD.read_text())
+        record = json.loads((folder / RECORD.name).read_text())
     except (OSError, ValueError):
         return _Loaded(None, "", "they were not built when gpulayers was installed")
     if "failed" in record:
         return _Loaded(None, "", str(record["failed"]))
     try:
-        library = ctypes.CDLL(str(LIBRARIES / f"kernels-baseline{SUFFIX}"))
+        library = ctypes.CDLL(str(folder / f"kernels-baseline{SUFFIX}"))
         best = _SETS[library.gl_instruction_set()]
         if best != "baseline" and best in record.get("sets", ()):
-            library = ctypes.CDLL(str(LIBRARIES / f"kernels-{best}{SUFFIX}"))
+            library = ctypes.CDLL(str(folder / f"kernels-{best}{SUFFIX}"))
         else:
             best = "baseline"
     except (OSError, AttributeError) as error:
