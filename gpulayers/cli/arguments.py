@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": None,  # by optimizer, see train.py
     "optimizer": "Adam",
     "schedule": "exponential",
+    "clip_norm": None,
     "seed": 0,
     "dtype": None,  # float32, or GPULAYERS_DTYPE
     "device": "auto",
@@ -81,7 +82,12 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         help='SGD, AdaGrad, RMSProp, Adam (default), also with arguments: "SGD(momentum=0.9)"',
     )
     train.add_argument(
-        "--schedule", metavar="NAME", help="constant, exponential (default), noam, king"
+        "--schedule",
+        metavar="NAME",
+        help="constant, exponential (default), cosine, onecycle, warmup, noam, king",
+    )
+    train.add_argument(
+        "--clip-norm", type=_positive, metavar="X", help="scale longer gradients down to this norm"
     )
     train.add_argument("--seed", type=_seed, metavar="N", help="default 0")
     train.add_argument(
@@ -126,6 +132,16 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
         return text.lower()
 
     return check
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def _positive_int(text: str) -> int:

@@ -126,6 +126,7 @@ def _trainer(
         seed=settings["seed"],
         device=settings["device"],
         dtype=settings["dtype"],
+        clip_global_norm=settings.get("clip_norm"),
         progress=_progress(options),
         info={"options": settings},
         **more,

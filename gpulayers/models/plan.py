@@ -191,6 +191,11 @@ class CompiledNetwork:
             return copies[0].losses.sum(dtype=wide) * scale
         return math.fsum(float(copy.losses.sum(dtype=np.float64)) for copy in copies) * scale
 
+    def gradient_arrays(self) -> list[Array]:
+        """The gradients that `gradients` gave, of all parameters that learn; to be read, or changed
+        in place before `update`."""
+        return [grad for node in self._copies[0].leaves() for grad in node.gradient_arrays()]
+
     def update(self, cur_loss: float | None = None) -> None:
         """The second half of `step`: every layer's optimizer takes one step.
 

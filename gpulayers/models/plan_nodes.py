@@ -33,6 +33,7 @@ from gpulayers.layers import (
     ZeroPad2D,
 )
 from gpulayers.layers import _arguments as check
+from gpulayers.layers._group import LayerGroup
 from gpulayers.layers.base import LayerBase
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.network import Sequential
@@ -95,6 +96,12 @@ class Node(ABC):
         """Let go of the arrays of the batch, so that the workspace can use them again."""
         self.gradients = [{} for _ in self.layers]
 
+    def gradient_arrays(self) -> Iterator[Array]:
+        """The gradients of the parameters that learn."""
+        for layer, grads in zip(self.layers, self.gradients, strict=True):
+            if layer.trainable:
+                yield from grads.values()
+
     def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
         """Let each layer's optimizer take its step with these gradients."""
         for layer, grads in zip(self.layers, gradients, strict=True):
@@ -145,6 +152,13 @@ class PublicNode(Node):
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         dX = self.layers[0].backward(dY)
         return dX if inputs else None
+
+    def gradient_arrays(self) -> Iterator[Array]:
+        part = self.layers[0]
+        parts = part.walk() if isinstance(part, LayerGroup) else [("", part)]
+        for _, layer in parts:
+            if layer.trainable:
+                yield from layer.gradients.values()
 
     def forget(self) -> None:
         """The part keeps its own gradients until its update."""

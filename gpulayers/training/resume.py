@@ -60,6 +60,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         )
     try:
         saved = state["config"]
+        saved = {"clip_global_norm": None, **saved}  # not in checkpoints of version 0.1
         for name, value in trainer.config.items():
             if saved[name] != value:
                 raise ParameterError(

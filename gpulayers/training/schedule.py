@@ -8,14 +8,24 @@ from typing import Any
 from gpulayers.initializers import SchedulerInitializer
 from gpulayers.schedulers import (
     ConstantScheduler,
+    CosineScheduler,
     ExponentialScheduler,
     KingScheduler,
     NoamScheduler,
+    OneCycleScheduler,
     SchedulerBase,
+    WarmupScheduler,
 )
 
-__all__ = ["fit_schedule"]
+__all__ = ["fit_schedule", "is_blind"]
 
+_BLIND = (
+    ConstantScheduler,
+    CosineScheduler,
+    ExponentialScheduler,
+    NoamScheduler,
+    OneCycleScheduler,
+)
 FINAL_SHARE = 0.05  # of the first learning rate, where a bare "exponential" ends
 
 
@@ -24,6 +34,9 @@ def fit_schedule(schedule: Any, lr: float, steps: int, epochs: int) -> Scheduler
 
     - ``"constant"``: `lr` throughout.
     - ``"exponential"``: from `lr` smoothly down to 5 % of it at the last step.
+    - ``"cosine"``: from `lr` down to 0 along half a cosine wave.
+    - ``"onecycle"``: up to `lr` and down again to almost nothing.
+    - ``"warmup"``: linearly up to `lr` during the first epoch, then constant.
     - ``"noam"``: linearly up to `lr` during the first epoch, then falling as step**-0.5.
     - ``"king"``: `lr`, multiplied by 0.99 whenever the loss has not fallen for an epoch.
 
@@ -48,6 +61,12 @@ def fit_schedule(schedule: Any, lr: float, steps: int, epochs: int) -> Scheduler
         return ConstantScheduler(lr)
     if name == "exponential":
         return ExponentialScheduler(initial_lr=lr, stage_length=steps * epochs, decay=FINAL_SHARE)
+    if name == "cosine":
+        return CosineScheduler(initial_lr=lr, total_steps=steps * epochs)
+    if name == "onecycle":
+        return OneCycleScheduler(max_lr=lr, total_steps=steps * epochs)
+    if name == "warmup":
+        return WarmupScheduler(warmup_steps=max(1, steps), scheduler=ConstantScheduler(lr))
     if name == "noam":
         # with model_dim 1 the rate at the end of the warm-up is scale_factor / sqrt(warm-up)
         return NoamScheduler(
@@ -56,3 +75,10 @@ def fit_schedule(schedule: Any, lr: float, steps: int, epochs: int) -> Scheduler
     if name == "king":
         return KingScheduler(initial_lr=lr, patience=max(2, steps), decay=0.99)
     return SchedulerInitializer(schedule, lr=lr)()
+
+
+def is_blind(scheduler: Any) -> bool:
+    """Whether a schedule is known to look at the step alone and never at the loss."""
+    if isinstance(scheduler, WarmupScheduler):
+        return is_blind(scheduler.scheduler)
+    return isinstance(scheduler, _BLIND)

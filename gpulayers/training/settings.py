@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import backend
+from gpulayers import _spec, backend
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.models import Sequential
 
-__all__ = ["count", "device_backend", "parameter_dtype"]
+__all__ = ["count", "device_backend", "max_norm", "parameter_dtype"]
 
 DEVICES = {"cpu": "numpy", "gpu": "cupy", "auto": "auto", "numpy": "numpy", "cupy": "cupy"}
 
@@ -31,6 +31,19 @@ def device_backend(device: str | None) -> str:
             f"unknown device {device!r}, expected cpu, gpu or auto{suggest(device, DEVICES)}"
         )
     return name
+
+
+def max_norm(value: Any) -> float | None:
+    """Return the limit of the gradients' norm, or None.
+
+    Raises
+    ------
+    ParameterError
+        If it is no finite number above 0.
+    """
+    if value is None:
+        return None
+    return float(_spec.real("Trainer", "clip_global_norm", value, 0.0, open_low=True))
 
 
 def parameter_dtype(dtype: Any, network: Sequential) -> np.dtype:

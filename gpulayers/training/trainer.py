@@ -15,9 +15,6 @@ from gpulayers import backend, random
 from gpulayers.errors import DivergedError, GPULayersError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Pixels, Sequential
-from gpulayers.models.plan import CompiledNetwork
-from gpulayers.models.plan_nodes import has_own_methods
-from gpulayers.schedulers import ConstantScheduler, ExponentialScheduler, NoamScheduler
 from gpulayers.training import resume as _resume
 from gpulayers.training.checkpoint import save, write_atomically
 from gpulayers.training.data import Dataset, Normalizer
@@ -26,8 +23,9 @@ from gpulayers.training.feed import Feed
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.progress import NoProgress, Progress, make_progress
-from gpulayers.training.schedule import fit_schedule
-from gpulayers.training.settings import count, device_backend, parameter_dtype
+from gpulayers.training.schedule import fit_schedule, is_blind
+from gpulayers.training.settings import count, device_backend, max_norm, parameter_dtype
+from gpulayers.training.step import Step
 
 __all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer"]
 
@@ -35,7 +33,6 @@ MODEL_FILE, BEST_FILE, LOG_FILE = "model.npz", "best.npz", "log.csv"
 _SHUFFLE_STREAM = 2**63  # far from the default generator's stream 0 and those it spawns
 _LOOK_STEPS = 50  # on a GPU: steps between two looks at the losses, each of which stalls it
 _LOOK_SECONDS = 0.2  # on the CPU a look is free; showing the figures is not
-_BLIND = (ConstantScheduler, ExponentialScheduler, NoamScheduler)  # do not look at the loss
 
 
 class Trainer:
@@ -83,6 +80,9 @@ class Trainer:
     compile : bool, optional
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
         the CPU yes, on a GPU no.
+    clip_global_norm : float, optional
+        Scale the gradients of a step down to this norm, all together (see
+        `optimizers.clip_global_norm`).
 
     Attributes
     ----------
@@ -119,6 +119,7 @@ class Trainer:
         resume: str | os.PathLike[str] | None = None,
         info: dict[str, Any] | None = None,
         compile: bool | None = None,
+        clip_global_norm: float | None = None,
     ) -> None:
         self.network, self.data = network, data
         self.batch_size = count("batch_size", batch_size)
@@ -132,6 +133,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.info = dict(info or {})
         self.compile = compile
+        self.clip_global_norm = max_norm(clip_global_norm)
         self.history = History()
         self.steps = -(-len(data.train) // self.batch_size)  # batches in an epoch
         self.config: dict[str, Any] = {
@@ -141,6 +143,7 @@ class Trainer:
             "seed": self.seed,
             "dtype": self.dtype.name,
             "normalize": bool(normalize),
+            "clip_global_norm": self.clip_global_norm,
         }
         self._epoch = self._step = 0  # finished epochs; finished batches of the current one
         self._seconds = self._train_seconds = 0.0  # spent on the current epoch so far
@@ -224,37 +227,29 @@ class Trainer:
 
     def _run_epoch(self, feed: Feed, progress: Progress, interrupt: DeferredInterrupt) -> bool:
         """Run the batches that are left of the current epoch; return False if interrupted."""
-        network, loss, size = self.network, self.loss, self.batch_size
+        network, size = self.network, self.batch_size
         xp, on_cpu = feed.xp, feed.xp is np
         losses, hits = self._buffers(xp)
         generator = random.Generator(self.seed, _SHUFFLE_STREAM + self._epoch)
         feed.set_order(generator.permutation(feed.count))
         wants_loss = on_cpu or not all(
-            isinstance(layer.optimizer.lr_scheduler, _BLIND) for _, layer in network.walk()
+            is_blind(layer.optimizer.lr_scheduler) for _, layer in network.walk()
         )
-        plan: CompiledNetwork | None = None
+        shape = (min(size, feed.count), *self.data.train.images.shape[1:])
+        by_plan = on_cpu if self.compile is None else self.compile
+        step = Step(network, self.loss, by_plan, shape, self.clip_global_norm, self._check_outputs)
         X: Any = None
         first = looked = self._step
         begin = shown = time.perf_counter()
         while self._step < self.steps and not interrupt.requested:
             i = self._step
             X, labels = feed.batch(i * size, (i + 1) * size)
-            plan = plan or self._plan(feed)
-            if plan is None:
-                outputs = network.forward(X)
-                self._check_outputs(outputs.shape)
-                losses[i] = loss.forward(labels, outputs)
-            else:
-                losses[i], outputs = plan.gradients(X, labels), plan.outputs
+            losses[i], outputs = step.forward(X, labels)
             hits[i] = (outputs.argmax(axis=1) == labels).sum()
             value = float(losses[i]) if wants_loss else None
             if value is not None and not math.isfinite(value):
                 self._diverged(i, value, X)
-            if plan is None:
-                network.backward(loss.backward(), input_grad=False)
-                network.update(value)
-            else:
-                plan.update(value)
+            step.update(value)
             self._step = i + 1
             now = time.perf_counter()
             if (now - shown > _LOOK_SECONDS) if on_cpu else (i + 1 - looked >= _LOOK_STEPS):
@@ -266,17 +261,6 @@ class Trainer:
         self._seconds += spent
         self._train_seconds += spent
         return self._step == self.steps
-
-    def _plan(self, feed: Feed) -> CompiledNetwork | None:
-        """The plan to train by, or None for the layers one by one: in the first step, which draws
-        the parameters, and for a network of a class or with methods of its own."""
-        network = self.network
-        wanted = feed.xp is np if self.compile is None else self.compile
-        own = type(network) is not Sequential or has_own_methods(network)
-        if not wanted or own or network.home is None:
-            return None
-        shape = (min(self.batch_size, feed.count), *self.data.train.images.shape[1:])
-        return network.compile(batch_shape=shape, loss=self.loss)
 
     def _buffers(self, xp: Any) -> tuple[Any, Any]:
         """Arrays on the device with room for each batch's loss and hits."""
@@ -347,7 +331,7 @@ class Trainer:
         for _, layer in self.network.walk():
             if layer.trainable and layer.gradients:
                 optimizer = layer.optimizer
-                if isinstance(optimizer.lr_scheduler, _BLIND):
+                if is_blind(optimizer.lr_scheduler):
                     return float(optimizer.lr_scheduler(max(optimizer.cur_step, 1)))
                 return float(getattr(optimizer.lr_scheduler, "current_lr", math.nan))
         return 0.0

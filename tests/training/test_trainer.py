@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from gpulayers import random
+from gpulayers.errors import ParameterError
 from gpulayers.layers import Flatten, FullyConnected
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential, lenet
 from gpulayers.optimizers import SGD, OptimizerBase
-from gpulayers.training import evaluate, feed, load
+from gpulayers.training import Trainer, evaluate, feed, load
 from gpulayers.training.data import Dataset
 from tests.training.networks import assert_same_run, conv, dense, run
 
@@ -92,6 +95,32 @@ def test_pixels_are_standardised_with_the_training_images_statistics(digits):
     assert (plain.network.pixels.mean, plain.network.pixels.std) == ([0.0], [255.0])
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_gradients_are_clipped_together(digits, compile):
+    """With plain descent a step is lr times the clipped gradient, so its length tells the norm."""
+    net, steps = conv(), []
+    net.forward(digits.train.images[:1], False)
+
+    class Watching(SoftmaxCrossEntropy):
+        def forward(self, labels, outputs):
+            steps.append({k: v.copy() for k, v in net.parameters.items() if "running" not in k})
+            return super().forward(labels, outputs)
+
+    options = {"optimizer": "SGD(lr=1.0)", "epochs": 1, "loss": Watching(), "compile": compile}
+    run(net, digits, clip_global_norm=0.05, **options)
+    moved = [
+        np.sqrt(sum(float(((b[k] - a[k]) ** 2).sum()) for k in a))
+        for a, b in itertools.pairwise(steps)
+    ]
+    assert moved == pytest.approx([0.05] * 9, rel=1e-3)  # each gradient was longer than that
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), "1"])
+def test_a_limit_of_the_norm_that_is_none(digits, limit):
+    with pytest.raises(ParameterError, match="Trainer: clip_global_norm"):
+        Trainer(dense(), digits, clip_global_norm=limit)
+
+
 def test_optimizer_and_schedule_reach_every_layer(digits):
     net = dense()
     trainer = run(net, digits, optimizer="SGD(lr=0.5)", schedule="exponential", epochs=2)
@@ -102,6 +131,19 @@ def test_optimizer_and_schedule_reach_every_layer(digits):
     assert history[0].lr == pytest.approx(0.5 * 0.05**0.5)
     warm = run(dense(), digits, optimizer="SGD(lr=0.5)", schedule="noam", epochs=2)
     assert warm.history[0].lr == pytest.approx(0.5)  # the top of the warm-up
+    cosine = run(dense(), digits, optimizer="SGD(lr=0.5)", schedule="cosine", epochs=2)
+    assert cosine.history.column("lr") == pytest.approx([0.25, 0.0])
+    cycle = run(dense(), digits, optimizer="SGD(lr=0.5)", schedule="onecycle", epochs=10)
+    assert max(cycle.history.column("lr")) == pytest.approx(0.5, rel=0.05)
+    assert cycle.history.last.lr < 1e-4 < cycle.history[0].lr
+    slow = run(dense(), digits, optimizer="SGD(lr=0.5)", schedule="warmup", epochs=2)
+    assert slow.history.column("lr") == pytest.approx([0.5, 0.5])
+    assert (
+        slow.history.step_losses
+        != run(
+            dense(), digits, optimizer="SGD(lr=0.5)", schedule="constant", epochs=2
+        ).history.step_losses
+    )
     king = run(dense(), digits, optimizer="SGD(lr=0.1)", schedule="king", epochs=3)
     assert 0 < king.history.last.lr <= 0.1
     given = "ExponentialScheduler(initial_lr=0.2, stage_length=10, decay=0.5)"
