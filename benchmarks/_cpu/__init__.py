@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/cpu.py``: cases, contestants, duels between processes, reports."""
