@@ -7,15 +7,16 @@ another.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -165,68 +166,141 @@ def _set_blas(libraries: list[Any], counts: list[int], current: list[int]) -> No
 
 # --------------------------------------------------------------------------------- Python threads
 
-_executors: dict[int, ThreadPoolExecutor] = {}
-_executors_lock = threading.Lock()
+Work = Callable[[int, slice], object]
+
+
+class _Job:
+    """Shares of one call that go to the workers, and where they say that they are done."""
+
+    __slots__ = ("done", "parts", "work")
+
+    def __init__(self, work: Work, parts: list[slice]) -> None:
+        self.work, self.parts = work, parts
+        self.done: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
+
+    def run(self, share: int) -> None:
+        _inside.value = True
+        try:
+            self.work(share, self.parts[share])
+        finally:
+            _inside.value = False
+
+
+class _Pool:
+    """Threads that each wait for a share in an inbox of its own. It serves one call at a time."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+        self.inboxes: list[SimpleQueue[tuple[_Job, int, Context]]] = []
+
+    def workers(self, count: int) -> int:
+        """Have `count` workers, or as many as the system gives, and say how many."""
+        while len(self.inboxes) < count:
+            inbox: SimpleQueue[tuple[_Job, int, Context]] = SimpleQueue()
+            name = f"gpulayers-{len(self.inboxes) + 1}"
+            try:
+                threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
+                break
+            self.inboxes.append(inbox)
+        return min(count, len(self.inboxes))
+
+
+def _serve(inbox: SimpleQueue[tuple[_Job, int, Context]]) -> None:
+    while True:
+        job, share, context = inbox.get()
+        error: BaseException | None = None
+        try:
+            context.run(job.run, share)
+        except BaseException as raised:
+            error = raised
+        done = job.done
+        # Nothing of the job may be held here once the caller goes on: a buffer of a workspace is
+        # free when nothing refers to it.
+        del job, context
+        done.put((share, error))
+        del done, error
+
+
+_pool = _Pool()
 _inside = threading.local()
 
 
 def _forget_after_fork() -> None:
     """A forked child has none of its parent's threads, and its locks may be held by them."""
-    global _executors_lock, _holders
-    _executors.clear()
-    _executors_lock = threading.Lock()
-    _holders = _Holders()
+    global _pool, _inside, _holders
+    held, _holders = _holders, _Holders()
+    _pool, _inside = _Pool(), threading.local()
+    if held.users:  # the threads that would have given BLAS its number back are not here
+        _set_blas(_blas(), held.before, [1] * len(held.before))
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+# Workers stand still while the interpreter ends; whoever computes then does it alone.
+atexit.register(lambda: _pool.busy.acquire(timeout=1))
 
 
 def shares(n: int, grain: int = 1) -> list[slice]:
     """Split 0..n into at most `thread_count` slices of equal size, each of at least `grain`.
 
     All but the last are multiples of `grain`, so that blocks of that size are cut alike for any
-    number of threads.
+    number of threads. Within a share of `run_shares` it is one slice.
     """
-    count = max(1, min(thread_count(), n // max(1, grain)))
+    grain = max(1, grain)
+    count = 1 if getattr(_inside, "value", False) else thread_count()
+    count = max(1, min(count, n // grain))
     step = -(-n // count)
-    step = -(-step // grain) * grain
+    step = max(1, -(-step // grain) * grain)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)] or [slice(0, n)]
 
 
-def run_shares(work: Callable[[int, slice], object], parts: list[slice]) -> None:
+def run_shares(work: Work, parts: list[slice]) -> None:
     """Call ``work(i, parts[i])`` for every share, each in a thread of its own, BLAS at one thread.
 
-    The calling thread takes the first share. Called from within a share it runs them one after
-    another, so threads never multiply. The first exception of a share is raised here, after all
-    have ended.
+    The calling thread takes the first share. Called from within a share, or while another thread
+    has the workers, it runs them one after another, so threads never multiply. Context variables
+    (`numpy.errstate` is one) have the caller's values. The first exception of a share is raised
+    here, after all have ended.
     """
     if len(parts) == 1 or getattr(_inside, "value", False):
         for i, part in enumerate(parts):
             work(i, part)
         return
-
-    def run(i: int) -> None:
-        _inside.value = True
-        try:
-            work(i, parts[i])
-        finally:
-            _inside.value = False
-
+    pool = _pool
     with single_threaded_blas():
-        pool = _executor(len(parts) - 1)
-        others = [pool.submit(run, i) for i in range(1, len(parts))]
+        if not pool.busy.acquire(blocking=False):
+            for i, part in enumerate(parts):
+                work(i, part)
+            return
         try:
-            run(0)
+            _run_with(pool, _Job(work, parts))
         finally:
-            errors = [other.exception() for other in others]
-        for error in errors:
-            if error is not None:
-                raise error
+            pool.busy.release()
 
 
-def _executor(workers: int) -> ThreadPoolExecutor:
-    with _executors_lock:
-        if workers not in _executors:
-            _executors[workers] = ThreadPoolExecutor(workers, thread_name_prefix="gpulayers")
-        return _executors[workers]
+def _run_with(pool: _Pool, job: _Job) -> None:
+    errors: list[BaseException | None] = [None] * len(job.parts)
+    given = pool.workers(len(job.parts) - 1)
+    for share in range(1, given + 1):
+        pool.inboxes[share - 1].put((job, share, copy_context()))
+    for share in [0, *range(given + 1, len(job.parts))]:
+        try:
+            job.run(share)
+        except BaseException as error:
+            errors[share] = error
+    interrupt: KeyboardInterrupt | None = None
+    while given:  # whatever happened: the workers still write to the caller's arrays
+        try:
+            share, error = job.done.get()
+        except KeyboardInterrupt as pressed:
+            interrupt = pressed
+            continue
+        errors[share] = error
+        given -= 1
+    raised = next((error for error in [*errors, interrupt] if error is not None), None)
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            errors, raised, interrupt = [], None, None  # no cycle: traceback, this frame, error

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpulayers.backend import Array
+from gpulayers.ops import workspace
 
 
 def product(A: Array, B: Array) -> Array:
     """Return A B in the dtype of A (NumPy's product of bfloat16 matrices comes out as float32)."""
+    if isinstance(A, np.ndarray) and A.dtype.kind == "f":
+        return np.matmul(A, B, out=workspace.empty((A.shape[0], B.shape[1]), A.dtype))
     return (A @ B).astype(A.dtype, copy=False)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 
-__all__ = ["Workspace", "empty", "zeros"]
+__all__ = ["Workspace", "active", "empty", "zeros"]
 
 SMALL = 1 << 14  # bytes below which NumPy's own allocation is as fast
 _ALIGN = 64  # bytes: a cache line, and the widest vector
@@ -48,10 +48,13 @@ class Workspace:
         self._round = 0
         self._owner = threading.RLock()
         self._entries = threading.local()
+        self._thread = 0  # the owner's
         self.nbytes = 0
 
     def __enter__(self) -> Workspace:
         mine = self._owner.acquire(blocking=False)
+        if mine:
+            self._thread = threading.get_ident()
         if not hasattr(self._entries, "stack"):
             self._entries.stack = []
         self._entries.stack.append((mine, _active.set(self if mine else None)))
@@ -118,20 +121,28 @@ _active: ContextVar[Workspace | None] = ContextVar("gpulayers_workspace", defaul
 _trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+def active() -> Workspace | None:
+    """Return the workspace that this thread has entered, if any.
+
+    A thread that runs a share in a copy of the caller's context finds the caller's workspace there,
+    but does not own it.
+    """
+    workspace = _active.get()
+    if workspace is None or not _trusted or workspace._thread != threading.get_ident():
+        return None
+    return workspace
+
+
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised array: of the active workspace, else a fresh one."""
-    workspace = _active.get()
-    return (
-        workspace.empty(shape, dtype)
-        if workspace is not None and _trusted
-        else np.empty(shape, dtype)
-    )
+    workspace = active()
+    return np.empty(shape, dtype) if workspace is None else workspace.empty(shape, dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array of zeros, as `empty` does."""
-    workspace = _active.get()
-    if workspace is None or not _trusted:
+    workspace = active()
+    if workspace is None:
         return np.zeros(shape, dtype)
     array = workspace.empty(shape, dtype)
     array.fill(0)
