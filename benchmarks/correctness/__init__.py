@@ -1,0 +1,1 @@
+"""Measures how right every gradient is; see `__main__`."""
