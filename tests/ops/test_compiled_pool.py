@@ -95,6 +95,8 @@ def test_average_with_windows_in_the_padding_and_more_taps_than_a_byte_counts() 
         (Window((2, 2), (1, 1), (3, 0, 0, 3)), (3, 3)),
         (Window((1, 300), (1, 1)), (2, 301)),
         (Window((300, 1), (1, 1)), (301, 2)),
+        (Window((20, 20), (1, 1)), (37, 37)),
+        (Window((20, 20), (1, 1)), (20, 21)),
     ]:
         X = np.random.default_rng(2).integers(-8, 9, (2, *size, 5)).astype("float32")
         results = []

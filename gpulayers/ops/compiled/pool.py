@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _MOST_TAPS = 256  # a winner is a byte
+_MOST_VIEWS = 256  # MOST_VIEWS in src/pool_gradient.c
 
 _max_forward = bind("gl_max_pool_forward", "pppp")
 _avg_forward = bind("gl_avg_pool_forward", "ppp")
@@ -109,8 +110,9 @@ class CompiledPool(CpuPool):
         return Y
 
     def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array:
-        # the kernel keeps a list of the windows' rows that see a pixel, at most so many
-        if dY.dtype not in DTYPES or window.kernel[0] > _MOST_TAPS:
+        # the kernel lists the windows that see a pixel
+        views = min(window.kernel[0], dY.shape[1]) * min(window.kernel[1], dY.shape[2])
+        if dY.dtype not in DTYPES or views > _MOST_VIEWS:
             return super().avg_pool2d_backward(dY, x_shape, window)
         dX = workspace.empty(x_shape, dY.dtype)
         avg_pool2d_backward_into(dY, dX, window)

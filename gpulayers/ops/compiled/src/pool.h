@@ -13,18 +13,17 @@ typedef struct {
     i64 top, left;   /* padding */
 } window_t;
 
-/* Calls run(channel, lanes) until all ch channels of a pixel are done, in whole vectors where that
- * can be. With VW channels or more the last vector overlaps the one before. With fewer, a vector
- * reads and writes beyond the pixel, if `room` elements are there: what it writes is written over
- * when the next pixel's turn comes, so pixels of a row must be worked off from left to right. */
-#define FOR_CHANNELS(ch, room, run)                                                       \
-    if ((ch) >= VW)                                                                       \
-        for (i64 done = 0; done < (ch); done += VW) { run(min_i64(done, (ch)-VW), VW); } \
-    else if (VW <= (room)) {                                                              \
-        run(0, VW);                                                                       \
-    } else {                                                                              \
-        run(0, ch);                                                                       \
-    }
+/* Calls vector(channel) for all ch channels of a pixel, VW at a time; with VW channels or more the
+ * last vector overlaps the one before. With fewer, a vector reads and writes beyond the pixel, if
+ * `room` elements are there: what it writes is written over when the next pixel's turn comes, so
+ * pixels of a row must be worked off from left to right. Else scalar(channel), one by one. */
+#define FOR_CHANNELS(ch, room, vector, scalar)                                          \
+    if ((ch) >= VW)                                                                     \
+        for (i64 done = 0; done < (ch); done += VW) { vector(min_i64(done, (ch)-VW)); } \
+    else if (VW <= (room)) {                                                            \
+        vector(0);                                                                      \
+    } else                                                                              \
+        for (i64 done = 0; done < (ch); done++) { scalar(done); }
 
 /* Winners are bytes in memory and lanes as wide as a scalar in registers. */
 
@@ -38,26 +37,27 @@ typedef int16_t half_bits;
 #endif
 typedef half_bits half_lanes __attribute__((vector_size(VEC_BYTES / 2)));
 
-INLINE void store_winners(uint8_t *p, mask winner, i64 lanes) {
+INLINE void store_winners(uint8_t *p, mask winner) {
     half_lanes half = __builtin_convertvector(winner, half_lanes);
     byte_lanes bytes = __builtin_convertvector(half, byte_lanes);
-    memcpy(p, &bytes, lanes >= VW ? (size_t)VW : (size_t)lanes);
+    memcpy(p, &bytes, VW);
 }
 
-INLINE mask load_winners(const uint8_t *p, i64 lanes) {
-    mask winner;
-    if (lanes >= VW && VW % 4 == 0) { /* words of four bytes, shifted by lane */
-        mask shift;
-        int32_t words[(VEC_BYTES / sizeof(real) + 3) / 4];
-        memcpy(words, p, sizeof words);
-        for (int k = 0; k < VW; k++) {
-            winner[k] = words[k / 4];
-            shift[k] = 8 * (k % 4);
-        }
-        return (winner >> shift) & splat_bits(255);
+INLINE mask load_winners(const uint8_t *p) {
+    mask winner, shift, first;
+    if (VW != 4 && VW != 8) {
+        for (int k = 0; k < VW; k++) winner[k] = p[k];
+        return winner;
     }
-    for (int k = 0; k < VW; k++) winner[k] = k < lanes ? p[k] : 0;
-    return winner;
+    /* each lane takes its byte of a word of four */
+    int32_t words[2] = {0, 0};
+    memcpy(words, p, VW < 8 ? VW : 8);
+    for (int k = 0; k < VW; k++) {
+        shift[k] = 8 * (k % 4);
+        first[k] = k < 4 ? -1 : 0;
+    }
+    winner = (first & splat_bits(words[0])) | (~first & splat_bits(words[1]));
+    return (winner >> shift) & splat_bits(255);
 }
 
 /* Taps [first, last) of `count` see a pixel of 0..size when the window starts at `start`. */

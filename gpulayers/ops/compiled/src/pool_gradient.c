@@ -2,6 +2,8 @@
  * of their taps, so nothing is added to memory and threads share no pixel. */
 #include "pool.h"
 
+#define MOST_VIEWS 256 /* of one pixel; the caller sees to it */
+
 /* A window that sees a row (or column) of the image: its number, and with which tap. */
 typedef struct {
     i64 out, tap;
@@ -12,6 +14,7 @@ typedef struct {
     const real *dy, *y; /* y: outputs, where a ReLU before the pooling is undone too, else NULL */
     const uint8_t *winners; /* NULL for averages */
     real *dx;
+    real share;              /* of an average's gradient for each pixel of its window */
     i64 outputs;             /* elements of dy */
     const i64 *starts;       /* the views of column c are [starts[c], starts[c + 1]) */
     const view_t *views;
@@ -28,53 +31,81 @@ static i64 find_views(i64 at, i64 taps, i64 spacing, i64 stride, i64 outputs, vi
     return found;
 }
 
-/* The gradient of outputs at `at`, of those that tap `tap` won. */
-INLINE vec routed(const job_t *job, i64 at, i64 tap, i64 lanes, int max, int relu) {
-    vec g = load_lanes(job->dy + at, lanes);
-    if (!max) return g * splat((real)1 / (real)(job->w->fr * job->w->fc));
-    if (relu)
-        g = g * select(load_lanes(job->y + at, lanes) > splat(0), splat(1), splat(0));
-    mask won = load_winners(job->winners + at, lanes) == splat_bits((bits)tap);
-    return (vec)(won & (mask)g);
+/* The gradients of VW outputs at `at`, through the ReLU before the pooling if there was one. */
+INLINE vec incoming(const job_t *job, i64 at, int relu) {
+    vec g = load(job->dy + at);
+    if (relu) g = g * select(load(job->y + at) > splat(0), splat(1), splat(0));
+    return g;
 }
 
-INLINE void gather_lanes(const job_t *job, const view_t *row, i64 rows, const view_t *col, i64 cols,
-                         i64 image, i64 channel, real *dx, i64 lanes, int max, int relu) {
-    const window_t *w = job->w;
+INLINE real incoming_scalar(const job_t *job, i64 at, int relu) {
+    real g = job->dy[at];
+    if (relu) g *= job->y[at] > 0 ? (real)1 : (real)0;
+    return g;
+}
+
+/* VW channels of a pixel that `count` windows see. */
+INLINE void gather_vector(const job_t *job, const view_t *seen, i64 count, i64 channel, real *dx,
+                          int max, int relu) {
     vec sum = splat(0);
-    for (i64 i = 0; i < rows; i++) {
-        i64 line = (image * w->out_rows + row[i].out) * w->out_cols;
-        for (i64 j = 0; j < cols; j++) {
-            i64 at = (line + col[j].out) * w->ch + channel;
-            sum = sum + routed(job, at, row[i].tap * w->fc + col[j].tap, lanes, max, relu);
+    for (i64 k = 0; k < count; k++) {
+        i64 at = seen[k].out + channel;
+        vec g = incoming(job, at, relu);
+        if (max) {
+            mask won = load_winners(job->winners + at) == splat_bits((bits)seen[k].tap);
+            g = (vec)(won & (mask)g);
+        } else {
+            g = g * splat(job->share);
         }
+        sum = sum + g;
     }
-    store_lanes(dx, sum, lanes);
+    store(dx + channel, sum);
+}
+
+/* One channel, the same way. */
+INLINE void gather_scalar(const job_t *job, const view_t *seen, i64 count, i64 channel, real *dx,
+                          int max, int relu) {
+    real sum = 0;
+    for (i64 k = 0; k < count; k++) {
+        i64 at = seen[k].out + channel;
+        real g = incoming_scalar(job, at, relu);
+        if (!max)
+            sum += g * job->share;
+        else if (job->winners[at] == seen[k].tap)
+            sum += g;
+    }
+    dx[channel] = sum;
 }
 
 /* Rows of pixels [begin, end), counted over all images. */
 INLINE void gather_rows(const job_t *job, i64 begin, i64 end, int max, int relu) {
     const window_t *w = job->w;
-    view_t row[256]; /* at most one view a tap; more taps than that go another way */
+    view_t row[MOST_VIEWS], seen[MOST_VIEWS]; /* seen: `out` is the element where a pixel begins */
     for (i64 q = begin; q < end; q++) {
         i64 image = q / w->rows;
         i64 rows = find_views(q % w->rows + w->top, w->fr, w->dr, w->sr, w->out_rows, row);
-        real *line = job->dx + q * w->cols * w->ch;
         for (i64 c = 0; c < w->cols; c++) {
-            const view_t *col = job->views + job->starts[c];
-            i64 cols = job->starts[c + 1] - job->starts[c];
-            if (rows == 0 || cols == 0) {
-                memset(line + c * w->ch, 0, w->ch * sizeof(real));
+            real *dx = job->dx + (q * w->cols + c) * w->ch;
+            i64 count = 0;
+            for (i64 i = 0; i < rows; i++) {
+                i64 line = (image * w->out_rows + row[i].out) * w->out_cols;
+                for (i64 k = job->starts[c]; k < job->starts[c + 1]; k++) {
+                    view_t col = job->views[k];
+                    seen[count++] = (view_t){(line + col.out) * w->ch,
+                                             row[i].tap * w->fc + col.tap};
+                }
+            }
+            if (count == 0) {
+                memset(dx, 0, w->ch * sizeof(real));
                 continue;
             }
-            /* lanes that may be read beyond the last output seen, and written beyond this pixel */
-            i64 last = (image * w->out_rows + row[0].out) * w->out_cols + col[0].out;
-            i64 room = min_i64(job->outputs - last * w->ch, (w->cols - c) * w->ch);
-            real *dx = line + c * w->ch;
-#define RUN(t, lanes) \
-    gather_lanes(job, row, rows, col, cols, image, t, dx + (t), lanes, max, relu)
-            FOR_CHANNELS(w->ch, room, RUN)
-#undef RUN
+            /* elements to read from the last output on (the first tap's), and to write from here */
+            i64 room = min_i64(job->outputs - seen[0].out, (w->cols - c) * w->ch);
+#define VECTOR(t) gather_vector(job, seen, count, t, dx, max, relu)
+#define SCALAR(t) gather_scalar(job, seen, count, t, dx, max, relu)
+            FOR_CHANNELS(w->ch, room, VECTOR, SCALAR)
+#undef VECTOR
+#undef SCALAR
         }
     }
 }
@@ -92,21 +123,23 @@ static void gather_task(void *arguments, i64 begin, i64 end, int share) {
 
 /* ------------------------------------------------------------- windows of 2 x 2 side by side */
 
-INLINE void spread_lanes(const job_t *job, i64 at, real *top, real *bottom, i64 lanes, int max,
-                         int relu) {
-    i64 ch = job->w->ch;
-    vec g = load_lanes(job->dy + at, lanes);
-    mask winner = splat_bits(0);
-    if (max)
-        winner = load_winners(job->winners + at, lanes);
-    else
-        g = g * splat((real)0.25);
-    if (relu)
-        g = g * select(load_lanes(job->y + at, lanes) > splat(0), splat(1), splat(0));
+/* VW channels of an output, to the left pixels of its window and those `ch` on. */
+INLINE void spread_vector(const job_t *job, i64 at, real *top, real *bottom, int max, int relu) {
+    vec g = incoming(job, at, relu);
+    mask winner = max ? load_winners(job->winners + at) : splat_bits(0);
+    if (!max) g = g * splat(job->share);
     /* from left to right, as what is written beyond a pixel belongs to the next one */
     for (int tap = 0; tap < 4; tap++) {
         mask won = max ? winner == splat_bits(tap) : splat_bits(-1);
-        store_lanes((tap < 2 ? top : bottom) + tap % 2 * ch, (vec)(won & (mask)g), lanes);
+        store((tap < 2 ? top : bottom) + tap % 2 * job->w->ch, (vec)(won & (mask)g));
+    }
+}
+
+INLINE void spread_scalar(const job_t *job, i64 at, real *top, real *bottom, int max, int relu) {
+    real g = incoming_scalar(job, at, relu);
+    for (int tap = 0; tap < 4; tap++) {
+        real mine = !max ? g * job->share : job->winners[at] == tap ? g : 0;
+        (tap < 2 ? top : bottom)[tap % 2 * job->w->ch] = mine;
     }
 }
 
@@ -121,10 +154,11 @@ INLINE void spread_rows(const job_t *job, i64 begin, i64 end, int max, int relu)
             i64 at = (q * w->out_cols + c) * ch;
             i64 room = min_i64(job->outputs - at, width - (2 * c + 1) * ch);
             i64 pixel = 2 * c * ch;
-#define RUN(t, lanes) \
-    spread_lanes(job, at + (t), top + pixel + (t), bottom + pixel + (t), lanes, max, relu)
-            FOR_CHANNELS(ch, room, RUN)
-#undef RUN
+#define VECTOR(t) spread_vector(job, at + (t), top + pixel + (t), bottom + pixel + (t), max, relu)
+#define SCALAR(t) spread_scalar(job, at + (t), top + pixel + (t), bottom + pixel + (t), max, relu)
+            FOR_CHANNELS(ch, room, VECTOR, SCALAR)
+#undef VECTOR
+#undef SCALAR
         }
         /* an odd column, and below the last window an odd row, were seen by no window */
         i64 seen = 2 * w->out_cols * ch;
@@ -151,6 +185,7 @@ static void spread_task(void *arguments, i64 begin, i64 end, int share) {
 static int pool_backward(job_t *job) {
     const window_t *w = job->w;
     i64 row = w->cols * w->ch;
+    job->share = (real)1 / (real)(w->fr * w->fc);
     job->outputs = w->n * w->out_rows * w->out_cols * w->ch;
     if (w->fr == 2 && w->fc == 2 && w->sr == 2 && w->sc == 2 && w->dr == 1 && w->dc == 1 &&
         w->top == 0 && w->left == 0 && w->out_rows == w->rows / 2 && w->out_cols == w->cols / 2) {
