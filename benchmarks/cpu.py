@@ -117,6 +117,12 @@ def show(result: dict[str, Any]) -> None:
     if "footprint" in result:
         print(f"\n{report.footprint_table(result['footprint'])}")
     print(f"\n{report.reach_table(result)}")
+    busy = [name for name, c in result["cases"].items() if c["quiet rounds"] < c["rounds"]]
+    if busy:
+        print(
+            f"\nOther processes were busy during {len(busy)} of {len(result['cases'])} cases; "
+            "their ratios are uncertain, those of the fastest calls less so."
+        )
     print("\nPyTorch's best time / ours, median of paired rounds (more than 1: ours is faster)\n")
     print(report.ratio_table(result["cases"]))
 

@@ -42,6 +42,8 @@ def record(case: Case, bout: Bout, rates: dict[str, float]) -> Record:
         engines[engine] = {
             "ratio": ways[best][0],
             "quartiles": ways[best][1:],
+            "ratio of fastest calls": min(bout.least[peer] for peer in peers)
+            / min(bout.least[label] for label in ways),
             "way": "plan" if best.endswith("plan") else "layers",
             "ways": {label: values[0] for label, values in ways.items()},
             "share of roofline": least / bout.median(best),
@@ -54,6 +56,7 @@ def record(case: Case, bout: Bout, rates: dict[str, float]) -> Record:
         "title": case.title,
         "ms": {label: 1e3 * bout.median(label) for label in labels}
         | {label: 1e3 * seconds for label, seconds in bout.once.items()},
+        "fastest call, ms": {label: 1e3 * seconds for label, seconds in bout.least.items()},
         "fastest torch": case.other if fastest == "torch other" else "default",
         "engines": engines,
         "noise": statistics.median(abs(r - 1) for r in twin),
@@ -115,6 +118,10 @@ def ratio_table(cases: dict[str, Record]) -> str:
             ways = (e or {}).get("ways", {})
             cells[-1] += f" [layers {ways[engine]:.2f}]" if e and e["way"] == "plan" else ""
         peer = [e["numpy-ml"] for e in c["engines"].values() if "numpy-ml" in e]
+        fastest = [
+            f"{c['engines'][e]['ratio of fastest calls']:.2f}" if e in c["engines"] else "-"
+            for e in ENGINES
+        ]
         torch_ms = min(ms for label, ms in c["ms"].items() if label in PEERS)
         rows.append(
             [
@@ -122,12 +129,13 @@ def ratio_table(cases: dict[str, Record]) -> str:
                 f"{torch_ms:.3f} ({c['fastest torch']})",
                 *cells,
                 f"{max(peer):.0f}" if peer else "",
+                " / ".join(fastest),
                 f"{100 * c['noise']:.0f} %",
                 f"{c['quiet rounds']}/{c['rounds']}",
             ]
         )
     header = ["forward + backward, or step", "torch best, ms", "NumPy", "compiled"]
-    return _table([*header, "numpy-ml / ours", "noise", "quiet rounds"], rows)
+    return _table([*header, "numpy-ml / ours", "of fastest calls", "noise", "quiet rounds"], rows)
 
 
 def roofline_table(cases: dict[str, Record], rates: dict[str, float]) -> str:

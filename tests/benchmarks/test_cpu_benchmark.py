@@ -43,7 +43,8 @@ RATES = {"GEMM GFLOP/s": 100.0, "copy GB/s": 10.0}
 
 
 def recorded(bench: SimpleNamespace, rounds: list[dict[str, float]] = ROUNDS) -> dict[str, Any]:
-    bout = bench.duel.Bout(rounds, len(rounds), 2, 0.05, {}, {"numpy-ml": 400.0})
+    least = {label: min(row[label] for row in rounds) for label in rounds[0]}
+    bout = bench.duel.Bout(rounds, len(rounds), 2, 0.05, {}, {"numpy-ml": 400.0}, least)
     return bench.report.record(bench.cases.CASES["lenet"], bout, RATES)
 
 
@@ -53,6 +54,7 @@ def test_ratios_are_paired_and_against_the_fastest_peer(bench: SimpleNamespace) 
     assert numpy["ways"] == {"numpy": pytest.approx(1.5), "numpy plan": pytest.approx(3.0)}
     assert (numpy["ratio"], numpy["way"]) == (pytest.approx(3.0), "plan")
     assert numpy["numpy-ml"] == pytest.approx(200.0)  # 400 s over the plan's median 2 s
+    assert numpy["ratio of fastest calls"] == pytest.approx(3.0)  # 3 over 1
     assert recorded(bench)["noise"] == pytest.approx(0.25)  # 1, 1.25, 1.25
 
 
@@ -61,7 +63,7 @@ def test_the_share_of_the_roofline_takes_the_tighter_bound(bench: SimpleNamespac
     flops, moved = bench.cases.work(case)
     assert (flops, moved) == (0.0, 4.0 * 5 * 2**20)
     rounds = [{"torch": 1.0, "numpy": 2e-3 * moved / 1e7}]
-    bout = bench.duel.Bout(rounds, 1, 1, None, {}, {})
+    bout = bench.duel.Bout(rounds, 1, 1, None, {}, {}, rounds[0])
     row = bench.report.record(case, bout, RATES)
     assert row["engines"]["numpy"]["share of roofline"] == pytest.approx(0.5)
 
