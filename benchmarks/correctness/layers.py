@@ -117,7 +117,7 @@ def _wrapped(case: layer_cases.Case) -> Subject:
 
 
 def _steps_of_cell(kind: str) -> Subject:
-    """Three steps of one sequence; the LSTM's last memory has a gradient, too, without PyTorch."""
+    """Three steps of one sequence; the LSTM's last memory has a gradient, too."""
 
     def start(backend: Backend, dtype: str) -> Run:
         Xs = [backend.asarray(values((3, 4), k, dtype), dtype) for k in (1, 2, 3)]
@@ -146,21 +146,22 @@ def _steps_of_cell(kind: str) -> Subject:
 
         from tests.layers import torch_reference
 
-        X = torch.stack([t[f"X_{k}"] for k in (1, 2, 3)], dim=2)
-        return list(getattr(torch_reference, kind.lower())()(t, X).unbind(2))
+        module, weights = getattr(torch_reference, f"{kind.lower()}_module")(t)
+        X = torch.stack([t[f"X_{k}"] for k in (1, 2, 3)])
+        A, final = torch.func.functional_call(module, weights, (X,))
+        return [*A, *([final[1][0]] if kind == "LSTM" else [])]
 
-    name = f"{kind}Cell"
-    return Subject("layers", name, "three steps", start, None if kind == "LSTM" else by_torch)
+    return Subject("layers", f"{kind}Cell", "three steps", start, by_torch)
 
 
 def _over_time(kind: str) -> Subject:
     """Initial states, sequences of different lengths, a gradient of the final states."""
-    states = ("A", "C") if kind == "LSTM" else ("A",)
+    states, lengths = ("A", "C") if kind == "LSTM" else ("A",), [4, 1, 3]
 
     def start(backend: Backend, dtype: str) -> Run:
         X = backend.asarray(values((3, 2, 4), 1, dtype), dtype)
         initial = [backend.asarray(values((3, 5), 4 + k, dtype), dtype) for k in range(len(states))]
-        mask = backend.asarray(np.arange(4) < np.array([[4], [1], [3]]))
+        mask = backend.asarray(np.arange(4) < np.array(lengths)[:, None])
         with default_dtype(dtype):
             random.seed(gold.SEED)
             layer = getattr(layers, kind)(5)
@@ -181,7 +182,21 @@ def _over_time(kind: str) -> Subject:
         places = dict(zip((f"{s}_0" for s in states), initial, strict=True))
         return Run({"X": X, **places, **layer.parameters}, outputs, gradients)
 
-    return Subject("layers", kind, "states and mask", start)
+    def by_torch(t: Tensors) -> list[Any]:
+        import torch
+        from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+        from tests.layers import torch_reference
+
+        module, weights = getattr(torch_reference, f"{kind.lower()}_module")(t)
+        X = pack_padded_sequence(t["X"].permute(2, 0, 1), lengths, enforce_sorted=False)
+        initial = [t[f"{s}_0"][None] for s in states]
+        given = (X, tuple(initial) if kind == "LSTM" else initial[0])
+        packed, final = torch.func.functional_call(module, weights, given)
+        A, _ = pad_packed_sequence(packed)
+        return [A.permute(1, 2, 0), *(s[0] for s in (final if kind == "LSTM" else (final,)))]
+
+    return Subject("layers", kind, "states and mask", start, by_torch)
 
 
 def _merge(kind: str, act: str, count: int, shape: tuple[int, ...]) -> Subject:

@@ -101,7 +101,7 @@ def table(rows: list[Row]) -> str:
     for row in sorted(rows, key=lambda row: row.name.lower()):
         names = ", ".join(row.places)
         if len(row.places) > 11:
-            names = f"{row.places[0]} and {len(row.places) - 1} parameters"
+            names = f"{row.places[0]} and {len(row.places) - 1} more"
         referee, cases = REFEREE.get(row.name, "formula"), row.numeric.cases
         some = "" if row.torch.cases == cases else f" ({row.torch.cases} of {cases} cases)"
         cells = [
@@ -177,8 +177,8 @@ there is rounding over `s / 1000`, and the largest numbers of the modules are of
   a perfect gradient shows. *where* names the array and the case of the largest error. All that
   compute on the CPU are measured, and the worst is shown: {engines}.
 - **PyTorch**: outputs and gradients against PyTorch's, in float64. *formula* is PyTorch's autograd
-  of the formula, where PyTorch has no such class; random masks are handed over. *where* is left
-  out: these are roundings.
+  of the formula, where PyTorch has no such class; random masks are handed over. Where fewer cases
+  than all are counted, the others have activations that PyTorch's class does not take.
 - **stand-in**: outputs and gradients in float32 on the strict stand-in for CuPy, with the CUDA
   kernels on the CPU under the emulator ({flavour}), against NumPy in float32. The
   kernels of this package that ran are named. All other operations are CuPy's, and the stand-in

@@ -16,6 +16,9 @@ from tests.layers.gold import _pad4, _pair
 from tests.support.naive import conv as naive
 
 Reference = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+Recurrent = tuple[
+    torch.nn.RNNBase, dict[str, torch.Tensor]
+]  # the module, and what it computes with
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda z: z,
@@ -108,20 +111,19 @@ def softmax_along(dim: int = -1) -> Reference:
     return lambda p, X: torch.softmax(X, dim)
 
 
-def rnn(act: str = "tanh") -> Reference:
-    def reference(p, X):
-        n_in, n_out = p["Wax"].shape
-        module = torch.nn.RNN(n_in, n_out, nonlinearity=act, dtype=X.dtype)
-        weights = {
-            "weight_ih_l0": p["Wax"].T,
-            "weight_hh_l0": p["Waa"].T,
-            "bias_ih_l0": p["bx"].reshape(-1),
-            "bias_hh_l0": p["ba"].reshape(-1),
-        }
-        A, _ = torch.func.functional_call(module, weights, (X.permute(2, 0, 1),))
-        return A.permute(1, 2, 0)
+def rnn_module(p: dict[str, torch.Tensor], act: str = "tanh") -> Recurrent:
+    n_in, n_out = p["Wax"].shape
+    module = torch.nn.RNN(n_in, n_out, nonlinearity=act, dtype=p["Wax"].dtype)
+    return module, {
+        "weight_ih_l0": p["Wax"].T,
+        "weight_hh_l0": p["Waa"].T,
+        "bias_ih_l0": p["bx"].reshape(-1),
+        "bias_hh_l0": p["ba"].reshape(-1),
+    }
 
-    return reference
+
+def rnn(act: str = "tanh") -> Reference:
+    return lambda p, X: _over_time(*rnn_module(p, act), X, cell=False)
 
 
 def rnn_cell(act: str = "tanh") -> Reference:
@@ -175,38 +177,36 @@ def _over_time(module: torch.nn.RNNBase, weights: dict[str, torch.Tensor], X, ce
     return A[0] if cell else A.permute(1, 2, 0)
 
 
-def lstm(cell: bool = False) -> Reference:
-    def reference(p, X):
-        n_out = p["Wf"].shape[1]
-        # PyTorch's blocks: input (our update), forget, cell, output
-        W = torch.cat([p["Wu"], p["Wf"], p["Wc"], p["Wo"]], dim=1)
-        b = torch.cat([p["bu"], p["bf"], p["bc"], p["bo"]], dim=1).reshape(-1)
-        weights = {
-            "weight_hh_l0": W[:n_out].T,
-            "weight_ih_l0": W[n_out:].T,
-            "bias_hh_l0": torch.zeros_like(b),
-            "bias_ih_l0": b,
-        }
-        module = torch.nn.LSTM(X.shape[1], n_out, dtype=X.dtype)
-        return _over_time(module, weights, X, cell)
+def lstm_module(p: dict[str, torch.Tensor]) -> Recurrent:
+    n_out = p["Wf"].shape[1]
+    # PyTorch's blocks: input (our update), forget, cell, output
+    W = torch.cat([p["Wu"], p["Wf"], p["Wc"], p["Wo"]], dim=1)
+    b = torch.cat([p["bu"], p["bf"], p["bc"], p["bo"]], dim=1).reshape(-1)
+    return torch.nn.LSTM(len(W) - n_out, n_out, dtype=W.dtype), {
+        "weight_hh_l0": W[:n_out].T,
+        "weight_ih_l0": W[n_out:].T,
+        "bias_hh_l0": torch.zeros_like(b),
+        "bias_ih_l0": b,
+    }
 
-    return reference
+
+def lstm(cell: bool = False) -> Reference:
+    return lambda p, X: _over_time(*lstm_module(p), X, cell)
+
+
+def gru_module(p: dict[str, torch.Tensor]) -> Recurrent:
+    n_out = p["Wn"].shape[1]
+    W = torch.cat([p["Wr"], p["Wz"], p["Wn"]], dim=1)
+    return torch.nn.GRU(len(W) - n_out, n_out, dtype=W.dtype), {
+        "weight_hh_l0": W[:n_out].T,
+        "weight_ih_l0": W[n_out:].T,
+        "bias_hh_l0": torch.cat([p["br"], p["bz"], p["ba"]], dim=1).reshape(-1),
+        "bias_ih_l0": torch.cat([0 * p["br"], 0 * p["bz"], p["bn"]], dim=1).reshape(-1),
+    }
 
 
 def gru(cell: bool = False) -> Reference:
-    def reference(p, X):
-        n_out = p["Wn"].shape[1]
-        W = torch.cat([p["Wr"], p["Wz"], p["Wn"]], dim=1)
-        weights = {
-            "weight_hh_l0": W[:n_out].T,
-            "weight_ih_l0": W[n_out:].T,
-            "bias_hh_l0": torch.cat([p["br"], p["bz"], p["ba"]], dim=1).reshape(-1),
-            "bias_ih_l0": torch.cat([0 * p["br"], 0 * p["bz"], p["bn"]], dim=1).reshape(-1),
-        }
-        module = torch.nn.GRU(X.shape[1], n_out, dtype=X.dtype)
-        return _over_time(module, weights, X, cell)
-
-    return reference
+    return lambda p, X: _over_time(*gru_module(p), X, cell)
 
 
 def batchnorm2d(epsilon: float = 1e-5) -> Reference:
