@@ -7,7 +7,8 @@
 Every contestant is a process of its own and they take turns. A ratio is of times in the same round,
 and its median over the rounds is told; rounds in which other processes used more than 10 % of the
 CPU are dropped if enough remain. PyTorch runs twice as itself: how far those differ is the noise.
-Before anything is timed its result is compared with PyTorch's, and a difference ends the run.
+Results are compared with PyTorch's before they are timed; if one differs, the case is not timed and
+the exit code is 1.
 
 gpulayers is called as a user would: layers (`forward`, `backward`, `flush_gradients`), losses,
 optimizers (`update_`), networks, and `network.compile` for whole steps ("plan"); the better one
@@ -28,7 +29,7 @@ from typing import Any
 
 from _cpu import footprint, machine, report
 from _cpu.cases import choose
-from _cpu.duel import Contestant, ContestantError, Entry, fight
+from _cpu.duel import CheckError, Contestant, ContestantError, Entry, fight
 
 from gpulayers.errors import DataError, GPULayersError, ParameterError
 
@@ -89,7 +90,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for case in chosen:
                 began = time.perf_counter()
-                bout = fight(case, running, Path(folder), args.rounds, args.slot)
+                try:
+                    bout = fight(case, running, Path(folder), args.rounds, args.slot)
+                except CheckError as error:
+                    print(f"WRONG: {error}", file=sys.stderr, flush=True)
+                    result.setdefault("wrong", []).append(str(error))
+                    continue
                 cases[case.name] = row = report.record(case, bout, rates)
                 result["summary"] = report.summary(cases)
                 if args.out:
@@ -169,8 +175,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         result = measure(args)
-        show(result)
-        return verdict(result, args.check) if args.check else 0
+        if result["cases"]:
+            show(result)
+        wrong = result.get("wrong", [])
+        for line in wrong:
+            print(f"not timed, WRONG: {line}", file=sys.stderr)
+        return (verdict(result, args.check) if args.check else 0) or int(bool(wrong))
     except GPULayersError as error:
         print(f"benchmarks/cpu.py: {error}", file=sys.stderr)
         return 2

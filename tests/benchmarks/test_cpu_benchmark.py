@@ -148,6 +148,38 @@ def test_a_wrong_result_is_noticed(bench: SimpleNamespace, fault: str) -> None:
         bench.duel.check(found, gold, case, "numpy")
 
 
+@pytest.mark.parametrize("wrong, code", [(0.0, 0), (0.5, 1)])
+def test_a_wrong_result_fails_the_run(
+    bench: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: float,
+    code: int,
+) -> None:
+    """The two sides say what they computed; the second says something else."""
+
+    class Fake:
+        missing = None
+
+        def __init__(self, entry: Any, threads: int) -> None:
+            self.entry = entry
+
+        def ask(self, **order: Any) -> dict[str, Any]:
+            if "save" in order:
+                np.savez(order["save"], Y=np.ones(3) + wrong * (self.entry.side == "ours"))
+            if "rates" in order:
+                return RATES
+            return {"seconds": 1e-3, "least": 1e-3, "cpu": 0.0}
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(bench.cpu, "Contestant", Fake)
+    monkeypatch.setattr(bench.cpu.machine, "engines", lambda: (["numpy"], "numpy"))
+    monkeypatch.setattr(bench.cpu.importlib.util, "find_spec", lambda name: object())
+    assert bench.cpu.main(["--cases", "dense", "--rounds", "1", "--threads", "1"]) == code
+    assert ("WRONG: dense: numpy differs" in capsys.readouterr().err) == bool(code)
+
+
 def test_a_change_without_gradient_is_compared_with_the_others(bench: SimpleNamespace) -> None:
     case = bench.cases.CASES["vgg"]
     gold = {"change 0": np.ones(2), "change 1": np.full(2, 1e-9)}
