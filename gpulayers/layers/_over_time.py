@@ -1,7 +1,9 @@
-"""A recurrent layer over whole sequences; one step and the picture of all are in `_sequence`."""
+"""A recurrent layer over whole sequences; one step is in `_sequence`, the way through time in
+`gpulayers.ops.sequence`."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Self
 
 from gpulayers import backend
@@ -11,7 +13,8 @@ from gpulayers.layers import _arguments as check
 from gpulayers.layers._sequence import Cell, Recurrent
 from gpulayers.layers._state import Saved, _moved
 from gpulayers.layers.base import Backward
-from gpulayers.ops._product import product
+from gpulayers.ops import sequence
+from gpulayers.ops.sequence import SequenceGradients, Trace, Weights
 
 State = Array | tuple[Array, ...]
 
@@ -200,101 +203,80 @@ class OverTime(Recurrent):
         self._share_with_cell()
 
     def _show(self, saved: Saved) -> None:
-        states, kept = saved["states"], saved["kept"]
-        shown = [self._shown(k) for k in kept]
+        states, n_t = saved["states"], len(saved["X"])
+        for name, state in zip(self._states, states, strict=True):
+            self.derived_variables[name] = [state[t] for t in range(n_t + 1)]
+        for name, values in self._shown_of(saved["kept"]).items():
+            self.derived_variables[name] = [values[t] for t in range(n_t)]
         self.derived_variables.update(
-            {name: [s[k] for s in states] for k, name in enumerate(self._states)}
-        )
-        self.derived_variables.update({name: [s[name] for s in shown] for name in shown[0]})
-        self.derived_variables.update(
-            n_timesteps=len(kept), current_step=len(kept), **dict.fromkeys(self._accumulators)
+            n_timesteps=n_t, current_step=n_t, **dict.fromkeys(self._accumulators)
         )
 
     # ---- through time
 
-    def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
-        """state_t = ahead(X_t W_x, state_{t-1}) for t = 1..n_t; A_1..A_n_t are the output."""
-        xp = xp_of(X)
-        n_ex, n_in, n_t = X.shape
-        if n_t == 0:
-            raise ShapeError(f"{self._name}: expected at least one time step, got shape {X.shape}")
-        mask = self._check_mask(X)
-        buffers = [xp.empty((n_t + 1, n_ex, self.n_out), dtype=X.dtype) for _ in self._states]
-        initial = [0] * len(buffers)
-        if self._initial_state is not None:
-            initial = self._check_state("initial_state", self._initial_state, X)
-        for buffer, state in zip(buffers, initial, strict=True):
-            buffer[0] = state
+    @abstractmethod
+    def _through(
+        self, X: Array, first: tuple[Array, ...] | None, mask: Array | None, w: Weights
+    ) -> Trace:
+        """All steps ahead."""
 
-        X = xp.ascontiguousarray(X.transpose(2, 0, 1))  # time first
+    @abstractmethod
+    def _back_through(
+        self,
+        dLdA: Array | None,
+        last: tuple[Array, ...] | None,
+        trace: Trace,
+        w: Weights,
+        **how: Any,
+    ) -> SequenceGradients:
+        """All steps back."""
+
+    @abstractmethod
+    def _shown_of(self, kept: tuple[Any, ...]) -> dict[str, Any]:
+        """What a pass adds to `derived_variables`, beside the states: one item a step each."""
+
+    def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
+        """state_t = step(X_t, state_{t-1}) for t = 1..n_t; A_1..A_n_t are the output."""
+        if X.shape[2] == 0:
+            raise ShapeError(f"{self._name}: expected at least one time step, got shape {X.shape}")
+        mask, first = self._check_mask(X), None
+        if self._initial_state is not None:
+            first = self._check_state("initial_state", self._initial_state, X)
+        X = sequence.time_first(X)
         if mask is not None:
             X = _only(mask, X)
-        X = X.reshape(n_t * n_ex, n_in)
-        w = self._weights()
-        projected = product(X, w.input).reshape(n_t, n_ex, w.input.shape[1])
-        states = [tuple(buffer[t] for buffer in buffers) for t in range(n_t + 1)]
-        kept = []
-        for t in range(n_t):
-            from_state = product(states[t][0], w.recurrent)
-            kept.append(self._ahead(w, projected[t], from_state, states[t], states[t + 1]))
-            if mask is not None:
-                for old, new in zip(states[t], states[t + 1], strict=True):
-                    new[...] = xp.where(mask[t], new, old)
+        trace = self._through(X, first, mask, self._weights())
 
-        final = tuple(buffer[-1].copy() for buffer in buffers)
+        final = tuple(state[-1].copy() for state in trace.states)
         self.final_state = final[0] if len(final) == 1 else final
+        A = trace.states[0]
         if self.return_sequences:
-            A = buffers[0][1:] if mask is None else _only(mask, buffers[0][1:])
-            Y = xp.ascontiguousarray(A.transpose(1, 2, 0))
+            Y = sequence.time_last(A[1:] if mask is None else _only(mask, A[1:]))
         else:
-            Y = buffers[0][-1].copy()
-        return Y, {"X": X, "A": buffers[0], "states": states, "kept": kept, "mask": mask}
+            Y = A[-1].copy()
+        return Y, trace._asdict()
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
-        """dZ_t, accumulators = back(dA_t, accumulators) for t = n_t..1; then all steps at once,
-        as a fully connected layer.
-
-        A step that the mask leaves out hands the accumulators on as they are. With `truncate` = k
-        they start anew at steps k, 2k, ...: no gradient crosses from one stretch to the one before.
-        """
-        xp, derived = xp_of(dLdY), self.derived_variables
-        states, kept, mask = saved["states"], saved["kept"], saved["mask"]
-        n_t, n_ex, w = len(kept), len(dLdY), self._weights()
+        """dZ_t for t = n_t..1; then all steps at once, as a fully connected layer."""
+        trace = Trace(**saved)
+        mask, last = trace.mask, None
         self._show(saved)
-        nothing = xp.zeros((n_ex, self.n_out), dtype=dLdY.dtype)
-        accumulators = (nothing,) * len(self._states)
         if self._final_state_grad is not None:
-            accumulators = self._check_state("final_state_grad", self._final_state_grad, dLdY)
+            last = self._check_state("final_state_grad", self._final_state_grad, dLdY)
         if self.return_sequences:
-            dLdA = xp.ascontiguousarray(dLdY.transpose(2, 0, 1))  # time first
+            dLdA = sequence.time_first(dLdY)
             dLdA = dLdA if mask is None else _only(mask, dLdA)
-        else:
-            dLdA = [nothing] * n_t
-            accumulators = (accumulators[0] + dLdY, *accumulators[1:])
-
-        width = self._back_blocks * self.n_out
-        dLdZ = xp.empty((n_t, n_ex, width), dtype=dLdY.dtype)
-        for t in reversed(range(n_t)):
-            if self.truncate and t + 1 < n_t and (t + 1) % self.truncate == 0:
-                accumulators = (nothing,) * len(self._states)
-            later = accumulators
-            if mask is not None:
-                accumulators = tuple(_only(mask[t], a) for a in later)
-            accumulators = self._back(
-                w, dLdA[t], accumulators, kept[t], states[t], states[t + 1], dLdZ[t]
-            )
-            if mask is not None:
-                pairs = zip(accumulators, later, strict=True)
-                accumulators = tuple(xp.where(mask[t], a, b) for a, b in pairs)
-        derived.update(zip(self._accumulators, accumulators, strict=True), current_step=0)
-
-        dLdZ = dLdZ.reshape(n_t * n_ex, width)
-        A_prev = saved["A"][:-1].reshape(n_t * n_ex, self.n_out)
-        grads = self._gradients(saved["X"], A_prev, dLdZ) if params else {}
-        if not inputs:
-            return None, grads
-        dLdX = self._input_gradient(w, dLdZ).reshape(n_t, n_ex, saved["X"].shape[1])
-        return xp.ascontiguousarray(dLdX.transpose(1, 2, 0)), grads
+        else:  # dLdY is the gradient of the last output, which is the last state
+            dLdA, xp = None, xp_of(dLdY)
+            if last is None:
+                last = (dLdY, *(xp.zeros_like(dLdY) for _ in self._states[1:]))
+            else:
+                last = (last[0] + dLdY, *last[1:])
+        grads = self._back_through(dLdA, last, trace, self._weights(), params=params, inputs=inputs)
+        derived = self.derived_variables
+        derived.update(zip(self._accumulators, grads.states, strict=True), current_step=0)
+        dLdX = None if grads.X is None else sequence.time_last(grads.X)
+        return dLdX, {} if grads.weights is None else self._named(grads.weights)
 
 
 def _only(mask: Array, array: Array) -> Array:

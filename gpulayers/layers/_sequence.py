@@ -1,13 +1,9 @@
 """What all recurrent layers share: one step, and the cell that goes step by step.
 
 A family (simple, LSTM, GRU) says what one step is: its weights side by side (`_weights`), the step
-ahead (`_ahead`), the step back (`_back`) and the parameters' gradients (`_gradients`). All of it on
-2-D arrays (n_ex, ...), one row an example. Here stands how steps are chained:
-
-    input products of all steps = one matrix product          (they need no state)
-    t = 1..T:  state_t = ahead(input product_t, state_{t-1})
-    t = T..1:  gradients_t, accumulators = back(dA_t, accumulators)
-    parameter gradients, dX = products over all steps at once
+ahead (`_ahead`), the step back (`_back`) and the parameters' gradients (`_gradients`), on 2-D
+arrays (n_ex, ...), one row an example. The cell chains steps as it is called; how a layer goes
+through whole sequences stands in `gpulayers.ops.sequence`.
 
 A state leaves as output t and enters step t+1, so two gradients reach it and add up. What comes
 from step t+1 travels in the *accumulators*: that is all there is to backpropagation through time.
@@ -18,7 +14,7 @@ Source: Werbos, "Backpropagation through time: what it does and how to do it" (1
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
@@ -27,14 +23,7 @@ from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops._product import product
-
-
-class Weights(NamedTuple):
-    """The parameters as a step uses them."""
-
-    recurrent: Array  # (n_out, k * n_out)
-    input: Array  # (n_in, k * n_out)
-    biases: tuple[Array, ...]
+from gpulayers.ops.sequence import Weights
 
 
 class Recurrent(LayerBase):
@@ -86,11 +75,15 @@ class Recurrent(LayerBase):
 
     @abstractmethod
     def _gradients(self, X: Array, A_prev: Array, dLdZ: Array) -> dict[str, Array]:
-        """The parameters' gradients, from the rows of one step or of all."""
+        """The parameters' gradients, from the rows of one step."""
+
+    @abstractmethod
+    def _named(self, grads: Weights) -> dict[str, Array]:
+        """The parameters' gradients by their names, from those of the weights side by side."""
 
     @abstractmethod
     def _input_gradient(self, w: Weights, dLdZ: Array) -> Array:
-        """The gradient of X, from the rows of one step or of all."""
+        """The gradient of X, from the rows of one step."""
 
     @abstractmethod
     def _shown(self, kept: tuple[Any, ...]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ product with three weights side by side. PyTorch and cuDNN do the same.
 Back through time the accumulator holds what A_{t-1} gets from step t: through the three products,
 and directly, dA_t * Gz, where nothing is squashed.
 
-How steps are chained stands in `gpulayers.layers._sequence`.
+How steps are chained stands in `gpulayers.layers._sequence` and `gpulayers.ops.sequence`.
 
 Source: Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical
 machine translation" (2014), section 2.3; the reset gate on the product as in torch.nn.GRU.
@@ -26,9 +26,10 @@ from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._gated import Gated
 from gpulayers.layers._over_time import OverTime
-from gpulayers.layers._sequence import Cell, Weights
-from gpulayers.ops import conv, recurrent
+from gpulayers.layers._sequence import Cell
+from gpulayers.ops import conv, recurrent, sequence
 from gpulayers.ops._product import product
+from gpulayers.ops.sequence import SequenceGradients, Trace, Weights
 
 _GATES = ("n", "z", "r")  # the order of the blocks of the input's product
 
@@ -104,14 +105,17 @@ class _GRUStep(Gated):
         h = self.n_out
         from_state = product(A_prev.T, dLdZ[:, h:])
         from_input = product(X.T, dLdZ[:, : 3 * h])
-        db = conv.bias_grad(dLdZ)
-        xp, grads = xp_of(X), {}
+        return self._named(Weights(from_state, from_input, (conv.bias_grad(dLdZ),)))
+
+    def _named(self, grads: Weights) -> dict[str, Array]:
+        from_state, from_input, (db,) = grads
+        h, xp, named = self.n_out, xp_of(from_state), {}
         for name, k, m in (("Wz", 0, 1), ("Wr", 1, 2), ("Wn", 2, 0)):
             blocks = from_state[:, k * h : (k + 1) * h], from_input[:, m * h : (m + 1) * h]
-            grads[name] = xp.concatenate(blocks)
+            named[name] = xp.concatenate(blocks)
         for k, name in enumerate(("bn", "bz", "br", "ba")):
-            grads[name] = db[k * h : (k + 1) * h]
-        return grads
+            named[name] = db[k * h : (k + 1) * h]
+        return named
 
     def _input_gradient(self, w: Weights, dLdZ: Array) -> Array:
         return product(dLdZ[:, : 3 * self.n_out], w.input.T)
@@ -212,3 +216,26 @@ class GRU(OverTime, _GRUStep):
         super().__init__(n_out, act_fn, gate_fn, init, optimizer)
         self.cell = GRUCell(self.n_out, self.act_fn, self.gate_fn, self.init)
         self._share_with_cell()
+
+    def _through(
+        self, X: Array, first: tuple[Array, ...] | None, mask: Array | None, w: Weights
+    ) -> Trace:
+        return sequence.gru_forward(X, first, mask, w, self.act_fn, self.gate_fn)
+
+    def _back_through(
+        self,
+        dLdA: Array | None,
+        last: tuple[Array, ...] | None,
+        trace: Trace,
+        w: Weights,
+        **how: Any,
+    ) -> SequenceGradients:
+        acts = self.act_fn, self.gate_fn
+        return sequence.gru_backward(dLdA, last, trace, w, *acts, self.truncate, **how)
+
+    def _shown_of(self, kept: tuple[Any, ...]) -> dict[str, Any]:
+        gates, M, _ = kept
+        h = self.n_out
+        names = {"N": 0, "Gz": 1, "Gr": 2}
+        shown = {name: gates[:, :, k * h : (k + 1) * h] for name, k in names.items()}
+        return {**shown, "M": M}

@@ -12,7 +12,7 @@ through the products, dLdC_accumulator reaches C_t through the forget gate alone
 squashed or multiplied by weights, which is what the construction is for.
 
 The four weights are used side by side, as one matrix. How steps are chained stands in
-`gpulayers.layers._sequence`.
+`gpulayers.layers._sequence` and `gpulayers.ops.sequence`.
 
 Sources: Hochreiter & Schmidhuber, "Long short-term memory" (1997); the forget gate: Gers,
 Schmidhuber & Cummins, "Learning to forget: continual prediction with LSTM" (2000).
@@ -26,9 +26,10 @@ from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._gated import Gated
 from gpulayers.layers._over_time import OverTime
-from gpulayers.layers._sequence import Cell, Weights
-from gpulayers.ops import conv, recurrent
+from gpulayers.layers._sequence import Cell
+from gpulayers.ops import conv, recurrent, sequence
 from gpulayers.ops._product import product
+from gpulayers.ops.sequence import SequenceGradients, Trace, Weights
 
 _GATES = ("f", "u", "c", "o")  # the order of the blocks
 
@@ -100,11 +101,14 @@ class _LSTMStep(Gated):
 
     def _gradients(self, X: Array, A_prev: Array, dLdZ: Array) -> dict[str, Array]:
         """[A_prev, X] W + b is a fully connected layer of 4 n_out units."""
-        dW = xp_of(X).concatenate([product(A_prev.T, dLdZ), product(X.T, dLdZ)])
         db = conv.bias_grad(dLdZ)
-        h = self.n_out
-        grads = {f"W{g}": dW[:, k * h : (k + 1) * h] for k, g in enumerate(_GATES)}
-        return grads | {f"b{g}": db[k * h : (k + 1) * h] for k, g in enumerate(_GATES)}
+        return self._named(Weights(product(A_prev.T, dLdZ), product(X.T, dLdZ), (db,)))
+
+    def _named(self, grads: Weights) -> dict[str, Array]:
+        dW = xp_of(grads.input).concatenate([grads.recurrent, grads.input])
+        (db,), h = grads.biases, self.n_out
+        named = {f"W{g}": dW[:, k * h : (k + 1) * h] for k, g in enumerate(_GATES)}
+        return named | {f"b{g}": db[k * h : (k + 1) * h] for k, g in enumerate(_GATES)}
 
     def _input_gradient(self, w: Weights, dLdZ: Array) -> Array:
         return product(dLdZ, w.input.T)
@@ -232,3 +236,24 @@ class LSTM(OverTime, _LSTMStep):
         super().__init__(n_out, act_fn, gate_fn, init, optimizer)
         self.cell = LSTMCell(self.n_out, self.act_fn, self.gate_fn, self.init)
         self._share_with_cell()
+
+    def _through(
+        self, X: Array, first: tuple[Array, ...] | None, mask: Array | None, w: Weights
+    ) -> Trace:
+        return sequence.lstm_forward(X, first, mask, w, self.act_fn, self.gate_fn)
+
+    def _back_through(
+        self,
+        dLdA: Array | None,
+        last: tuple[Array, ...] | None,
+        trace: Trace,
+        w: Weights,
+        **how: Any,
+    ) -> SequenceGradients:
+        acts = self.act_fn, self.gate_fn
+        return sequence.lstm_backward(dLdA, last, trace, w, *acts, self.truncate, **how)
+
+    def _shown_of(self, kept: tuple[Any, ...]) -> dict[str, Any]:
+        gates, h = kept[0], self.n_out
+        names = ("Gf", "Gu", "Cc", "Go")
+        return {name: gates[:, :, k * h : (k + 1) * h] for k, name in enumerate(names)}

@@ -5,7 +5,7 @@
     dZ_t = (dA_t + accumulator) * act'(Z_t)        what reaches A_t, through the activation
     accumulator = dZ_t Waa^T                       what goes on to A_{t-1}
 
-How steps are chained stands in `gpulayers.layers._sequence`.
+How steps are chained stands in `gpulayers.layers._sequence` and `gpulayers.ops.sequence`.
 
 Source: Elman, "Finding structure in time" (1990).
 """
@@ -17,9 +17,10 @@ from typing import Any
 from gpulayers.backend import Array
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._over_time import OverTime
-from gpulayers.layers._sequence import Cell, Recurrent, Weights
-from gpulayers.ops import conv, recurrent
+from gpulayers.layers._sequence import Cell, Recurrent
+from gpulayers.ops import conv, recurrent, sequence
 from gpulayers.ops._product import product
+from gpulayers.ops.sequence import SequenceGradients, Trace, Weights
 
 
 class _SimpleStep(Recurrent):
@@ -77,12 +78,13 @@ class _SimpleStep(Recurrent):
         return (product(dLdZ, w.recurrent.T),)
 
     def _gradients(self, X: Array, A_prev: Array, dLdZ: Array) -> dict[str, Array]:
-        """Z = A_prev Waa + ba + X Wax + bx is a fully connected layer, seen from its weights.
-
-        With the rows of all steps stacked the product over the stack is the sum over steps.
-        """
+        """Z = A_prev Waa + ba + X Wax + bx is a fully connected layer, seen from its weights."""
         db = conv.bias_grad(dLdZ)
-        return {"Waa": product(A_prev.T, dLdZ), "Wax": product(X.T, dLdZ), "ba": db, "bx": db}
+        return self._named(Weights(product(A_prev.T, dLdZ), product(X.T, dLdZ), (db, db)))
+
+    def _named(self, grads: Weights) -> dict[str, Array]:
+        ba, bx = grads.biases
+        return {"Waa": grads.recurrent, "Wax": grads.input, "ba": ba, "bx": bx}
 
     def _input_gradient(self, w: Weights, dLdZ: Array) -> Array:
         return product(dLdZ, w.input.T)
@@ -174,3 +176,21 @@ class RNN(OverTime, _SimpleStep):
         super().__init__(n_out, act_fn, init, optimizer)
         self.cell = RNNCell(self.n_out, self.act_fn, self.init)
         self._share_with_cell()
+
+    def _through(
+        self, X: Array, first: tuple[Array, ...] | None, mask: Array | None, w: Weights
+    ) -> Trace:
+        return sequence.rnn_forward(X, first, mask, w, self.act_fn)
+
+    def _back_through(
+        self,
+        dLdA: Array | None,
+        last: tuple[Array, ...] | None,
+        trace: Trace,
+        w: Weights,
+        **how: Any,
+    ) -> SequenceGradients:
+        return sequence.rnn_backward(dLdA, last, trace, w, self.act_fn, self.truncate, **how)
+
+    def _shown_of(self, kept: tuple[Any, ...]) -> dict[str, Any]:
+        return {"Z": kept[0]}

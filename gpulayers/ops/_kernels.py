@@ -19,9 +19,11 @@ from typing import Any, Protocol
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, ParameterError, suggest
+from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.window import Window
 
 Shape4 = tuple[int, int, int, int]
+States = tuple[Array, ...]
 
 
 class Activation(Protocol):
@@ -149,6 +151,66 @@ class Kernels(Protocol):
         gate: Activation,
         dZ: Array,
     ) -> Array: ...
+
+    # ---- recurrent networks over whole sequences: (n_t, n, ..), the mask is (n_t, n, 1)
+    def time_first(self, X: Array) -> Array: ...
+    def time_last(self, X: Array) -> Array: ...
+    def rnn_forward(
+        self, X: Array, first: States | None, mask: Array | None, weights: Weights, act: Activation
+    ) -> Trace: ...
+    def rnn_backward(
+        self,
+        dA: Array | None,
+        last: States | None,
+        trace: Trace,
+        weights: Weights,
+        act: Activation,
+        truncate: int | None,
+        params: bool,
+        inputs: bool,
+    ) -> SequenceGradients: ...
+    def lstm_forward(
+        self,
+        X: Array,
+        first: States | None,
+        mask: Array | None,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+    ) -> Trace: ...
+    def lstm_backward(
+        self,
+        dA: Array | None,
+        last: States | None,
+        trace: Trace,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+        truncate: int | None,
+        params: bool,
+        inputs: bool,
+    ) -> SequenceGradients: ...
+    def gru_forward(
+        self,
+        X: Array,
+        first: States | None,
+        mask: Array | None,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+    ) -> Trace: ...
+    def gru_backward(
+        self,
+        dA: Array | None,
+        last: States | None,
+        trace: Trace,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+        truncate: int | None,
+        params: bool,
+        inputs: bool,
+    ) -> SequenceGradients: ...
 
     # ---- normalisation over the rows of (m, ch)
     def batchnorm_forward(

@@ -2,6 +2,7 @@
 
 from gpulayers.ops.cpu.conv import CpuConv
 from gpulayers.ops.cpu.embedding import CpuEmbedding
+from gpulayers.ops.cpu.gated import CpuGated
 from gpulayers.ops.cpu.pool import CpuPool
 from gpulayers.ops.cpu.random import CpuRandom
 from gpulayers.ops.reference import Reference
@@ -9,5 +10,5 @@ from gpulayers.ops.reference import Reference
 __all__ = ["Cpu"]
 
 
-class Cpu(CpuConv, CpuPool, CpuEmbedding, CpuRandom, Reference):
+class Cpu(CpuGated, CpuConv, CpuPool, CpuEmbedding, CpuRandom, Reference):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""

@@ -11,7 +11,7 @@ from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.reference.normalization import ReferenceNormalization
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.reference.random import ReferenceRandom
-from gpulayers.ops.reference.recurrent import ReferenceRecurrent
+from gpulayers.ops.reference.sequence import ReferenceSequence
 from gpulayers.ops.reference.softmax import ReferenceSoftmax
 from gpulayers.ops.reference.update import ReferenceUpdate
 
@@ -19,12 +19,12 @@ __all__ = ["Reference"]
 
 
 class Reference(
+    ReferenceSequence,
     ReferenceConv,
     ReferencePool,
     ReferenceActivation,
     ReferenceSoftmax,
     ReferenceUpdate,
-    ReferenceRecurrent,
     ReferenceNormalization,
     ReferenceEmbedding,
     ReferenceFused,

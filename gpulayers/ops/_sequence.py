@@ -1,0 +1,35 @@
+"""What passes between a recurrent layer and the operations over whole sequences. Time comes first.
+
+k is the number of products of a step: 1 for a simple network, 4 for an LSTM, 3 for a GRU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gpulayers.backend import Array
+
+
+class Weights(NamedTuple):
+    """The parameters as a step uses them, or their gradients."""
+
+    recurrent: Array  # (n_out, k * n_out)
+    input: Array  # (n_in, k * n_out)
+    biases: tuple[Array, ...]
+
+
+class Trace(NamedTuple):
+    """What a pass over sequences leaves for the way back."""
+
+    X: Array  # (n_t, n_ex, n_in)
+    mask: Array | None  # (n_t, n_ex, 1) bool
+    states: tuple[Array, ...]  # (n_t + 1, n_ex, n_out) each: before the first step, after each
+    kept: tuple[Any, ...]  # one item a step each, or None; what they are depends on the kind
+
+
+class SequenceGradients(NamedTuple):
+    """What the way back gives; None where it was not wanted."""
+
+    X: Array | None  # (n_t, n_ex, n_in)
+    weights: Weights | None
+    states: tuple[Array, ...]  # (n_ex, n_out) each, of the states before the first step

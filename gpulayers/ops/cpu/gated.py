@@ -1,0 +1,249 @@
+"""Recurrent networks with gates over whole sequences on the CPU; see `sequence` beside this file.
+
+sigmoid(z) = (1 + tanh(z / 2)) / 2, with the half taken into the weights: so all gates of an LSTM
+are one tanh. A gate nearly shut is then off by a unit in the last place of 1, not of its value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops._kernels import Activation
+from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops.cpu.sequence import (
+    CpuSequence,
+    States,
+    accumulators_of,
+    gradients,
+    is_cut,
+    new_like,
+    over_examples,
+    over_steps,
+    project,
+    states_of,
+)
+from gpulayers.ops.reference.recurrent import slopes_from_values
+
+
+class CpuGated(CpuSequence):
+    """Tanh with Sigmoid; other activations take the steps one by one."""
+
+    # ---- long short-term memory
+
+    def lstm_forward(
+        self,
+        X: Array,
+        first: States | None,
+        mask: Array | None,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+    ) -> Trace:
+        if not slopes_from_values(act, gate) or X.itemsize == 2:
+            return super().lstm_forward(X, first, mask, weights, act, gate)
+        h = len(weights.recurrent)
+        A, C = states_of(X, first, weights, 2)
+        # halved: all but the candidate
+        half = np.repeat(np.array([0.5, 0.5, 1, 0.5], X.dtype), h)
+        shift = np.repeat(np.array([0.5, 0.5, 0, 0.5], X.dtype), h)
+        W_a = weights.recurrent * half
+        gates = project(X, weights.input * half, weights.biases[0] * half)
+        seen = workspace.empty(C[1:].shape, X.dtype)  # tanh(C_t)
+
+        def share(_: int, part: slice) -> None:
+            from_state, product = new_like(gates[0, part]), new_like(C[0, part])
+            for t in range(len(X)):
+                g, c, a, tanh_c = gates[t, part], C[t + 1, part], A[t + 1, part], seen[t, part]
+                np.matmul(A[t, part], W_a, out=from_state)
+                np.add(g, from_state, out=g)
+                np.tanh(g, out=g)
+                np.multiply(g, half, out=g)
+                np.add(g, shift, out=g)
+                np.multiply(g[:, :h], C[t, part], out=c)
+                np.multiply(g[:, h : 2 * h], g[:, 2 * h : 3 * h], out=product)
+                np.add(c, product, out=c)
+                np.tanh(c, out=tanh_c)
+                np.multiply(g[:, 3 * h :], tanh_c, out=a)
+                if mask is not None:
+                    np.copyto(c, C[t, part], where=~mask[t, part])
+                    np.copyto(a, A[t, part], where=~mask[t, part])
+
+        over_examples(X, share)
+        return Trace(X, mask, (A, C), (gates, None, seen))
+
+    def lstm_backward(
+        self,
+        dA: Array | None,
+        last: States | None,
+        trace: Trace,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+        truncate: int | None,
+        params: bool,
+        inputs: bool,
+    ) -> SequenceGradients:
+        (gates, _, seen), mask, X = trace.kept, trace.mask, trace.X
+        if not isinstance(seen, np.ndarray):
+            return super().lstm_backward(
+                dA, last, trace, weights, act, gate, truncate, params, inputs
+            )
+        C, h = trace.states[1], len(weights.recurrent)
+        dZ, through_A = workspace.empty(gates.shape, gates.dtype), new_like(seen)
+        accumulators = accumulators_of(trace, last)
+
+        def factors(_: int, part: slice) -> None:
+            """What dC_t (first three blocks) and dA_t (the last) are multiplied by."""
+            g, d, tanh_c, to_C = gates[part], dZ[part], seen[part], through_A[part]
+            update, candidate, output = (g[..., k * h : (k + 1) * h] for k in (1, 2, 3))
+            np.multiply(g, g, out=d)
+            np.subtract(g, d, out=d)  # G (1 - G)
+            np.multiply(d[..., :h], C[:-1][part], out=d[..., :h])
+            np.multiply(d[..., h : 2 * h], candidate, out=d[..., h : 2 * h])
+            np.multiply(d[..., 3 * h :], tanh_c, out=d[..., 3 * h :])
+            slope = d[..., 2 * h : 3 * h]
+            np.multiply(candidate, candidate, out=slope)
+            np.subtract(1, slope, out=slope)
+            np.multiply(slope, update, out=slope)
+            np.multiply(tanh_c, tanh_c, out=to_C)
+            np.subtract(1, to_C, out=to_C)
+            np.multiply(to_C, output, out=to_C)
+
+        def share(_: int, part: slice) -> None:
+            total, dC = (a[part] for a in accumulators)
+            back, product = new_like(total), new_like(total)
+            for t in reversed(range(len(X))):
+                if is_cut(t, len(X), truncate):
+                    total.fill(0)
+                    dC.fill(0)
+                d = dZ[t, part]
+                dA_t = total if dA is None else np.add(dA[t, part], total, out=back)
+                blocks = d.reshape(len(d), 4, h)
+                later = dC if mask is None else dC.copy()
+                np.multiply(dA_t, through_A[t, part], out=product)
+                np.add(dC, product, out=dC)
+                np.multiply(blocks[:, :3], dC[:, None], out=blocks[:, :3])
+                np.multiply(blocks[:, 3], dA_t, out=blocks[:, 3])
+                np.multiply(dC, gates[t, part, :h], out=dC)
+                if mask is None:
+                    np.matmul(d, weights.recurrent.T, out=total)
+                else:
+                    np.copyto(d, 0, where=~mask[t, part])
+                    np.copyto(dC, later, where=~mask[t, part])
+                    np.matmul(d, weights.recurrent.T, out=back)
+                    np.copyto(total, back, where=mask[t, part])
+
+        over_steps(X, factors)
+        over_examples(X, share)
+        return gradients(trace, dZ, weights, params, inputs, accumulators)
+
+    # ---- gated recurrent unit
+
+    def gru_forward(
+        self,
+        X: Array,
+        first: States | None,
+        mask: Array | None,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+    ) -> Trace:
+        if not slopes_from_values(act, gate) or X.itemsize == 2:
+            return super().gru_forward(X, first, mask, weights, act, gate)
+        h = len(weights.recurrent)
+        (A,) = states_of(X, first, weights, 1)
+        # halved: the two gates; the input's columns are [n, z, r], the state's [z, r, M]
+        half = np.repeat(np.array([1, 0.5, 0.5], X.dtype), h)
+        W_a = weights.recurrent * np.roll(half, -h)
+        bias, ba = weights.biases[0][: 3 * h] * half, weights.biases[0][3 * h :]
+        gates = project(X, weights.input * half, bias)
+        M = workspace.empty(A[1:].shape, X.dtype)
+
+        def share(_: int, part: slice) -> None:
+            from_state, product = new_like(gates[0, part]), new_like(A[0, part])
+            for t in range(len(X)):
+                g, m, old, new = gates[t, part], M[t, part], A[t, part], A[t + 1, part]
+                candidate, zr = g[:, :h], g[:, h:]
+                np.matmul(old, W_a, out=from_state)
+                np.add(zr, from_state[:, : 2 * h], out=zr)
+                np.add(from_state[:, 2 * h :], ba, out=m)
+                np.tanh(zr, out=zr)
+                np.multiply(zr, 0.5, out=zr)
+                np.add(zr, 0.5, out=zr)
+                np.multiply(zr[:, h:], m, out=product)
+                np.add(candidate, product, out=candidate)
+                np.tanh(candidate, out=candidate)
+                np.subtract(old, candidate, out=product)  # (1 - z) N + z A = N + z (A - N)
+                np.multiply(product, zr[:, :h], out=product)
+                np.add(candidate, product, out=new)
+                if mask is not None:
+                    np.copyto(new, old, where=~mask[t, part])
+
+        over_examples(X, share)
+        return Trace(X, mask, (A,), (gates, M, None))
+
+    def gru_backward(
+        self,
+        dA: Array | None,
+        last: States | None,
+        trace: Trace,
+        weights: Weights,
+        act: Activation,
+        gate: Activation,
+        truncate: int | None,
+        params: bool,
+        inputs: bool,
+    ) -> SequenceGradients:
+        (gates, M, Z), (A,), mask, X = trace.kept, trace.states, trace.mask, trace.X
+        if Z is not None or not isinstance(M, np.ndarray) or X.itemsize == 2:
+            return super().gru_backward(
+                dA, last, trace, weights, act, gate, truncate, params, inputs
+            )
+        h = len(weights.recurrent)
+        dZ = workspace.empty((*A[1:].shape[:2], 4 * h), X.dtype)
+        (accumulator,) = accumulators_of(trace, last)
+
+        def factors(_: int, part: slice) -> None:
+            """What dA_t is multiplied by: [dZ_n, dZ_z, dZ_r, dM] are all multiples of it."""
+            N, G_z, G_r = (gates[part, :, k * h : (k + 1) * h] for k in range(3))
+            n, z, r, m = (dZ[part, :, k * h : (k + 1) * h] for k in range(4))
+            np.multiply(N, N, out=n)
+            np.subtract(1, n, out=n)
+            np.subtract(1, G_z, out=z)
+            np.multiply(n, z, out=n)  # (1 - z) (1 - N^2)
+            np.multiply(z, G_z, out=z)
+            np.subtract(A[:-1][part], N, out=m)
+            np.multiply(z, m, out=z)  # (A_{t-1} - N) z (1 - z)
+            np.multiply(n, G_r, out=m)  # n r
+            np.subtract(1, G_r, out=r)
+            np.multiply(r, m, out=r)
+            np.multiply(r, M[part], out=r)  # n M r (1 - r)
+
+        def share(_: int, part: slice) -> None:
+            total = accumulator[part]
+            back, dA_t = new_like(total), new_like(total)
+            for t in reversed(range(len(X))):
+                if is_cut(t, len(X), truncate):
+                    total.fill(0)
+                d = dZ[t, part]
+                blocks = d.reshape(len(d), 4, h)
+                if dA is None:
+                    np.copyto(dA_t, total)
+                else:
+                    np.add(dA[t, part], total, out=dA_t)
+                np.multiply(blocks, dA_t[:, None], out=blocks)
+                if mask is not None:
+                    np.copyto(d, 0, where=~mask[t, part])
+                np.matmul(d[:, h:], weights.recurrent.T, out=back)
+                np.multiply(dA_t, gates[t, part, h : 2 * h], out=dA_t)
+                if mask is None:
+                    np.add(back, dA_t, out=total)
+                else:
+                    np.add(back, dA_t, out=back)
+                    np.copyto(total, back, where=mask[t, part])
+
+        over_steps(X, factors)
+        over_examples(X, share)
+        return gradients(trace, dZ, weights, params, inputs, (accumulator,))
