@@ -6,11 +6,21 @@ and shapes a kernel does not take fall through to `gpulayers.ops.cpu`.
 
 from gpulayers.ops.compiled.activation import CompiledActivation
 from gpulayers.ops.compiled.library import report, unavailable_reason
+from gpulayers.ops.compiled.normalization import CompiledNormalization
 from gpulayers.ops.compiled.pool import CompiledPool
+from gpulayers.ops.compiled.softmax import CompiledSoftmax
+from gpulayers.ops.compiled.update import CompiledUpdate
 from gpulayers.ops.cpu import Cpu
 
 __all__ = ["Compiled", "report", "unavailable_reason"]
 
 
-class Compiled(CompiledPool, CompiledActivation, Cpu):
+class Compiled(
+    CompiledPool,
+    CompiledActivation,
+    CompiledSoftmax,
+    CompiledNormalization,
+    CompiledUpdate,
+    Cpu,
+):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
