@@ -41,7 +41,7 @@ class KingScheduler(SchedulerBase):
     below 0.51, both for all losses and without the highest tenth of them (single spikes)
     (D. King, "Automatic learning rate scheduling that really works", dlib blog, 2018).
 
-    Unlike numpy-ml's, the history is long enough for any patience (there a patience of 99 or more,
+    Unlike numpy-ml's, the history is long enough for any patience (there one of 100 or more,
     the default too, never decays); the parameters of one layer, updated at the same step with the
     same loss, count as one step; and without a loss the current rate is returned.
 

@@ -90,7 +90,7 @@ def scheduler(spec: Any) -> Any:
 )  # fmt: skip
 def test_every_argument_in_a_string_counts(read: Read, spec: str, shown: dict[str, Any]) -> None:
     """numpy-ml reads names of letters only: it drops the others silently and uses the defaults
-    shown in the ids (for the nested scheduler it raises ValueError)."""
+    shown in the ids (for the nested scheduler it raises SyntaxError)."""
     made = read(spec)
     assert {k: made.hyperparameters[k] for k in shown} == shown
 
