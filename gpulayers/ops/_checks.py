@@ -28,6 +28,8 @@ def one_library(op: str, *arrays: Array | None) -> ModuleType:
 def same_float(op: str, **arrays: Array | None) -> list[Array]:
     """Return the arrays (``None`` stays) C-contiguous, after checking library and dtype.
 
+    Byte-swapped and unaligned arrays, as of memory-mapped files, are copied.
+
     Raises
     ------
     BackendError
@@ -44,14 +46,22 @@ def same_float(op: str, **arrays: Array | None) -> list[Array]:
             continue
         if not is_floating(given.dtype):
             raise DTypeError(f"{op}: {name} must be a floating array, got {given.dtype}")
+        if not given.dtype.isnative:
+            given = given.astype(given.dtype.newbyteorder("="))
         if dtype is None:
             dtype, first = given.dtype, name
         elif given.dtype != dtype:
             raise DTypeError(
                 f"{op}: {name} is {given.dtype}, but {first} is {dtype}; convert one of them"
             )
-        result.append(given if given.flags.c_contiguous else xp.ascontiguousarray(given))
+        result.append(_in_one_piece(xp, given))
     return result
+
+
+def _in_one_piece(xp: ModuleType, given: Array) -> Array:
+    if not given.flags.c_contiguous:
+        return xp.ascontiguousarray(given)
+    return given if getattr(given.flags, "aligned", True) else given.copy()
 
 
 def rank(op: str, name: str, value: Array, ndim: int, axes: str) -> None:

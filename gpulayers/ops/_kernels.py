@@ -38,6 +38,9 @@ class Activation(Protocol):
 class Kernels(Protocol):
     """One implementation of every operation. Images are (n, rows, cols, ch)."""
 
+    # ---- op(A) op(B), op the matrix or its transpose; rows may lie apart, their numbers do not
+    def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array: ...
+
     # ---- convolution: columns are (n*out_rows*out_cols, fr*fc*ch), within a row tap by tap
     def im2col(self, X: Array, window: Window) -> Array: ...
     def col2im(self, columns: Array, x_shape: Shape4, window: Window, mode: str) -> Array: ...

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gpulayers.backend import Array
-from gpulayers.ops import workspace
+from gpulayers.ops._kernels import kernels_for
 
 
 def product(A: Array, B: Array) -> Array:
-    """Return A B in the dtype of A (NumPy's product of bfloat16 matrices comes out as float32)."""
-    if isinstance(A, np.ndarray) and A.dtype.kind == "f":
-        return np.matmul(A, B, out=workspace.empty((A.shape[0], B.shape[1]), A.dtype))
-    return (A @ B).astype(A.dtype, copy=False)
+    """Return A B in the dtype of A, for matrices of one floating dtype.
+
+    Transposed views (``X.T``) are multiplied as they lie in memory, and so are matrices whose rows
+    lie apart.
+    """
+    if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0] or A.dtype != B.dtype:
+        return (A @ B).astype(A.dtype, copy=False)  # which says what is wrong with the shapes
+    A, transpose_a = _as_it_lies(A)
+    B, transpose_b = _as_it_lies(B)
+    return kernels_for(A, B).matmul(A, B, transpose_a, transpose_b)
+
+
+def _as_it_lies(A: Array) -> tuple[Array, bool]:
+    """`A`, or its transpose where that one has its rows in one piece, and whether it is that."""
+    if A.flags.c_contiguous:
+        return A, False
+    if A.flags.f_contiguous:
+        return A.T, True
+    step = A.dtype.itemsize
+    by_row, by_col = A.strides
+    if by_col == step and by_row >= step * A.shape[1] and by_row % step == 0:
+        return A, False
+    if by_row == step and by_col >= step * A.shape[0] and by_col % step == 0:
+        return A.T, True
+    return A.copy(), False
 
 
 def batched_product(A: Array, B: Array) -> Array:

@@ -78,7 +78,12 @@ def report() -> str:
 
 def address(array: Any) -> int | None:
     """The address of a C-contiguous array's first item; None (NULL) for None."""
-    return None if array is None else array.__array_interface__["data"][0]
+    if array is None:
+        return None
+    try:  # four times as fast; refused for an array that is empty, or must not be written
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):
+        return array.__array_interface__["data"][0]
 
 
 _threads = threading.local()
@@ -115,9 +120,7 @@ class Function:
         function = self._of.get(dtype) or self._resolve(dtype)
         values = list(arguments)
         for i in self._arrays:
-            array = values[i]
-            if array is not None:
-                values[i] = array.__array_interface__["data"][0]
+            values[i] = address(values[i])
         return function(*values)
 
 

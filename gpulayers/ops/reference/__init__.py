@@ -10,6 +10,7 @@ from gpulayers.ops.reference.embedding import ReferenceEmbedding
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.reference.normalization import ReferenceNormalization
 from gpulayers.ops.reference.pool import ReferencePool
+from gpulayers.ops.reference.product import ReferenceProduct
 from gpulayers.ops.reference.random import ReferenceRandom
 from gpulayers.ops.reference.sequence import ReferenceSequence
 from gpulayers.ops.reference.softmax import ReferenceSoftmax
@@ -20,6 +21,7 @@ __all__ = ["Reference"]
 
 class Reference(
     ReferenceSequence,
+    ReferenceProduct,
     ReferenceConv,
     ReferencePool,
     ReferenceActivation,

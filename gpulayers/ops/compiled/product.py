@@ -1,0 +1,73 @@
+"""Matrix products in C, but for those so small that the call would cost more than it saves."""
+
+from __future__ import annotations
+
+import ctypes
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops.compiled.library import DTYPES, bind
+from gpulayers.ops.reference.product import ReferenceProduct
+
+_product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
+
+# Multiplications from which C is taken. BLAS has its own threads from about twice that number on,
+# which go on looking for work when a product is done and so slow down what follows it.
+SMALL = 1 << 17
+_FEW = 4  # rows or columns below which the product is bound by reading the other matrix once
+
+
+class CompiledProduct(ReferenceProduct):
+    """Overrides the matrix product."""
+
+    def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:
+        m, k = A.shape[::-1] if transpose_a else A.shape
+        n = B.shape[0 if transpose_b else 1]
+        if m * n * k < SMALL or min(m, n) < _FEW or A.dtype not in DTYPES or not _usable(A, B):
+            return super().matmul(A, B, transpose_a, transpose_b)
+        out = workspace.empty((m, n), A.dtype)
+        product_into(A, B, out, transpose_a, transpose_b)
+        return out
+
+
+def _usable(*arrays: Array) -> bool:
+    return all(array.flags.aligned for array in arrays)
+
+
+def _between_rows(A: Array) -> int:
+    """Numbers from the beginning of a row to that of the next."""
+    return A.shape[1] if A.shape[0] < 2 else A.strides[0] // A.itemsize
+
+
+def product_into(
+    A: Array,
+    B: Array,
+    out: Array,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Array | None = None,
+    relu: bool = False,
+) -> None:
+    """Write op(A) op(B) + bias into `out`, op the transpose where asked for; then max(out, 0).
+
+    Parameters
+    ----------
+    A : (m, k), or (k, m) with `transpose_a`; float32 or float64, native and aligned
+    B : (k, n), or (n, k) with `transpose_b`
+    out : (m, n)
+        Shares no memory with the others. The rows of the three may lie apart, the numbers of a row
+        may not.
+    bias : (n,) or (1, n), C-contiguous, optional
+    relu : bool
+
+    Raises
+    ------
+    MemoryError
+    """
+    m, n = out.shape
+    k = A.shape[0 if transpose_a else 1]
+    if _product(
+        A.dtype, A, _between_rows(A), transpose_a, B, _between_rows(B), transpose_b,
+        bias, relu, out, _between_rows(out), m, n, k,
+    ):  # fmt: skip
+        raise MemoryError("matrix product: no memory for packed blocks")
