@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.threads import shares
+from gpulayers.threads import run_shares, shares
 
 BLOCK = 1 << 17  # elements of one array that an elementwise pass takes at a time
-_SHARE = 1 << 17  # elements below which another thread costs more than it saves
+_SHARE = 1 << 17  # elements, gone over twice, from which a second thread pays
 _WIDE = 512  # elements of a row from which NumPy's inner loop runs at full speed
 
 
@@ -21,9 +22,9 @@ def blocks(part: slice, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, part.stop))
 
 
-def element_shares(n: int, passes: int = 4) -> list[slice]:
-    """Shares of `n` elements for an operation that goes over them about `passes` times."""
-    return shares(n, max(4096, _SHARE * 4 // max(1, passes)))
+def row_shares(rows: int, width: int, passes: int = 4) -> list[slice]:
+    """Shares of `rows` rows of `width` elements, for about `passes` passes over them."""
+    return shares(rows, -(-_SHARE * 2 // max(1, passes * width)))
 
 
 def fold(rows: int, width: int) -> int:
@@ -58,13 +59,26 @@ def ones(n: int, dtype: np.dtype) -> Array:
     return vector
 
 
-def relu(array: Array, zero: Array) -> None:
-    """max(array, 0) in place; `zero` is a contiguous vector of zeros of at least that size.
+@cache
+def zero_block(dtype: np.dtype) -> Array:
+    """BLOCK zeros: a maximum with an array of zeros is faster than one with the number 0."""
+    zero = np.zeros(BLOCK, dtype)
+    zero.setflags(write=False)
+    return zero
 
-    A comparison with an array of zeros is several times faster than one with the number 0.
-    """
+
+def relu(array: Array, out: Array) -> None:
+    """out = max(array, 0), contiguous both; they may be one array."""
+    x, y, zero = array.reshape(-1), out.reshape(-1), zero_block(array.dtype)
+    for block in blocks(slice(0, x.size), BLOCK):
+        np.maximum(x[block], zero[: block.stop - block.start], out=y[block])
+
+
+def relu_in_place(array: Array) -> None:
+    """max(array, 0) of a contiguous array, in threads."""
     flat = array.reshape(-1)
-    np.maximum(flat, zero[: flat.size], out=flat)
+    parts = row_shares(flat.size, 1, 2)
+    run_shares(lambda i, part: relu(flat[part], flat[part]), parts)
 
 
 def all_finite(array: Array) -> bool:
@@ -76,3 +90,15 @@ def all_finite(array: Array) -> bool:
         return bool(np.isfinite(array).all())
     flat = array.reshape(-1)
     return bool(np.isfinite(np.dot(flat, flat)))
+
+
+def pixels(images: Array) -> Array:
+    """(n, rows, cols, ch) seen as (n, rows, cols), an item of raw bytes for each pixel.
+
+    NumPy copies a strided slice of such items several times faster than the channels one by one.
+    The channels must lie side by side.
+    """
+    n, rows, cols, ch = images.shape
+    by_n, by_row, by_col, _ = images.strides
+    item = np.dtype((np.void, ch * images.dtype.itemsize))
+    return np.ndarray((n, rows, cols), item, images, 0, (by_n, by_row, by_col))

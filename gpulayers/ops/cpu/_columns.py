@@ -33,17 +33,22 @@ _BAND_WIDTH = 32  # columns of W below which BLAS runs far under its speed
 _BAND_COST = 2.3  # most multiplications a band may add
 
 
-def windows(padded: Array, window: Window, out: tuple[int, int]) -> Array:
-    """A read-only view (n, out_rows, out_cols, fr, fc, ch) of what each output sees."""
-    n, _, _, ch = padded.shape
-    by_n, by_row, by_col, by_ch = padded.strides
-    (sr, sc), (dr, dc) = window.stride, window.dilation
-    return as_strided(
-        padded,
-        (n, *out, *window.kernel, ch),
-        (by_n, sr * by_row, sc * by_col, dr * by_row, dc * by_col, by_ch),
-        writeable=False,
-    )
+def copy_windows(images: Array, window: Window, columns: Array) -> None:
+    """Copy what each output sees into `columns` (n, out_rows, out_cols, fr, fc, ch), contiguous.
+
+    What lies side by side in the (padded) images is copied as one raw item: a row of the window, or
+    with dilation a tap.
+    """
+    (fr, fc), (sr, sc), (dr, dc) = window.kernel, window.stride, window.dilation
+    by_n, by_row, by_col, _ = images.strides
+    n, out_rows, out_cols, *_, ch = columns.shape
+    taps, steps = ((fr,), (dr * by_row,)) if dc == 1 else ((fr, fc), (dr * by_row, dc * by_col))
+    item = np.dtype((np.void, images.itemsize * ch * (fc if dc == 1 else 1)))
+    shape = (n, out_rows, out_cols, *taps)
+    if not columns.size:
+        return
+    seen = np.ndarray(shape, item, images, 0, (by_n, sr * by_row, sc * by_col, *steps))
+    np.copyto(np.ndarray(shape, item, columns), seen)
 
 
 def example_shares(n: int, work_each: int) -> list[slice]:
@@ -87,8 +92,8 @@ class Columns:
                 padded[:, top : top + self.rows, left : left + self.cols] = images
                 images = padded
             columns = buffers[0][: count * self.pixels]
-            seen = windows(images, self.window, self.out)
-            np.copyto(columns.reshape(seen.shape), seen)
+            shape = (count, *self.out, *self.window.kernel, self.ch)
+            copy_windows(images, self.window, columns.reshape(shape))
             yield block, columns
 
 
@@ -146,8 +151,6 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     rows_of_Z = Z.reshape(n, columns.pixels, t * out_ch)
     parts = example_shares(n, columns.pixels * weights.size)
     buffers = [columns.buffers(part) for part in parts]
-    largest = columns.count(slice(0, n)) * columns.pixels * t * out_ch
-    zero = workspace.zeros((largest,), X.dtype) if rectify else None
 
     def work(i: int, part: slice) -> None:
         for block, seen in columns(X, part, buffers[i]):
@@ -155,8 +158,8 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             np.matmul(seen, weights, out=product)
             if b is not None:
                 add_bias(product, b)
-            if zero is not None:
-                relu(product, zero)
+            if rectify:
+                relu(product, product)
 
     run_shares(work, parts)
     return Z

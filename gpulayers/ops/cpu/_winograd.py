@@ -287,7 +287,6 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     full = _Geometry(step, window, rows, cols)
     bias = None if b is None else np.tile(b, full.out_cols)
     buffers = [(_Input(full, ch), _Output(full, out_ch)) for _ in parts]
-    zero = workspace.zeros((step * Z[:1].size,), X.dtype) if rectify else None
     finite = [True] * len(parts)
 
     def work(i: int, part: slice) -> None:
@@ -299,8 +298,8 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             count = block.stop - block.start
             g = full if count == step else _Geometry(count, window, rows, cols)
             from_tiles(to_tiles(X[block], g), weights, bias, Z[block], g)
-            if zero is not None:
-                relu(Z[block], zero)
+            if rectify:
+                relu(Z[block], Z[block])
 
     run_shares(work, parts)
     return Z if all(finite) else None

@@ -6,15 +6,13 @@ Pointwise windows are one product, 3x3 windows over enough channels go through W
 
 from __future__ import annotations
 
-import numpy as np
-
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.cpu import _columns, _winograd
-from gpulayers.ops.cpu._blocks import add_bias, column_sums
+from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place
 from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
 
@@ -67,7 +65,7 @@ class CpuConv:
         n, rows, cols, ch = X.shape
         out = window.output_size(rows, cols)
         columns = workspace.empty((n, *out, *window.kernel, ch), X.dtype)
-        columns[...] = _columns.windows(_pad(X, window), window, out)
+        _columns.copy_windows(_pad(X, window), window, columns)
         return columns.reshape(n * out[0] * out[1], window.taps * ch)
 
     def col2im(
@@ -89,7 +87,7 @@ class CpuConv:
     # --------------------------------------------------------------- the layer's three products
 
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
-        return _forward(X, W, b, window, rectify=False)
+        return convolve(X, W, b, window, rectify=False)
 
     def conv2d_weight_grad(self, X: Array, dZ: Array, window: Window) -> Array:
         if window.is_pointwise:
@@ -107,11 +105,11 @@ class CpuConv:
         if window.is_pointwise:
             return product(dZ.reshape(-1, out_ch), W.reshape(ch, out_ch).T).reshape(x_shape)
         if _flips(window, ch):
-            return _forward(dZ, _flipped(W), None, _flipped_window(window), rectify=False)
+            return convolve(dZ, _flipped(W), None, _flipped_window(window), rectify=False)
         return _columns.input_grad(dZ, W, x_shape, window)
 
 
-def _forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) -> Array:
+def convolve(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) -> Array:
     """Z = X * W + b, with max(Z, 0) if `rectify`."""
     ch, out_ch = W.shape[2:]
     if window.is_pointwise:
@@ -119,7 +117,7 @@ def _forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool)
         if b is not None:
             add_bias(Z, b)
         if rectify:
-            np.maximum(Z, Z.dtype.type(0), out=Z)
+            relu_in_place(Z)
         return Z.reshape(*X.shape[:3], out_ch)
     if _winograd.serves(X, out_ch, window):
         Z = _winograd.forward(X, W, b, window, rectify)

@@ -1,55 +1,193 @@
-"""Pooling on the CPU: each tap is copied into one contiguous array, the rest are fast passes."""
+"""Pooling on the CPU: each tap is copied into one contiguous array, the rest are fast passes.
+
+The examples are cut into shares for the threads and blocks for the cache; a tap's pixels are copied
+as raw items (`pixels`), since few channels make loops too short for NumPy.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gpulayers.backend import Array
+from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.reference.conv import cropped, pad_image, taps
+from gpulayers.ops.cpu._blocks import BLOCK, blocks, pixels, row_shares
+from gpulayers.ops.reference.conv import taps
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
+from gpulayers.threads import run_shares
+
+
+class _Cut:
+    """Shares and blocks of the examples of a pooling, and padded images where there is padding."""
+
+    def __init__(self, x_shape: Shape4, dtype: np.dtype, window: Window) -> None:
+        self.n, self.rows, self.cols, self.ch = x_shape
+        self.window, self.dtype = window, dtype
+        self.out = window.output_size(self.rows, self.cols)
+        self.each = self.out[0] * self.out[1] * self.ch
+        self.step = max(1, BLOCK // self.each)
+        self.parts = row_shares(self.n, self.each, 2 * window.taps)
+        self.taps = [(i * window.kernel[1] + j, r, c) for i, j, r, c in taps(window, self.out)]
+
+    def outputs(self, part: slice) -> Array:
+        """Memory for the outputs of a block."""
+        count = min(self.step, part.stop - part.start)
+        return workspace.empty((count, *self.out, self.ch), self.dtype)
+
+    def padded(self, part: slice, value: float) -> Array | None:
+        """Memory for the padded images of a block; None without padding."""
+        if not any(self.window.pad):
+            return None
+        count = min(self.step, part.stop - part.start)
+        size = (count, *self.window.padded_size(self.rows, self.cols), self.ch)
+        images = workspace.empty(size, self.dtype)
+        images.fill(value)
+        return images
+
+    def inside(self, padded: Array) -> Array:
+        """The images without their padding."""
+        top, _, left, _ = self.window.pad
+        return padded[:, top : top + self.rows, left : left + self.cols]
+
+    def seen(self, X: Array, padded: Array | None) -> Array:
+        """A block of images with the padding around them."""
+        if padded is None:
+            return X
+        padded = padded[: len(X)]
+        np.copyto(self.inside(padded), X)
+        return padded
+
+
+def _overlaps(window: Window) -> bool:
+    return window.stride[0] < window.span[0] or window.stride[1] < window.span[1]
+
+
+def _covers(cut: _Cut) -> bool:
+    """Whether windows that do not overlap leave no pixel unseen."""
+    window = cut.window
+    return (
+        window.stride == window.kernel
+        and window.dilation == (1, 1)
+        and (cut.out[0] * window.stride[0], cut.out[1] * window.stride[1])
+        == window.padded_size(cut.rows, cut.cols)
+    )
 
 
 class CpuPool(ReferencePool):
-    """Overrides max pooling for windows whose winner fits a byte."""
+    """Windows whose winner fits a byte; the others are the reference's."""
 
     def max_pool2d_forward(self, X: Array, window: Window) -> tuple[Array, Array]:
-        n, rows, cols, ch = X.shape
-        out = window.output_size(rows, cols)
         if window.taps > 256 or not X.size:
             return super().max_pool2d_forward(X, window)
-        padded = pad_image(X, window, value=-float("inf"))
-        Y = np.empty((n, *out, ch), dtype=X.dtype)
-        argmax = np.zeros(Y.shape, dtype=np.uint8)
-        value = np.empty_like(Y)
-        wins = np.empty(Y.shape, dtype=bool)
-        place = wins.view(np.uint8)
-        for k, (_, _, r, c) in enumerate(taps(window, out)):
-            if k == 0:
-                Y[...] = padded[:, r, c]
-                continue
-            value[...] = padded[:, r, c]
-            np.greater(value, Y, out=wins)
-            np.maximum(Y, value, out=Y)
-            # taps are visited in rising order, so the last winner has the largest number
-            np.multiply(place, k, out=place)
-            np.maximum(argmax, place, out=argmax)
-        if np.isnan(Y).any() or (any(window.pad) and np.isneginf(Y).any()):
-            return super().max_pool2d_forward(X, window)  # comparisons alone do not tell these
+        cut = _Cut(X.shape, X.dtype, window)
+        Y = workspace.empty((cut.n, *cut.out, cut.ch), X.dtype)
+        argmax = workspace.empty(Y.shape, np.uint8)
+        values = [cut.outputs(part) for part in cut.parts]
+        wins = [workspace.empty(value.shape, np.bool_) for value in values]
+        padded = [cut.padded(part, -float("inf")) for part in cut.parts]
+        plain = [True] * len(cut.parts)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                images, count = cut.seen(X[block], padded[i]), block.stop - block.start
+                y, winner = Y[block], argmax[block]
+                value, win = values[i][:count], wins[i][:count]
+                place = win.view(np.uint8)
+                source, target, best = pixels(images), pixels(value), pixels(y)
+                for k, r, c in cut.taps:
+                    np.copyto(best if k == 0 else target, source[:, r, c])
+                    if k == 0:
+                        winner.fill(0)
+                        continue
+                    np.greater(value, y, out=win)
+                    np.maximum(y, value, out=y)
+                    # taps come in rising order, so the last winner has the largest number
+                    np.multiply(place, k, out=place)
+                    np.maximum(winner, place, out=winner)
+                least = 0.0 if padded[i] is None else y.min()
+                plain[i] &= not (np.isnan(y.max()) or np.isneginf(least))
+
+        run_shares(work, cut.parts)
+        if not all(plain):  # comparisons alone tell neither NaN nor padding from -inf
+            return super().max_pool2d_forward(X, window)
         return Y, argmax
 
     def max_pool2d_backward(
         self, dY: Array, argmax: Array, x_shape: Shape4, window: Window
     ) -> Array:
-        n, rows, cols, ch = x_shape
-        fc, (sr, sc) = window.kernel[1], window.stride
-        if sr < window.span[0] or sc < window.span[1] or not dY.size:
+        overlap = _overlaps(window)
+        if not dY.size or argmax.dtype != np.uint8 or (overlap and dY.dtype.itemsize < 4):
             return super().max_pool2d_backward(dY, argmax, x_shape, window)
-        # windows do not overlap: every pixel has at most one gradient, nothing is added up
-        out = window.output_size(rows, cols)
-        padded = np.zeros((n, *window.padded_size(rows, cols), ch), dtype=dY.dtype)
-        zero = dY.dtype.type(0)
-        for i, j, r, c in taps(window, out):
-            padded[:, r, c] = np.where(argmax == i * fc + j, dY, zero)
-        return cropped(padded, window, (rows, cols), dY.dtype)
+        cut = _Cut(x_shape, dY.dtype, window)
+        # a product of integers: a gradient that is not finite, times 0, must be 0
+        whole = np.dtype(f"u{dY.dtype.itemsize}")
+
+        def gradient(block: slice, k: int, free: Array, mask: Array) -> Array:
+            np.equal(argmax[block], k, out=mask)
+            np.multiply(dY[block].view(whole), mask, out=free.view(whole))
+            return free
+
+        return _spread(cut, gradient, overlap)
+
+    def avg_pool2d_forward(self, X: Array, window: Window) -> Array:
+        if not X.size or X.dtype.itemsize < 4:
+            return super().avg_pool2d_forward(X, window)
+        cut = _Cut(X.shape, X.dtype, window)
+        Y = workspace.empty((cut.n, *cut.out, cut.ch), X.dtype)
+        values = [cut.outputs(part) for part in cut.parts]
+        padded = [cut.padded(part, 0.0) for part in cut.parts]
+        share = X.dtype.type(1.0 / window.taps)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                images, y = cut.seen(X[block], padded[i]), Y[block]
+                value = values[i][: len(y)]
+                source, target, total = pixels(images), pixels(value), pixels(y)
+                for k, r, c in cut.taps:
+                    np.copyto(total if k == 0 else target, source[:, r, c])
+                    if k:
+                        np.add(y, value, out=y)
+                np.multiply(y, share, out=y)
+
+        run_shares(work, cut.parts)
+        return Y
+
+    def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array:
+        if not dY.size or dY.dtype.itemsize < 4:
+            return super().avg_pool2d_backward(dY, x_shape, window)
+        cut = _Cut(x_shape, dY.dtype, window)
+        share = dY.dtype.type(1.0 / window.taps)
+
+        def gradient(block: slice, k: int, free: Array, mask: Array) -> Array:
+            return np.multiply(dY[block], share, out=free) if k == 0 else free
+
+        return _spread(cut, gradient, _overlaps(window))
+
+
+def _spread(cut: _Cut, gradient, overlap: bool) -> Array:
+    """dX, to which tap k of every window contributes ``gradient(block, k, free, mask)``."""
+    dX = workspace.empty((cut.n, cut.rows, cut.cols, cut.ch), cut.dtype)
+    values = [cut.outputs(part) for part in cut.parts]
+    masks = [workspace.empty(value.shape, np.bool_) for value in values]
+    padded = [cut.padded(part, 0.0) for part in cut.parts]
+    clear = overlap or not _covers(cut)
+
+    def work(i: int, part: slice) -> None:
+        for block in blocks(part, cut.step):
+            dx, count = dX[block], block.stop - block.start
+            images = dx if padded[i] is None else padded[i][:count]
+            if clear:
+                images.fill(0)
+            places = pixels(images)
+            for k, r, c in cut.taps:
+                part_of_k = gradient(block, k, values[i][:count], masks[i][:count])
+                if overlap:
+                    images[:, r, c] += part_of_k
+                else:
+                    np.copyto(places[:, r, c], pixels(part_of_k))
+            if padded[i] is not None:
+                np.copyto(dx, cut.inside(images))
+
+    run_shares(work, cut.parts)
+    return dX

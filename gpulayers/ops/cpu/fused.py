@@ -1,0 +1,54 @@
+"""Operations of a planned training step in one pass on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops._product import product
+from gpulayers.ops.cpu import _winograd
+from gpulayers.ops.cpu._blocks import BLOCK, add_bias, blocks, relu_in_place, row_shares
+from gpulayers.ops.cpu.conv import convolve
+from gpulayers.ops.reference.fused import ReferenceFused
+from gpulayers.ops.window import Window
+from gpulayers.threads import run_shares
+
+
+class CpuFused(ReferenceFused):
+    """Bias and ReLU while a block is in the cache; the bias gradient out of Winograd's sums."""
+
+    def conv2d_relu_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
+        return convolve(X, W, b, window, rectify=True)
+
+    def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
+        if not window.is_pointwise and _winograd.serves(X, dZ.shape[3], window):
+            gradients = _winograd.weight_grad(X, dZ, window)
+            if gradients is not None:
+                return gradients
+        return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
+
+    def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
+        Z = product(X, W)
+        if not Z.size:
+            return Z
+        add_bias(Z, b.reshape(-1))
+        if relu:
+            relu_in_place(Z)
+        return Z
+
+    def relu_backward(self, dY: Array, Y: Array) -> Array:
+        dZ = workspace.empty(dY.shape, dY.dtype)
+        dy, y, dz = dY.reshape(-1), Y.reshape(-1), dZ.reshape(-1)
+        parts = row_shares(y.size, 1, 2)
+        masks = [workspace.empty((min(BLOCK, p.stop - p.start),), np.bool_) for p in parts]
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, BLOCK):
+                above = np.greater(y[block], 0, out=masks[i][: block.stop - block.start])
+                np.multiply(dy[block], above, out=dz[block])
+
+        run_shares(work, parts)
+        return dZ

@@ -1,0 +1,208 @@
+"""Normalisation on the CPU: blocks in the cache, sums as products with ones, threads over rows.
+
+Mean and variance take two passes over the data: mean(x**2) - mean(x)**2 would cancel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops.cpu._blocks import BLOCK, blocks, fold, ones, row_shares
+from gpulayers.ops.reference.normalization import ReferenceNormalization
+from gpulayers.threads import run_shares
+
+_LONGEST = 1 << 14  # numbers of a row whose float32 sum by BLAS is as exact as NumPy's
+
+
+class _Columns:
+    """Columns of (m, ch) added up block by block; the sums of the blocks in float64.
+
+    Several rows are seen as one, so that it is long enough for NumPy's inner loop.
+    """
+
+    def __init__(self, m: int, ch: int, dtype: np.dtype) -> None:
+        self.m, self.ch, self.dtype = m, ch, dtype
+        self.k = fold(m, ch)
+        self.rows, self.width = m // self.k, self.k * ch
+        self.step = max(1, BLOCK // self.width)
+        self.parts = row_shares(self.rows, self.width, 4)
+        self.one = ones(min(self.step, self.rows), dtype)
+        self.free = [
+            workspace.empty((min(self.step, p.stop - p.start), self.width), dtype)
+            for p in self.parts
+        ]
+
+    def wide(self, array: Array) -> Array:
+        return array.reshape(self.rows, self.width)
+
+    def tiled(self, vector: Array) -> Array:
+        return np.tile(vector.astype(self.dtype, copy=False), self.k)
+
+    def sums(self, count: int) -> list[Array]:
+        """Zeros for `count` sums of each share."""
+        return [np.zeros((count, self.width)) for _ in self.parts]
+
+    def total(self, sums: list[Array]) -> Array:
+        """The sums of all shares, (count, ch), in float64."""
+        total = sums[0]
+        for more in sums[1:]:
+            total = total + more
+        return total.reshape(len(total), self.k, self.ch).sum(axis=1)
+
+    def add(self, block: Array, to: Array) -> None:
+        to += self.one[: len(block)] @ block
+
+
+class CpuNormalization(ReferenceNormalization):
+    """Batch normalisation, and standardisation over the last axes, in float32 and float64."""
+
+    def batchnorm_forward(
+        self, X: Array, scaler: Array, intercept: Array, eps: float
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        if X.dtype.itemsize < 4 or not X.size:
+            return super().batchnorm_forward(X, scaler, intercept, eps)
+        cut = _Columns(*X.shape, X.dtype)
+        Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
+        x, x_hat, y = cut.wide(X), cut.wide(X_hat), cut.wide(Y)
+
+        first = cut.sums(1)
+
+        def add_up(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                cut.add(x[block], first[i][0])
+
+        run_shares(add_up, cut.parts)
+        mean = (cut.total(first)[0] / cut.m).astype(X.dtype)
+
+        second, middle = cut.sums(1), cut.tiled(mean)
+
+        def centre(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                centred, squares = x_hat[block], cut.free[i][: block.stop - block.start]
+                np.subtract(x[block], middle, out=centred)
+                np.multiply(centred, centred, out=squares)
+                cut.add(squares, second[i][0])
+
+        run_shares(centre, cut.parts)
+        exact = cut.total(second)[0] / cut.m
+        inv_std = (1.0 / np.sqrt(exact + eps)).astype(X.dtype)
+        scale, gain, shift = cut.tiled(inv_std), cut.tiled(scaler), cut.tiled(intercept)
+
+        def normalize(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                np.multiply(x_hat[block], scale, out=x_hat[block])
+                np.multiply(x_hat[block], gain, out=y[block])
+                np.add(y[block], shift, out=y[block])
+
+        run_shares(normalize, cut.parts)
+        return Y, X_hat, mean, exact.astype(X.dtype), inv_std
+
+    def batchnorm_backward(
+        self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+    ) -> tuple[Array, Array, Array]:
+        # mean and variance depend on every row, hence the two averages taken out of dY
+        if dY.dtype.itemsize < 4 or not dY.size:
+            return super().batchnorm_backward(dY, X_hat, scaler, inv_std)
+        cut = _Columns(*dY.shape, dY.dtype)
+        dX = workspace.empty(dY.shape, dY.dtype)
+        dy, x_hat, dx = cut.wide(dY), cut.wide(X_hat), cut.wide(dX)
+        sums = cut.sums(2)
+
+        def add_up(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                products = cut.free[i][: block.stop - block.start]
+                cut.add(dy[block], sums[i][0])
+                np.multiply(dy[block], x_hat[block], out=products)
+                cut.add(products, sums[i][1])
+
+        run_shares(add_up, cut.parts)
+        dintercept, dscaler = cut.total(sums)
+        # dX = factor * dY + slope * X_hat + shift
+        factor = scaler * inv_std
+        scale = cut.tiled(factor)
+        slope, shift = (cut.tiled(-factor * total / cut.m) for total in (dscaler, dintercept))
+
+        def put_together(i: int, part: slice) -> None:
+            for block in blocks(part, cut.step):
+                free, out = cut.free[i][: block.stop - block.start], dx[block]
+                np.multiply(x_hat[block], slope, out=free)
+                np.add(free, shift, out=free)
+                np.multiply(dy[block], scale, out=out)
+                np.add(out, free, out=out)
+
+        run_shares(put_together, cut.parts)
+        return dX, dscaler.astype(dY.dtype), dintercept.astype(dY.dtype)
+
+    def standardize_forward(
+        self, X: Array, axes: tuple[int, ...], eps: float
+    ) -> tuple[Array, Array]:
+        length = _row_length(X, axes)
+        if length == 0:
+            return super().standardize_forward(X, axes, eps)
+        X_hat = workspace.empty(X.shape, X.dtype)
+        x, x_hat = X.reshape(-1, length), X_hat.reshape(-1, length)
+        inv_std = np.empty((len(x), 1), X.dtype)
+        parts, step, free, average = _cut_rows(x)
+        small = X.dtype.type(eps)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, step):
+                centred, squares = x_hat[block], free[i][: block.stop - block.start]
+                np.subtract(x[block], x[block] @ average, out=centred)
+                np.multiply(centred, centred, out=squares)
+                scale = np.matmul(squares, average, out=inv_std[block])
+                np.add(scale, small, out=scale)
+                np.sqrt(scale, out=scale)
+                np.divide(X.dtype.type(1), scale, out=scale)
+                np.multiply(centred, scale, out=centred)
+
+        run_shares(work, parts)
+        kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
+        return X_hat, inv_std.reshape(kept)
+
+    def standardize_backward(
+        self, dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
+    ) -> Array:
+        # mean and variance depend on every element, hence the two averages taken out
+        length = _row_length(X_hat, axes)
+        if length == 0:
+            return super().standardize_backward(dX_hat, X_hat, inv_std, axes)
+        dX = workspace.empty(X_hat.shape, X_hat.dtype)
+        dx_hat, x_hat, dx = (a.reshape(-1, length) for a in (dX_hat, X_hat, dX))
+        scale = inv_std.reshape(-1, 1)
+        parts, step, free, average = _cut_rows(x_hat)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, step):
+                d, x, out = dx_hat[block], x_hat[block], dx[block]
+                products = free[i][: len(d)]
+                np.multiply(d, x, out=products)
+                slope = products @ average
+                np.subtract(d, d @ average, out=out)
+                np.multiply(x, slope, out=products)
+                np.subtract(out, products, out=out)
+                np.multiply(out, scale[block], out=out)
+
+        run_shares(work, parts)
+        return dX
+
+
+def _row_length(X: Array, axes: tuple[int, ...]) -> int:
+    """The length of the rows if `axes` are the last ones and rows suit this way; else 0."""
+    length = math.prod(X.shape[axis] for axis in axes)
+    last = axes == tuple(range(X.ndim - len(axes), X.ndim))
+    return length if last and X.dtype.itemsize >= 4 and X.size and length <= _LONGEST else 0
+
+
+def _cut_rows(rows: Array) -> tuple[list[slice], int, list[Array], Array]:
+    """Shares, rows of a block, scratch of each share, and the vector whose product is the mean."""
+    m, length = rows.shape
+    step = max(1, BLOCK // length)
+    parts = row_shares(m, length, 6)
+    free = [workspace.empty((min(step, p.stop - p.start), length), rows.dtype) for p in parts]
+    average = np.full((length, 1), 1.0 / length, rows.dtype)
+    return parts, step, free, average

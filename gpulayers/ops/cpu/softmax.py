@@ -1,0 +1,93 @@
+"""Softmax and cross-entropy on the CPU: in place, sums of rows as products with ones, threads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops.cpu._blocks import BLOCK, blocks, ones, row_shares
+from gpulayers.ops.reference.softmax import ReferenceSoftmax
+from gpulayers.threads import run_shares
+
+_PASSES = 16  # what a softmax costs, in passes of an addition
+
+
+def _plain(labels: Array, scores: Array) -> bool:
+    """Whether the fast way serves: a float dtype BLAS has, and labels that can be an index."""
+    if scores.dtype.itemsize < 4 or not scores.size:
+        return False
+    return bool(labels.min() >= 0) and bool(labels.max() < scores.shape[1])
+
+
+class CpuSoftmax(ReferenceSoftmax):
+    """The reference's formulas with ``out=``."""
+
+    def softmax_forward(self, Z: Array) -> Array:
+        if Z.dtype.itemsize < 4 or not Z.size:
+            return super().softmax_forward(Z)
+        Y = workspace.empty(Z.shape, Z.dtype)
+        one = ones(Z.shape[1], Z.dtype)
+
+        def work(i: int, part: slice) -> None:
+            y = Y[part]
+            np.subtract(Z[part], Z[part].max(axis=1, keepdims=True), out=y)
+            np.exp(y, out=y)
+            np.divide(y, (y @ one)[:, None], out=y)
+
+        run_shares(work, row_shares(*Z.shape, passes=_PASSES))
+        return Y
+
+    def softmax_backward(self, dY: Array, Y: Array) -> Array:
+        # the Jacobian is diag(y) - y y^T; times dy that is y * (dy - <dy, y>)
+        if Y.dtype.itemsize < 4 or not Y.size:
+            return super().softmax_backward(dY, Y)
+        dZ = workspace.empty(Y.shape, Y.dtype)
+        one = ones(Y.shape[1], Y.dtype)
+
+        def work(i: int, part: slice) -> None:
+            dz, dy, y = dZ[part], dY[part], Y[part]
+            np.multiply(dy, y, out=dz)
+            np.subtract(dy, (dz @ one)[:, None], out=dz)
+            np.multiply(y, dz, out=dz)
+
+        run_shares(work, row_shares(*Y.shape, passes=4))
+        return dZ
+
+    def softmax_cross_entropy_forward(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        # loss = log sum_j exp(z_j) - z_label
+        if not _plain(labels, logits):
+            return super().softmax_cross_entropy_forward(logits, labels)
+        m, classes = logits.shape
+        probs = workspace.empty(logits.shape, logits.dtype)
+        losses = workspace.empty((m,), logits.dtype)
+        one, number = ones(classes, logits.dtype), np.arange(m)
+        step = max(1, BLOCK // classes)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, step):
+                p, z = probs[block], logits[block]
+                np.subtract(z, z.max(axis=1, keepdims=True), out=p)
+                picked = p[number[: len(p)], labels[block]]
+                np.exp(p, out=p)
+                total = p @ one
+                np.divide(p, total[:, None], out=p)
+                np.subtract(np.log(total), picked, out=losses[block])
+
+        run_shares(work, row_shares(m, classes, _PASSES))
+        return losses, probs
+
+    def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
+        # d loss / d z_j = p_j - [j is the label]
+        if not _plain(labels, probs):
+            return super().softmax_cross_entropy_backward(probs, labels, scale)
+        dlogits = workspace.empty(probs.shape, probs.dtype)
+        number, factor = np.arange(len(probs)), probs.dtype.type(scale)
+
+        def work(i: int, part: slice) -> None:
+            dz, rows = dlogits[part], number[: part.stop - part.start]
+            np.multiply(probs[part], factor, out=dz)
+            dz[rows, labels[part]] = (probs[part][rows, labels[part]] - 1) * factor
+
+        run_shares(work, row_shares(*probs.shape, passes=2))
+        return dlogits
