@@ -11,7 +11,7 @@ import numpy as np
 
 from _cpu.cases import LR, MOMENTUM, STEPS_CHECKED, Arrays, Case, data
 from _cpu.nets import Conv, Dense, Flatten
-from _cpu.ours import build_layer, recurrent_weights
+from _cpu.ours import build_layer
 from _cpu.subject import Subject, UnsupportedError
 
 # numpy-ml still looks for the abstract classes where Python had them before 3.10
@@ -34,7 +34,7 @@ def make(case: Case, variant: str = "") -> Subject:
     d = {k: v.astype(float) if v.dtype.kind == "f" else v for k, v in data(case).items()}
     if case.is_step:
         return _step(case, d)
-    return _sequence(case, d) if case.kind == "recurrent" else _layer(case, d)
+    return _layer(case, d)
 
 
 def _assign(layer: Any, weights: Arrays) -> None:
@@ -52,28 +52,6 @@ def _layer(case: Case, d: Arrays) -> Subject:
         Y, dX = layer.forward(d["X"]), layer.backward(d["dY"])
         found = {"Y": Y, "dX": dX, **{f"d{k}": v for k, v in layer.gradients.items()}}
         layer.flush_gradients()
-        return found
-
-    return Subject(result, result)
-
-
-def _sequence(case: Case, d: Arrays) -> Subject:
-    """Cell by cell: its layers over sequences cannot be constructed."""
-    cell = getattr(layers, case.size["cell"] + "Cell")(case.size["h"])
-    X, dY, steps = d["X"], d["dY"], case.size["t"]
-    cell.forward(X[:, :, 0])
-    cell.flush_gradients()
-    _assign(cell, recurrent_weights(case, d))
-
-    def result() -> Arrays:
-        Y = [cell.forward(X[:, :, t]) for t in range(steps)]
-        dX = [cell.backward(dY[:, :, t]) for t in reversed(range(steps))][::-1]
-        found = {
-            "Y": np.stack([y[0] if isinstance(y, tuple) else y for y in Y], axis=-1),
-            "dX": np.stack(dX, axis=-1),
-            **{f"d{k}": v for k, v in cell.gradients.items()},
-        }
-        cell.flush_gradients()
         return found
 
     return Subject(result, result)
