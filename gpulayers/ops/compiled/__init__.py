@@ -5,6 +5,7 @@ and shapes a kernel does not take fall through to `gpulayers.ops.cpu`.
 """
 
 from gpulayers.ops.compiled.activation import CompiledActivation
+from gpulayers.ops.compiled.fused import CompiledFused
 from gpulayers.ops.compiled.library import report, unavailable_reason
 from gpulayers.ops.compiled.normalization import CompiledNormalization
 from gpulayers.ops.compiled.pool import CompiledPool
@@ -17,6 +18,7 @@ __all__ = ["Compiled", "report", "unavailable_reason"]
 
 
 class Compiled(
+    CompiledFused,
     CompiledProduct,
     CompiledPool,
     CompiledActivation,
@@ -26,3 +28,5 @@ class Compiled(
     Cpu,
 ):
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
+
+    threaded = True  # operations divide their work among the threads themselves

@@ -30,6 +30,11 @@ _forward = bind("gl_bias_activation", "pppiinff")
 _backward = bind("gl_activation_backward", "pppinff")
 
 
+def relu_backward_into(dY: Array, Y: Array, dZ: Array) -> None:
+    """dZ = dY * (Y > 0), from ReLU's output or its input; float32 or float64, unchecked."""
+    _backward(dY.dtype, dY, Y, dZ, dY.size, NUMBERS["relu"], 0.0, 0.0)
+
+
 class CompiledActivation(ReferenceActivation):
     """The built-in activations; a user's own runs its array formulas."""
 

@@ -44,6 +44,11 @@ def _described(x_shape: Shape4, window: Window) -> tuple[Array, Shape4]:
     return np.array(numbers, dtype=np.int64), (n, out_rows, out_cols, ch)
 
 
+def serves(X: Array, window: Window) -> bool:
+    """Whether the max pooling kernels take this array and window."""
+    return X.dtype in DTYPES and window.taps <= _MOST_TAPS
+
+
 def max_pool2d_forward_into(X: Array, window: Window, Y: Array, argmax: Array) -> None:
     """`max_pool2d_forward` into given arrays; float32 or float64, at most 256 taps, unchecked."""
     _max_forward(X.dtype, X, Y, argmax, _described(X.shape, window)[0])
@@ -86,7 +91,7 @@ class CompiledPool(CpuPool):
     """A vector of channels at a time; gradients gather, so their order is fixed."""
 
     def max_pool2d_forward(self, X: Array, window: Window) -> tuple[Array, Array]:
-        if X.dtype not in DTYPES or window.taps > _MOST_TAPS:
+        if not serves(X, window):
             return super().max_pool2d_forward(X, window)
         shape = _described(X.shape, window)[1]
         Y, argmax = workspace.empty(shape, X.dtype), workspace.empty(shape, np.uint8)
@@ -96,7 +101,7 @@ class CompiledPool(CpuPool):
     def max_pool2d_backward(
         self, dY: Array, argmax: Array, x_shape: Shape4, window: Window
     ) -> Array:
-        if dY.dtype not in DTYPES or window.taps > _MOST_TAPS:
+        if not serves(dY, window):
             return super().max_pool2d_backward(dY, argmax, x_shape, window)
         dX = workspace.empty(x_shape, dY.dtype)
         max_pool2d_relu_backward_into(dY, argmax, None, dX, window)

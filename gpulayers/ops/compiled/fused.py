@@ -1,0 +1,48 @@
+"""Operations of a planned training step in one pass over memory."""
+
+from __future__ import annotations
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops._kernels import Shape4
+from gpulayers.ops.compiled import activation, pool, softmax
+from gpulayers.ops.compiled.library import DTYPES
+from gpulayers.ops.compiled.product import SMALL, product_into
+from gpulayers.ops.cpu.fused import CpuFused
+from gpulayers.ops.window import Window
+
+
+class CompiledFused(CpuFused):
+    """float32 and float64; the rest as in NumPy."""
+
+    def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
+        (m, k), n = X.shape, W.shape[1]
+        if X.dtype not in DTYPES or m * n * k < SMALL:
+            return super().dense_forward(X, W, b, relu)
+        Y = workspace.empty((m, n), X.dtype)
+        product_into(X, W, Y, bias=b, relu=relu)
+        return Y
+
+    def relu_backward(self, dY: Array, Y: Array) -> Array:
+        if dY.dtype not in DTYPES:
+            return super().relu_backward(dY, Y)
+        dZ = workspace.empty(dY.shape, dY.dtype)
+        activation.relu_backward_into(dY, Y, dZ)
+        return dZ
+
+    def max_pool2d_relu_backward(
+        self, dY: Array, argmax: Array, Y: Array, x_shape: Shape4, window: Window
+    ) -> Array:
+        if not pool.serves(dY, window):
+            return super().max_pool2d_relu_backward(dY, argmax, Y, x_shape, window)
+        dZ = workspace.empty(x_shape, dY.dtype)
+        pool.max_pool2d_relu_backward_into(dY, argmax, Y, dZ, window)
+        return dZ
+
+    def softmax_cross_entropy_both(
+        self, logits: Array, labels: Array, scale: float
+    ) -> tuple[Array, Array]:
+        if logits.dtype not in DTYPES:
+            return super().softmax_cross_entropy_both(logits, labels, scale)
+        dlogits = workspace.empty(logits.shape, logits.dtype)
+        return softmax.softmax_cross_entropy_both(logits, labels, scale, dlogits), dlogits
