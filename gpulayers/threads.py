@@ -33,7 +33,7 @@ def _checked(value: Any, source: str) -> int:
     try:
         if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ParameterError(
             f"{source}: expected a number of threads, an integer of at least 1, got {value!r}"
         ) from None

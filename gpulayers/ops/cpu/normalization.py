@@ -65,7 +65,7 @@ class CpuNormalization(ReferenceNormalization):
     ) -> tuple[Array, Array, Array, Array, Array]:
         if X.dtype.itemsize < 4 or not X.size:
             return super().batchnorm_forward(X, scaler, intercept, eps)
-        cut = _Columns(*X.shape, X.dtype)
+        cut = _Columns(X.shape[0], X.shape[1], X.dtype)
         Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
         x, x_hat, y = cut.wide(X), cut.wide(X_hat), cut.wide(Y)
 
@@ -107,7 +107,7 @@ class CpuNormalization(ReferenceNormalization):
         # mean and variance depend on every row, hence the two averages taken out of dY
         if dY.dtype.itemsize < 4 or not dY.size:
             return super().batchnorm_backward(dY, X_hat, scaler, inv_std)
-        cut = _Columns(*dY.shape, dY.dtype)
+        cut = _Columns(dY.shape[0], dY.shape[1], dY.dtype)
         dX = workspace.empty(dY.shape, dY.dtype)
         dy, x_hat, dx = cut.wide(dY), cut.wide(X_hat), cut.wide(dX)
         sums = cut.sums(2)

@@ -6,6 +6,8 @@ as raw items (`pixels`), since few channels make loops too short for NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gpulayers.backend import Array
@@ -16,6 +18,9 @@ from gpulayers.ops.reference.conv import taps
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares
+
+
+Gradient = Callable[[slice, int, Array, Array], Array]  # of a block, by tap; two arrays to use
 
 
 class _Cut:
@@ -165,7 +170,7 @@ class CpuPool(ReferencePool):
         return _spread(cut, gradient, _overlaps(window))
 
 
-def _spread(cut: _Cut, gradient, overlap: bool) -> Array:
+def _spread(cut: _Cut, gradient: Gradient, overlap: bool) -> Array:
     """dX, to which tap k of every window contributes ``gradient(block, k, free, mask)``."""
     dX = workspace.empty((cut.n, cut.rows, cut.cols, cut.ch), cut.dtype)
     values = [cut.outputs(part) for part in cut.parts]
@@ -176,7 +181,8 @@ def _spread(cut: _Cut, gradient, overlap: bool) -> Array:
     def work(i: int, part: slice) -> None:
         for block in blocks(part, cut.step):
             dx, count = dX[block], block.stop - block.start
-            images = dx if padded[i] is None else padded[i][:count]
+            around = padded[i]
+            images = dx if around is None else around[:count]
             if clear:
                 images.fill(0)
             places = pixels(images)
@@ -186,7 +192,7 @@ def _spread(cut: _Cut, gradient, overlap: bool) -> Array:
                     images[:, r, c] += part_of_k
                 else:
                     np.copyto(places[:, r, c], pixels(part_of_k))
-            if padded[i] is not None:
+            if around is not None:
                 np.copyto(dx, cut.inside(images))
 
     run_shares(work, cut.parts)
