@@ -35,6 +35,7 @@ import gpulayers
 from gpulayers import random
 from gpulayers.errors import GPULayersError
 from gpulayers.models import WGAN_GP, BernoulliVAE, Word2Vec
+from gpulayers.ops import kernels_for
 from gpulayers.training import load_data
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
@@ -363,7 +364,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"benchmarks/models.py: {error}", file=sys.stderr)
             return 1
         machine = f"{platform.machine()}, {os.cpu_count()} CPUs, NumPy {np.__version__}"
-        results[part]["measured"] = f"{time.strftime('%Y-%m-%d')}, {machine}"
+        engine = kernels_for(np.zeros(1)).__class__.__name__
+        results[part]["measured"] = f"{time.strftime('%Y-%m-%d')}, {machine}, {engine} kernels"
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = rows({part: results[part] for part in options.parts})
