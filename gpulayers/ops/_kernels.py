@@ -322,7 +322,7 @@ def _require_compiled(source: str) -> None:
     if reason:
         raise BackendError(
             f"{source}: the compiled kernels are not available: {reason}. With a C compiler "
-            "installed, run: python -m gpulayers.ops.compiled.build"
+            "installed, run: python -m gpulayers.ops.compiled"
         )
 
 

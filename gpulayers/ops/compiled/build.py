@@ -1,7 +1,7 @@
 """Compiles the C kernels beside this file; the packaging hook and users call the same function.
 
 Standard library only, and nothing of gpulayers: the hook loads this file before the package is
-installed. ``python -m gpulayers.ops.compiled.build`` builds in place, e.g. after a compiler was
+installed. ``python -m gpulayers.ops.compiled`` builds in place, e.g. after a compiler was
 installed.
 """
 
@@ -137,10 +137,3 @@ def _run(command: list[str]) -> None:
 def _version(compiler: list[str]) -> str:
     done = subprocess.run([*compiler, "--version"], capture_output=True, text=True)
     return (done.stdout or done.stderr).splitlines()[0]
-
-
-if __name__ == "__main__":
-    try:
-        print(json.dumps(build(), indent=1))
-    except BuildError as error:
-        sys.exit(f"not built: {error}")
