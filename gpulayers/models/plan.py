@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
@@ -157,7 +158,8 @@ class CompiledNetwork:
             self._run(copies[i], X[part], labels[part], scale)
 
         if len(parts) == 1:
-            work(0, parts[0])
+            with self._blas():
+                work(0, parts[0])
         else:
             threads.run_shares(_in_context(work, len(parts)), parts)
             for copy in copies[1:]:
@@ -214,6 +216,14 @@ class CompiledNetwork:
         if not self._by_example or self._in_kernel_threads():
             return [slice(0, n)]
         return threads.shares(n, grain=4)
+
+    def _blas(self) -> contextlib.AbstractContextManager[None]:
+        """BLAS at one thread where the kernels have threads of their own, or there is to be one:
+        BLAS's would go on looking for work after a product, on the cores of what follows it."""
+        place = self.network.home or backend.current_backend()
+        if place == "numpy" and (self._in_kernel_threads() or threads.thread_count() == 1):
+            return threads.single_threaded_blas()
+        return contextlib.nullcontext()
 
     def _in_kernel_threads(self) -> bool:
         """Whether operations run in threads (or on a GPU) of their own."""
