@@ -86,6 +86,7 @@ class Bar(Display):
             console=console,
             refresh_per_second=5,
             transient=True,
+            redirect_stdout=not console.is_jupyter,  # there it would make HTML of each line
         )
         self._task: Any = None
         self._shown = time.perf_counter()
@@ -104,7 +105,7 @@ class Bar(Display):
         )
 
     def message(self, text: str) -> None:
-        if self.console.is_jupyter:  # rich would make an HTML block of each line
+        if self.console.is_jupyter:
             print(text, flush=True)
         else:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -156,10 +156,25 @@ def test_a_notebook_gets_a_bar_if_it_can_draw_one(notebook, monkeypatch):
     assert isinstance(make_progress(), LineProgress)
 
 
-def test_messages_in_a_notebook_are_plain_text(notebook, capsys):
-    _progress.make_display().message("epoch [1/2]")
-    assert capsys.readouterr().out == "epoch [1/2]\n"
-    assert not notebook
+class SimpleOutput:
+    """Stands in for the widget in which rich draws."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+    def clear_output(self, wait: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_messages_in_a_notebook_are_plain_text(notebook, monkeypatch, capsys):
+    ipywidgets = ModuleType("ipywidgets")
+    ipywidgets.Output = SimpleOutput  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ipywidgets", ipywidgets)
+    with _progress.make_display() as display:
+        display.start(3, label="step")
+        display.message("epoch [1/2]")
+        out = capsys.readouterr().out
+    assert out == "epoch [1/2]\n"
+    assert any(isinstance(shown, SimpleOutput) for shown in notebook), "the bar's widget"
 
 
 def test_ipython_in_a_terminal_is_no_notebook(notebook, monkeypatch):
