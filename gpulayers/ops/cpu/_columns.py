@@ -100,8 +100,13 @@ class Columns:
 # ------------------------------------------------------------------------------------------ bands
 
 
-def outputs_per_row(window: Window, ch: int, out_ch: int, out_cols: int) -> int:
-    """How many neighbouring outputs T one row of columns should compute; 1 means no band."""
+def outputs_per_row(
+    window: Window, ch: int, out_ch: int, out_cols: int, enough: int = _BAND_WIDTH
+) -> int:
+    """How many neighbouring outputs T one row of columns should compute; 1 means no band.
+
+    `enough` columns of the band make BLAS fast; more only add multiplications.
+    """
     fc, sc = window.kernel[1], window.stride[1]
     if window.dilation[1] != 1 or ch * fc >= _BAND_WIDTH or out_ch >= _BAND_WIDTH:
         return 1
@@ -111,7 +116,7 @@ def outputs_per_row(window: Window, ch: int, out_ch: int, out_cols: int) -> int:
             break
         if out_cols % t == 0:
             best = t
-            if t * out_ch >= 2 * _BAND_WIDTH:
+            if t * out_ch >= enough:
                 break
     return best
 
@@ -204,7 +209,8 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     n, rows, cols, ch = x_shape
     out_ch = W.shape[3]
     out_rows, out_cols = window.output_size(rows, cols)
-    t = outputs_per_row(window, ch, out_ch, out_cols)
+    # twice as wide: longer runs are added up
+    t = outputs_per_row(window, ch, out_ch, out_cols, 2 * _BAND_WIDTH)
     if t > 1 and not all_finite(dZ):
         t = 1  # as in the forward pass
     if t > 1:
@@ -215,8 +221,11 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     rows_of_dZ = dZ.reshape(n, columns.pixels, t * out_ch)
     dX = workspace.empty(x_shape, dZ.dtype)
     parts = example_shares(n, columns.pixels * W.size)
-    size, wide = window.padded_size(rows, cols), sum_dtype(dZ)
-    direct = not any(window.pad) and dX.dtype == wide  # the padded images are dX itself
+    (padded_rows, padded_cols), step = window.padded_size(rows, cols), window.stride[1]
+    # NumPy copies an array it adds to, unless it sees that no two of its numbers share memory. It
+    # does so at once if a row is a whole number of steps.
+    size, wide = (padded_rows, -(-padded_cols // step) * step), sum_dtype(dZ)
+    direct = dX.dtype == wide and size == (rows, cols)  # the padded images are dX itself
     buffers = []
     for part in parts:
         padded = None if direct else workspace.empty((columns.count(part), *size, ch), wide)

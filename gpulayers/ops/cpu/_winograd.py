@@ -67,7 +67,9 @@ def serves(X: Array, out_ch: int, window: Window) -> bool:
 
 def _transformed(W: Array) -> Array:
     """G applied to the rows of (3, 3, a, b): (6, 3 a, b)."""
-    return np.matmul(_G, W.reshape(3, -1)).reshape(6, -1, W.shape[3])
+    rows = W.reshape(3, -1)
+    out = workspace.empty((6, rows.shape[1]), W.dtype)
+    return np.matmul(_G, rows, out=out).reshape(6, -1, W.shape[3])
 
 
 class _Geometry:
@@ -341,5 +343,6 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
     for more, db in zip(sums[1:], biases[1:], strict=True):
         sums[0] += more
         biases[0] += db
-    dW = np.matmul(_G.T, sums[0].reshape(6, -1)).reshape(3, 3, ch, out_ch)
+    dW = workspace.empty((3, 3, ch, out_ch), X.dtype)
+    np.matmul(_G.T, sums[0].reshape(6, -1), out=dW.reshape(3, -1))
     return dW, biases[0]
