@@ -323,7 +323,7 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         ParameterError
             If an argument is out of range.
         DivergedError
-            If a loss is not finite at the end.
+            If a loss is not finite; looked at ten times on the way, and at the end.
         ShapeError, DTypeError, BackendError
         """
         owner = "WGAN_GP.fit"
@@ -339,6 +339,7 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         generator = random.default_generator()
         losses: list[tuple[Any, Any]] = []
         critic_loss: Any = 0.0
+        tenth = max(n_steps // 10, 1)
         with shown(verbose) as display:
             display.start(n_steps, label="step")
             for step in range(1, n_steps + 1):
@@ -348,14 +349,22 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
                 losses.append((critic_loss, self.update_generator((batchsize, width))))
                 if display.due():
                     display.show(step, "step", _figures(losses[-1]))
-                if verbose and step % max(n_steps // 10, 1) == 0:
+                if step % tenth == 0 or step == n_steps:
+                    self._check_finite(losses[-1], step)
+                if step % tenth == 0:
                     display.message(f"step {step}/{n_steps}  {_figures(losses[-1])}")
                 for callback in callbacks:
                     callback(self, step)
-        told = [(float(c), float(g)) for c, g in losses]
-        if not np.isfinite(told[-1]).all():
-            raise DivergedError(f"{owner}: the losses are {told[-1]}; lower the learning rate")
-        return told
+        return [(float(c), float(g)) for c, g in losses]
+
+    @staticmethod
+    def _check_finite(losses: tuple[Any, Any], step: int) -> None:
+        told = (float(losses[0]), float(losses[1]))
+        if not np.isfinite(told).all():
+            raise DivergedError(
+                f"WGAN_GP.fit: the losses of critic and generator are {told} in step {step}; lower "
+                "the learning rate"
+            )
 
     def sample(self, n: int) -> Array:
         """Return `n` generated examples (n, n_features)."""

@@ -10,7 +10,7 @@ import pytest
 
 import gpulayers.backend
 from gpulayers import random
-from gpulayers.errors import NotInitializedError, ParameterError, ShapeError
+from gpulayers.errors import DivergedError, NotInitializedError, ParameterError, ShapeError
 from gpulayers.models import WGAN_GP
 
 
@@ -171,6 +171,24 @@ def test_fit_on_each_backend(backend):
         losses.append(gan.fit(X, n_steps=2, batchsize=3, c_updates_per_epoch=2, verbose=False))
     assert losses[0] == losses[1]
     assert isinstance(gan.sample(2), backend.xp.ndarray) and gan.sample(2).dtype == np.float32
+
+
+def test_divergence_ends_the_fit_soon(numpy_backend):
+    random.seed(0)
+    steps: list[int] = []
+    gan = WGAN_GP(g_hidden=16, optimizer="SGD(lr=1e30)")
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(DivergedError, match=r"losses of critic and generator are .* in step 2;"),
+    ):
+        gan.fit(
+            data().astype(np.float32),
+            n_steps=25,
+            batchsize=3,
+            verbose=False,
+            callbacks=lambda model, step: steps.append(step),
+        )
+    assert steps == [1]
 
 
 def test_debug_keeps_the_values(backend):
