@@ -206,8 +206,9 @@ class CompiledNetwork:
         cur_loss : float, optional
             For schedules that look at the loss.
         """
-        for node in self._copies[0].leaves():
-            node.update(cur_loss, node.gradients)
+        with self._copies[0].workspace:
+            for node in self._copies[0].leaves():
+                node.update(cur_loss, node.gradients)
         for copy in self._copies:
             copy.forget()
 
