@@ -5,6 +5,7 @@ and shapes a kernel does not take fall through to `gpulayers.ops.cpu`.
 """
 
 from gpulayers.ops.compiled.activation import CompiledActivation
+from gpulayers.ops.compiled.conv import CompiledConv
 from gpulayers.ops.compiled.fused import CompiledFused
 from gpulayers.ops.compiled.library import report, unavailable_reason
 from gpulayers.ops.compiled.normalization import CompiledNormalization
@@ -20,6 +21,7 @@ __all__ = ["Compiled", "report", "unavailable_reason"]
 class Compiled(
     CompiledFused,
     CompiledProduct,
+    CompiledConv,
     CompiledPool,
     CompiledActivation,
     CompiledSoftmax,

@@ -1,0 +1,152 @@
+"""Convolution in C: direct for any window, Winograd's for 3 x 3."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops import workspace
+from gpulayers.ops._kernels import Shape4
+from gpulayers.ops.compiled.library import DTYPES, bind
+from gpulayers.ops.compiled.product import product_into
+from gpulayers.ops.cpu import Cpu
+from gpulayers.ops.cpu.conv import CpuConv
+from gpulayers.ops.window import Window
+
+__all__ = [
+    "CompiledConv",
+    "conv2d_forward_into",
+    "conv2d_input_grad_into",
+    "conv2d_weight_grad_into",
+]
+
+_forward = bind("gl_conv_forward", "pppppn", ctypes.c_int)
+_input_grad = bind("gl_conv_input_grad", "pppp", ctypes.c_int)
+_weight_grad = bind("gl_conv_weight_grad", "ppppp", ctypes.c_int)
+_column_sums = bind("gl_column_sums", "ppii", ctypes.c_int)
+_NOT_FINITE = 2  # what _input_grad says of such weights
+
+
+@lru_cache(maxsize=1024)
+def _described(x_shape: Shape4, out_ch: int, window: Window) -> Array:
+    """The numbers of `conv_t` in src/conv.h."""
+    n, rows, cols, ch = x_shape
+    (top, _, left, _), out = window.pad, window.output_size(rows, cols)
+    numbers = (
+        *(n, rows, cols, ch, *out, out_ch),
+        *(*window.kernel, *window.stride, top, left, *window.dilation),
+    )
+    return np.array(numbers, dtype=np.int64)
+
+
+def _check(status: int, name: str) -> None:
+    if status:
+        raise MemoryError(f"{name}: no memory for packed weights or a padded image")
+
+
+def conv2d_forward_into(
+    X: Array, W: Array, b: Array | None, window: Window, out: Array, relu: bool = False
+) -> None:
+    """Write the convolution into `out`, max(Z, 0) of it with `relu`.
+
+    Parameters
+    ----------
+    X : (n, rows, cols, in_ch), float32 or float64, C-contiguous as all the others
+    W : (fr, fc, in_ch, out_ch)
+    b : (out_ch,) or None
+    out : (n, out_rows, out_cols, out_ch)
+
+    Raises
+    ------
+    MemoryError
+    """
+    ch, out_ch = W.shape[2:]
+    if window.is_pointwise:
+        product_into(X.reshape(-1, ch), W.reshape(ch, out_ch), out.reshape(-1, out_ch), bias=b,
+                     relu=relu)  # fmt: skip
+        return
+    numbers = _described(X.shape, out_ch, window)
+    _check(_forward(X.dtype, X, W, b, out, numbers, relu), "conv2d_forward")
+
+
+def conv2d_input_grad_into(dZ: Array, W: Array, window: Window, out: Array) -> None:
+    """Write the gradient with respect to the input into `out`, (n, rows, cols, in_ch).
+
+    Parameters
+    ----------
+    dZ : (n, out_rows, out_cols, out_ch), float32 or float64, C-contiguous as all the others
+    W : (fr, fc, in_ch, out_ch)
+
+    Raises
+    ------
+    MemoryError
+    """
+    ch, out_ch = W.shape[2:]
+    if window.is_pointwise:
+        product_into(
+            dZ.reshape(-1, out_ch), W.reshape(ch, out_ch), out.reshape(-1, ch), transpose_b=True
+        )
+        return
+    status = _input_grad(dZ.dtype, dZ, W, out, _described(out.shape, out_ch, window))
+    if status == _NOT_FINITE:  # NumPy's way has no padding zeros for an infinity to meet
+        np.copyto(out, Cpu().conv2d_input_grad(dZ, W, out.shape, window))
+        return
+    _check(status, "conv2d_input_grad")
+
+
+def conv2d_weight_grad_into(
+    X: Array, dZ: Array, window: Window, dW: Array, db: Array | None = None
+) -> None:
+    """Write the gradients with respect to weights and bias into `dW` and `db`.
+
+    Parameters
+    ----------
+    X : (n, rows, cols, in_ch), float32 or float64, C-contiguous as all the others
+    dZ : (n, out_rows, out_cols, out_ch)
+    dW : (fr, fc, in_ch, out_ch)
+    db : (out_ch,) or (1, out_ch), optional
+
+    Raises
+    ------
+    MemoryError
+    """
+    numbers = _described(X.shape, dZ.shape[3], window)
+    _check(_weight_grad(X.dtype, X, dZ, dW, db, numbers), "conv2d_weight_grad")
+
+
+class CompiledConv(CpuConv):
+    """Overrides the convolution products and the bias gradient."""
+
+    def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
+        if X.dtype not in DTYPES:
+            return super().conv2d_forward(X, W, b, window)
+        out = window.output_size(X.shape[1], X.shape[2])
+        Z = workspace.empty((X.shape[0], *out, W.shape[3]), X.dtype)
+        conv2d_forward_into(X, W, b, window, Z)
+        return Z
+
+    def conv2d_weight_grad(self, X: Array, dZ: Array, window: Window) -> Array:
+        if X.dtype not in DTYPES:
+            return super().conv2d_weight_grad(X, dZ, window)
+        dW = workspace.empty((*window.kernel, X.shape[3], dZ.shape[3]), X.dtype)
+        conv2d_weight_grad_into(X, dZ, window, dW)
+        return dW
+
+    def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
+        if dZ.dtype not in DTYPES:
+            return super().conv2d_input_grad(dZ, W, x_shape, window)
+        dX = workspace.empty(x_shape, dZ.dtype)
+        conv2d_input_grad_into(dZ, W, window, dX)
+        return dX
+
+    def bias_grad(self, dZ: Array) -> Array:
+        if dZ.dtype not in DTYPES:
+            return super().bias_grad(dZ)
+        db = workspace.empty(dZ.shape[-1:], dZ.dtype)
+        cols = dZ.shape[-1]
+        rows = dZ.size // cols if cols else 0
+        _check(_column_sums(dZ.dtype, dZ, db, rows, cols), "bias_grad")
+        return db
