@@ -19,7 +19,7 @@ from gpulayers.backend import Array
 
 __all__ = ["Workspace", "active", "empty", "zeros"]
 
-SMALL = 1 << 14  # bytes below which NumPy's own allocation is as fast
+SMALL = 1 << 13  # bytes below which NumPy's own allocation is as fast
 _ALIGN = 64  # bytes: a cache line, and the widest vector
 _IDLE = 16  # rounds after which a buffer nobody used is given back to the system
 

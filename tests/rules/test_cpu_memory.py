@@ -108,7 +108,7 @@ def test_a_planned_step(engine: str, name: str) -> None:
         for _ in range(2):
             plan.step(X, labels)
         grown = growth(lambda: plan.step(X, labels))
-    assert max(grown) < LARGE * (1 + (engine == "numpy"))  # there two copies work at a time
+    assert max(grown) < LARGE
 
 
 def test_the_measure_sees_one_array() -> None:
