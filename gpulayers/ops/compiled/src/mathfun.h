@@ -1,9 +1,8 @@
 /* Elementary functions on vectors, and the pieces that every elementwise kernel needs.
  *
  * exp: W. J. Cody & W. Waite, "Software manual for the elementary functions" (1980), chapter 6:
- * x = k ln 2 + r with ln 2 in two parts, so that r is exact, then a polynomial in r (here the
- * Taylor series: |r| <= ln(2)/2 makes it short). tanh: chapter 13, with polynomials fitted in
- * Chebyshev's sense. erfc: W. J. Cody, "Rational Chebyshev approximations for the error function",
+ * x = k ln 2 + r with ln 2 in two parts, so that r is exact, then a polynomial in r. tanh: chapter
+ * 13. The polynomials are fitted in Chebyshev's sense. erfc: W. J. Cody, "Rational Chebyshev approximations for the error function",
  * Math. Comp. 23 (1969).
  *
  * Errors against float64 (against long double for the double versions) stand with the tests,
@@ -75,6 +74,11 @@ typedef uint32_t ubits;
 typedef ubits umask __attribute__((vector_size(VEC_BYTES)));
 
 INLINE mask splat_bits(bits x) { return x - (mask){0}; }
+INLINE mask lane_numbers(void) {
+    mask numbers;
+    for (int k = 0; k < VW; k++) numbers[k] = k;
+    return numbers;
+}
 INLINE vec magnitude(vec x) { return (vec)((mask)x & ~splat_bits(SIGN_BIT)); }
 INLINE vec with_sign_of(vec x, vec sign) {
     return (vec)((mask)x | ((mask)sign & splat_bits(SIGN_BIT)));
@@ -97,17 +101,22 @@ INLINE vec polynomial(vec x, const real *c, int n) {
 #define TO_INTEGER 0x1.8p52 /* adding it rounds to an integer, which the low bits then hold */
 #define EXP_LOW ((real)-746)  /* below it exp is 0, above EXP_HIGH infinite */
 #define EXP_HIGH ((real)710)
-/* 1/k!, k = 13 .. 2: (exp(r) - 1 - r) / r^2 */
-static const real EXP_SERIES[] = {
-    1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-    1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
+#define EXP_NORMAL ((real)-708) /* above it exp is a normal number */
+/* (exp(r) - 1 - r) / r^2, |r| <= ln(2) / 2 */
+static const real EXP_FITTED[] = {
+    2.510041108201490107e-8, 2.762012171738193519e-7, 2.755726840619079503e-6,
+    0.00002480152122598643248, 0.0001984126986308825442, 0.001388888891725875826,
+    0.008333333333330054896, 0.04166666666662403767, 0.1666666666666666745,
+    0.5000000000000001025};
 #else
 #define LN2_HIGH 0x1.63p-1f
 #define LN2_LOW -0x1.bd0106p-13f
 #define TO_INTEGER 0x1.8p23f
 #define EXP_LOW ((real)-105)
 #define EXP_HIGH ((real)89)
-static const real EXP_SERIES[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f};
+#define EXP_NORMAL ((real)-87)
+static const real EXP_FITTED[] = {
+    0.001392620336f, 0.008363194882f, 0.0416665545f, 0.1666657689f, 0.5f};
 #endif
 #define LOG2_E ((real)1.4426950408889634)
 
@@ -117,7 +126,7 @@ INLINE vec reduced_expm1(vec x, mask *k) {
     vec whole = shifted - splat(TO_INTEGER);
     *k = (mask)((umask)(mask)shifted - (umask)(mask)splat(TO_INTEGER));
     vec r = (x - whole * splat(LN2_HIGH)) - whole * splat(LN2_LOW);
-    return r + r * r * polynomial(r, EXP_SERIES, COUNT(EXP_SERIES));
+    return r + r * r * polynomial(r, EXP_FITTED, COUNT(EXP_FITTED));
 }
 
 /* 2^k for exponents of normal numbers */
@@ -131,6 +140,14 @@ INLINE vec vector_exp(vec x) {
     /* in two steps, since 2^k alone may overflow or be subnormal where the product is not */
     mask half = k >> 1;
     return p * power_of_two(half) * power_of_two(k - half);
+}
+
+/* exp(x) for x <= 0; results below the smallest normal number, 0 among them, come out as 0 */
+INLINE vec vector_exp_below_zero(vec x) {
+    mask k;
+    vec p = reduced_expm1(x, &k) + splat(1);
+    vec y = (vec)((umask)(mask)p + ((umask)k << MANTISSA_BITS)); /* p 2^k */
+    return (vec)((mask)y & ~(x < splat(EXP_NORMAL)));
 }
 
 /* exp(x) - 1 for x <= 0, without cancellation */

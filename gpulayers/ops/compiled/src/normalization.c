@@ -1,8 +1,8 @@
 /* Batch normalisation of the columns of (m, ch).
  *
- * Statistics: rows are taken in blocks of 32. In a block, sums and sums of squares of x - pivot are
+ * Statistics: rows are taken in blocks of 64. In a block, sums and sums of squares of x - pivot are
  * kept in the arrays' type, the pivot being the block's first row; since it is one of the numbers,
- * sum (x - pivot)^2 is at most 33 times the sum of squares about the block's mean, so no more than
+ * sum (x - pivot)^2 is at most 65 times the sum of squares about the block's mean, so no more than
  * that is lost by cancellation (Chan, Golub & LeVeque, "Algorithms for computing the sample
  * variance", Am. Stat. 37 (1983), section 3, on shifted data). Blocks are then joined in double,
  * about the first row of all. What rounding the mean leaves out is subtracted too.
@@ -13,7 +13,7 @@
 
 #include "mathfun.h"
 
-#define BLOCK 32   /* rows */
+#define BLOCK 64   /* rows */
 #define TILE 4     /* vectors of columns at a time, whose sums stay in registers */
 #define WIDE 2048  /* the widest row that is made of several */
 #define PARAMETERS 5
@@ -22,8 +22,8 @@ typedef struct {
     const real *x, *x_hat;
     real *y, *out;
     const real *a, *b, *c, *d, *e; /* of each column of a wide row, for the passes that apply */
-    double *sums;              /* of each share: 2 x ch */
-    double *origin;            /* ch; NULL for the sums of a gradient */
+    double *sums;              /* of each share: 2 x the wide row's columns */
+    double *origin;            /* of each column of a wide row */
     i64 ch, group, rows;       /* rows: of the whole array */
 } job_t;
 
@@ -60,33 +60,36 @@ INLINE void column_sums(const real *x, const real *other, i64 rows, i64 stride, 
     }
 }
 
+/* From distances to the block's pivots to distances from the origin, and onto the share's sums. */
+INLINE void add_sums(i64 columns, double rows, const real *pivot, const real *first,
+                     const real *second, const double *origin, double *sum, double *sum2) {
+    for (i64 k = 0; k < columns; k++) {
+        double shift = (double)pivot[k] - origin[k], s = first[k];
+        sum[k] += s + rows * shift;
+        sum2[k] += (double)second[k] + shift * (2 * s + rows * shift);
+    }
+}
+
 /* One block: `rows` rows of `width` columns, added to the share's sums. */
 INLINE void add_block(const job_t *job, const real *x, const real *other, i64 rows, i64 width,
                       double *sums) {
     real pivot[TILE * VEC_BYTES / sizeof(real)], first[TILE * VEC_BYTES / sizeof(real)];
     real second[TILE * VEC_BYTES / sizeof(real)];
-    i64 ch = job->ch, channel = 0;
+    double *sums2 = sums + job->group * job->ch, count = (double)rows;
     for (i64 at = 0; at < width;) {
         const real *beside = other ? other + at : NULL;
         i64 step = VW * TILE;
         if (at + step <= width) {
             column_sums(x + at, beside, rows, width, TILE, VW, pivot, first, second);
-        } else if (step = VW, at + step <= width) {
-            column_sums(x + at, beside, rows, width, 1, VW, pivot, first, second);
+            add_sums(VW * TILE, count, pivot, first, second, job->origin + at, sums + at,
+                     sums2 + at);
         } else {
-            step = width - at;
-            column_sums(x + at, beside, rows, width, 1, step, pivot, first, second);
-        }
-        for (i64 k = 0; k < step; k++) {
-            double *sum = sums + 2 * channel, s = first[k], q = second[k];
-            if (!other) { /* from the block's pivot to the origin of all */
-                double shift = (double)pivot[k] - job->origin[channel];
-                q += shift * (2 * s + (double)rows * shift);
-                s += (double)rows * shift;
-            }
-            sum[0] += s;
-            sum[1] += q;
-            if (++channel == ch) channel = 0;
+            step = min_i64(VW, width - at);
+            if (step == VW)
+                column_sums(x + at, beside, rows, width, 1, VW, pivot, first, second);
+            else
+                column_sums(x + at, beside, rows, width, 1, step, pivot, first, second);
+            add_sums(step, count, pivot, first, second, job->origin + at, sums + at, sums2 + at);
         }
         at += step;
     }
@@ -95,7 +98,7 @@ INLINE void add_block(const job_t *job, const real *x, const real *other, i64 ro
 static void sums_task(void *arguments, i64 begin, i64 end, int share) {
     const job_t *job = arguments;
     i64 group = job->group, wide = group * job->ch;
-    double *sums = job->sums + 2 * share * job->ch;
+    double *sums = job->sums + 2 * share * wide;
     for (i64 k = begin; k < end; k++) { /* blocks of BLOCK wide rows */
         i64 row = k * BLOCK * group, rows = min_i64(BLOCK * group, job->rows - row);
         const real *x = job->x + row * job->ch;
@@ -108,26 +111,31 @@ static void sums_task(void *arguments, i64 begin, i64 end, int share) {
     }
 }
 
-/* The sums over all rows, in sums[0 .. 2 ch). */
+/* The sums over all rows: sums[0 .. ch), and of squares or products sums[wide .. wide + ch). */
 static void total(job_t *job) {
-    i64 ch = job->ch, blocks = ceil_div(job->rows, BLOCK * job->group);
-    i64 grain = 1 + 32768 / max_i64(1, BLOCK * job->group * ch);
+    i64 ch = job->ch, wide = job->group * ch, blocks = ceil_div(job->rows, BLOCK * job->group);
+    i64 grain = 1 + 32768 / max_i64(1, BLOCK * wide);
     int shares = gl_shares(blocks, grain);
-    memset(job->sums, 0, 2 * shares * ch * sizeof(double));
+    memset(job->sums, 0, 2 * shares * wide * sizeof(double));
     gl_parallel(blocks, grain, sums_task, job);
     for (int share = 1; share < shares; share++)
-        for (i64 k = 0; k < 2 * ch; k++) job->sums[k] += job->sums[2 * share * ch + k];
+        for (i64 k = 0; k < 2 * wide; k++) job->sums[k] += job->sums[2 * share * wide + k];
+    for (i64 k = ch; k < wide; k++) { /* the rows of a wide row */
+        job->sums[k % ch] += job->sums[k];
+        job->sums[wide + k % ch] += job->sums[wide + k];
+    }
 }
 
 /* Room for the sums of every share, the origin, and the parameters of a wide row. */
 static int take_room(job_t *job, real *parameters[PARAMETERS]) {
-    i64 ch = job->ch, group = job->group = grouping(job->rows, ch);
+    i64 wide = job->ch * (job->group = grouping(job->rows, job->ch));
     int shares = gl_shares(job->rows, 1);
-    job->sums = gl_scratch(0, (2 * shares + 1) * ch * sizeof(double));
-    real *room = gl_scratch(1, PARAMETERS * group * ch * sizeof(real));
+    job->sums = gl_scratch(0, (2 * shares + 1) * wide * sizeof(double));
+    real *room = gl_scratch(1, PARAMETERS * wide * sizeof(real));
     if (!job->sums || !room) return 1;
-    job->origin = job->sums + 2 * shares * ch;
-    for (int k = 0; k < PARAMETERS; k++) parameters[k] = room + k * group * ch;
+    job->origin = job->sums + 2 * shares * wide;
+    memset(job->origin, 0, wide * sizeof(double));
+    for (int k = 0; k < PARAMETERS; k++) parameters[k] = room + k * wide;
     job->a = parameters[0];
     job->b = parameters[1];
     job->c = parameters[2];
@@ -184,11 +192,12 @@ EXPORT int GL(gl_batchnorm_forward)(const real *x, const real *scaler, const rea
     real *parameters[PARAMETERS];
     if (ch == 0) return 0;
     if (take_room(&job, parameters)) return 1;
-    for (i64 k = 0; k < ch; k++) job.origin[k] = x[k] - x[k] == 0 ? x[k] : 0;
+    i64 wide = job.group * ch;
+    for (i64 k = 0; k < wide; k++) job.origin[k] = x[k % ch] - x[k % ch] == 0 ? x[k % ch] : 0;
     total(&job);
     for (i64 k = 0; k < ch; k++) {
-        double shift = job.sums[2 * k] / (double)m;
-        double v = job.sums[2 * k + 1] / (double)m - shift * shift;
+        double shift = job.sums[k] / (double)m;
+        double v = job.sums[wide + k] / (double)m - shift * shift;
         mean[k] = (real)(job.origin[k] + shift);
         var[k] = (real)(v < 0 ? 0 : v); /* NaN stays */
         inv_std[k] = (real)(1 / sqrt((v < 0 ? 0 : v) + (double)eps));
@@ -228,12 +237,13 @@ EXPORT int GL(gl_batchnorm_backward)(const real *dy, const real *x_hat, const re
     if (ch == 0) return 0;
     if (take_room(&job, parameters)) return 1;
     total(&job);
+    const double *sums = job.sums, *products = job.sums + job.group * ch;
     for (i64 k = 0; k < ch; k++) {
-        dintercept[k] = (real)job.sums[2 * k];
-        dscaler[k] = (real)job.sums[2 * k + 1];
+        dintercept[k] = (real)sums[k];
+        dscaler[k] = (real)products[k];
         parameters[0][k] = scaler[k] * inv_std[k];
-        parameters[1][k] = (real)(job.sums[2 * k] / (double)m);
-        parameters[2][k] = (real)(job.sums[2 * k + 1] / (double)m);
+        parameters[1][k] = (real)(sums[k] / (double)m);
+        parameters[2][k] = (real)(products[k] / (double)m);
         parameters[3][k] = parameters[4][k] = 0;
     }
     repeat(parameters, ch, job.group);

@@ -14,40 +14,51 @@ typedef struct {
 
 /* The largest of a row; what it is in a row with NaN does not matter, see exponentials. */
 INLINE real row_max(const real *x, i64 width) {
-    i64 k = 0;
-    real most = x[0];
-    if (width >= VW) {
-        vec lanes = load(x);
-        for (k = VW; k + VW <= width; k += VW) {
-            vec v = load(x + k);
-            lanes = select(v > lanes, v, lanes);
-        }
-        most = max_lanes(lanes);
+    if (width < VW) {
+        real most = x[0];
+        for (i64 k = 1; k < width; k++) most = x[k] > most ? x[k] : most;
+        return most;
     }
-    for (; k < width; k++) most = x[k] > most ? x[k] : most;
-    return most;
+    vec last = load(x + width - VW); /* overlaps the one before it */
+    vec most[4] = {last, last, last, last};
+    i64 k = 0;
+    for (; k + 4 * VW <= width; k += 4 * VW) /* four, since each waits for its last comparison */
+        for (int i = 0; i < 4; i++) {
+            vec v = load(x + k + i * VW);
+            most[i] = select(v > most[i], v, most[i]);
+        }
+    for (; k + VW <= width; k += VW) {
+        vec v = load(x + k);
+        most[0] = select(v > most[0], v, most[0]);
+    }
+    most[0] = select(most[1] > most[0], most[1], most[0]);
+    most[2] = select(most[3] > most[2], most[3], most[2]);
+    return max_lanes(select(most[2] > most[0], most[2], most[0]));
 }
 
 /* y = exp(x - most), and their sum. One NaN, or plus infinity as the maximum, makes the sum NaN,
  * and so the whole row. */
 INLINE real exponentials(const real *x, real *y, i64 width, real most) {
+    if (width < VW) {
+        real lanes[VEC_BYTES / sizeof(real)];
+        for (i64 k = 0; k < VW; k++) lanes[k] = k < width ? x[k] : -(real)INFINITY;
+        vec e = vector_exp_below_zero(load(lanes) - splat(most));
+        store_part(y, e, width);
+        return sum_lanes(e);
+    }
     vec sums = splat(0);
     i64 k = 0;
     for (; k + VW <= width; k += VW) {
-        vec e = vector_exp(load(x + k) - splat(most));
+        vec e = vector_exp_below_zero(load(x + k) - splat(most));
         store(y + k, e);
         sums = sums + e;
     }
-    real sum = sum_lanes(sums);
-    if (k < width) {
-        real tail[VEC_BYTES / sizeof(real)];
-        store(tail, vector_exp(load_part(x + k, width - k) - splat(most)));
-        for (i64 j = 0; k + j < width; j++) {
-            y[k + j] = tail[j];
-            sum += tail[j];
-        }
+    if (k < width) { /* the last vector again, and what it has more counts */
+        vec e = vector_exp_below_zero(load(x + width - VW) - splat(most));
+        store(y + width - VW, e);
+        sums = sums + (vec)((mask)e & (lane_numbers() >= splat_bits((bits)(VW - (width - k)))));
     }
-    return sum;
+    return sum_lanes(sums);
 }
 
 INLINE void multiply(real *y, i64 width, real factor) {
