@@ -35,6 +35,7 @@ class OverTime(Recurrent):
     _initial_state: Any = None  # arguments of the call that runs
     _mask: Any = None
     _final_state_grad: Any = None
+    _showing: Any = None  # what `derived_variables` are of
 
     def _check_hyperparameters(self) -> None:
         super()._check_hyperparameters()
@@ -181,6 +182,7 @@ class OverTime(Recurrent):
     def _drop_retained(self) -> None:
         super()._drop_retained()
         self.cell._drop_retained()
+        self._showing = None
 
     def set_params(self, summary_dict: dict[str, Any]) -> Any:
         """Restore layer and cell, as `LayerBase.set_params`."""
@@ -203,6 +205,7 @@ class OverTime(Recurrent):
         self._share_with_cell()
 
     def _show(self, saved: Saved) -> None:
+        self._showing = saved
         states, n_t = saved["states"], len(saved["X"])
         for name, state in zip(self._states, states, strict=True):
             self.derived_variables[name] = [state[t] for t in range(n_t + 1)]
@@ -260,7 +263,9 @@ class OverTime(Recurrent):
         """dZ_t for t = n_t..1; then all steps at once, as a fully connected layer."""
         trace = Trace(**saved)
         mask, last = trace.mask, None
-        self._show(saved)
+        derived = self.derived_variables
+        if self._showing is not saved or derived["n_timesteps"] != len(trace.X):
+            self._show(saved)
         if self._final_state_grad is not None:
             last = self._check_state("final_state_grad", self._final_state_grad, dLdY)
         if self.return_sequences:
@@ -273,7 +278,6 @@ class OverTime(Recurrent):
             else:
                 last = (last[0] + dLdY, *last[1:])
         grads = self._back_through(dLdA, last, trace, self._weights(), params=params, inputs=inputs)
-        derived = self.derived_variables
         derived.update(zip(self._accumulators, grads.states, strict=True), current_step=0)
         dLdX = None if grads.X is None else sequence.time_last(grads.X)
         return dLdX, {} if grads.weights is None else self._named(grads.weights)

@@ -11,6 +11,7 @@ from gpulayers.ops.compiled.library import report, unavailable_reason
 from gpulayers.ops.compiled.normalization import CompiledNormalization
 from gpulayers.ops.compiled.pool import CompiledPool
 from gpulayers.ops.compiled.product import CompiledProduct
+from gpulayers.ops.compiled.sequence import CompiledSequence
 from gpulayers.ops.compiled.softmax import CompiledSoftmax
 from gpulayers.ops.compiled.update import CompiledUpdate
 from gpulayers.ops.cpu import Cpu
@@ -19,7 +20,7 @@ __all__ = ["Compiled", "report", "unavailable_reason"]
 
 
 class Compiled(
-    CompiledFused,
+    CompiledSequence, CompiledFused,
     CompiledProduct,
     CompiledConv,
     CompiledPool,
