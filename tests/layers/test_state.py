@@ -189,7 +189,7 @@ def test_deep_copies_are_independent(case: Case, backend: Backend) -> None:
 def test_moving_between_the_backends(case: Case, emulated: Backend, request: Any) -> None:
     """On the GPU, to the CPU, back: every array moves, training goes on with the same numbers."""
     layer, stays = trained(case, emulated), trained(case, emulated)
-    host_backend = Backend("numpy", np)
+    host_backend = Backend("numpy", np, "auto")
     assert layer.to("numpy") is layer
     for held in (layer.parameters, layer.gradients):
         assert {type(a) for a in held.values()} <= {np.ndarray}
@@ -210,7 +210,7 @@ def test_moving_between_forward_and_backward(case: Case, emulated: Backend) -> N
     layer = harness.fresh(case, emulated)
     Y = harness.forward(layer, harness.input_of(case, emulated))
     layer.to("numpy")
-    dX = layer.backward(harness.gradient_like(backends.to_cpu(Y), Backend("numpy", np)))
+    dX = layer.backward(harness.gradient_like(backends.to_cpu(Y), Backend("numpy", np, "auto")))
     assert type(dX) is np.ndarray
     assert_close(dX, harness.gold_of(case).dX)
     harness.assert_grads(layer, harness.gold_of(case).grads)
