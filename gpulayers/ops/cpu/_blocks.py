@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.threads import run_shares, shares
 
+SMALL = 1 << 15  # elements up to which an array is worked on as a whole, without ado
 BLOCK = 1 << 17  # elements of one array that an elementwise pass takes at a time
 _SHARE = 1 << 17  # elements, gone over twice, from which a second thread pays
 _WIDE = 512  # elements of a row from which NumPy's inner loop runs at full speed
@@ -27,6 +28,7 @@ def row_shares(rows: int, width: int, passes: int = 4) -> list[slice]:
     return shares(rows, -(-_SHARE * 2 // max(1, passes * width)))
 
 
+@lru_cache(maxsize=1024)
 def fold(rows: int, width: int) -> int:
     """How many rows of `width` elements to see as one, so that it is wide; it divides `rows`."""
     best = 1
@@ -36,19 +38,27 @@ def fold(rows: int, width: int) -> int:
     return best
 
 
+def repeated(vector: Array, k: int) -> Array:
+    """`vector` k times in a row."""
+    if k == 1:
+        return vector
+    rows = np.empty((k, len(vector)), vector.dtype)
+    rows[...] = vector
+    return rows.reshape(-1)
+
+
 def add_bias(rows: Array, b: Array) -> None:
     """Add `b` (ch,) to every row of the contiguous (m, ch) array, in place."""
-    k = fold(*rows.shape) if rows.size else 1
-    wide = rows.reshape(-1, k * len(b))
-    np.add(wide, np.tile(b, k), out=wide)
+    k = fold(*rows.shape) if rows.size > 4096 else 1
+    wide = rows.reshape(-1, k * len(b)) if k > 1 else rows
+    np.add(wide, repeated(b, k), out=wide)
 
 
 def column_sums(rows: Array) -> Array:
     """The sum of the rows of a contiguous (m, ch) array, ch >= 1, as a product with ones."""
     m, ch = rows.shape
-    k = fold(m, ch) if m else 1
-    wide = rows.reshape(m // k, k * ch)
-    sums = np.ones(m // k, dtype=rows.dtype) @ wide
+    k = fold(m, ch) if rows.size > 4096 else 1
+    sums = np.ones(m // k, dtype=rows.dtype) @ (rows.reshape(m // k, k * ch) if k > 1 else rows)
     return sums.reshape(k, ch).sum(axis=0) if k > 1 else sums
 
 
@@ -70,6 +80,9 @@ def zero_block(dtype: np.dtype) -> Array:
 def relu(array: Array, out: Array) -> None:
     """out = max(array, 0), contiguous both; they may be one array."""
     x, y, zero = array.reshape(-1), out.reshape(-1), zero_block(array.dtype)
+    if x.size <= BLOCK:
+        np.maximum(x, zero[: x.size], out=y)
+        return
     for block in blocks(slice(0, x.size), BLOCK):
         np.maximum(x[block], zero[: block.stop - block.start], out=y[block])
 

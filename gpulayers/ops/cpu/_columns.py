@@ -23,7 +23,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu
+from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu, repeated
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, shares
 
@@ -150,7 +150,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
         t = 1  # an infinity times a zero of the band would be NaN in outputs that don't see it
     if t > 1:
         W, window = band(W, window, t), band_window(window, t)
-        b = None if b is None else np.tile(b, t)
+        b = None if b is None else repeated(b, t)
     weights = W.reshape(-1, t * out_ch)
     columns = Columns(X.shape, X.dtype, window, (out[0], out[1] // t))
     rows_of_Z = Z.reshape(n, columns.pixels, t * out_ch)

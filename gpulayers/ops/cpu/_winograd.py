@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import all_finite, blocks, ones, relu
+from gpulayers.ops.cpu._blocks import all_finite, blocks, ones, relu, repeated
 from gpulayers.ops.cpu._columns import example_shares
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares
@@ -287,7 +287,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     parts = example_shares(n, Z[:1].size * 9 * ch // 2)
     step = min(step, max(part.stop - part.start for part in parts))
     full = _Geometry(step, window, rows, cols)
-    bias = None if b is None else np.tile(b, full.out_cols)
+    bias = None if b is None else repeated(b, full.out_cols)
     buffers = [(_Input(full, ch), _Output(full, out_ch)) for _ in parts]
     finite = [True] * len(parts)
 

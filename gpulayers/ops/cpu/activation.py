@@ -11,7 +11,7 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
-from gpulayers.ops.cpu._blocks import BLOCK, add_bias, blocks, relu, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu, row_shares
 from gpulayers.ops.reference.activation import ReferenceActivation
 from gpulayers.threads import run_shares
 
@@ -28,6 +28,11 @@ class CpuActivation(ReferenceActivation):
             return super().bias_activation(Z, b, act)
         Y = workspace.empty(Z.shape, Z.dtype) if name in _PASSES else Z
         ch = Z.shape[-1] if b is not None else 1
+        if Z.size <= SMALL and name in _PASSES:
+            if b is not None:
+                add_bias(Z.reshape(-1, ch), b)
+            _apply(name, Z.reshape(-1), Y.reshape(-1))
+            return Y
         step = max(1, BLOCK // ch)
         rows, out = Z.reshape(-1, ch), Y.reshape(-1, ch)
         parts = row_shares(len(rows), ch, _PASSES.get(name, 0) + (b is not None))
@@ -50,6 +55,9 @@ class CpuActivation(ReferenceActivation):
             return super().activation_backward(dY, Z, act)
         dZ = workspace.empty(Z.shape, Z.dtype)
         dy, z, dz = dY.reshape(-1), Z.reshape(-1), dZ.reshape(-1)
+        if z.size <= SMALL:
+            np.multiply(dy, _slope(name, z, dz, _scratch(name, z.size, Z.dtype)), out=dz)
+            return dZ
         parts = row_shares(z.size, 1, _PASSES[name])
         scratch = [_scratch(name, min(BLOCK, part.stop - part.start), Z.dtype) for part in parts]
 

@@ -10,7 +10,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._product import product
 from gpulayers.ops.cpu import _winograd
-from gpulayers.ops.cpu._blocks import BLOCK, add_bias, blocks, relu_in_place, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
 from gpulayers.ops.cpu.conv import convolve
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
@@ -42,6 +42,9 @@ class CpuFused(ReferenceFused):
     def relu_backward(self, dY: Array, Y: Array) -> Array:
         dZ = workspace.empty(dY.shape, dY.dtype)
         dy, y, dz = dY.reshape(-1), Y.reshape(-1), dZ.reshape(-1)
+        if y.size <= SMALL:
+            np.multiply(dy, np.greater(y, 0, out=workspace.empty(y.shape, np.bool_)), out=dz)
+            return dZ
         parts = row_shares(y.size, 1, 2)
         masks = [workspace.empty((min(BLOCK, p.stop - p.start),), np.bool_) for p in parts]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import BLOCK, blocks, fold, ones, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, blocks, fold, ones, repeated, row_shares
 from gpulayers.ops.reference.normalization import ReferenceNormalization
 from gpulayers.threads import run_shares
 
@@ -40,7 +40,7 @@ class _Columns:
         return array.reshape(self.rows, self.width)
 
     def tiled(self, vector: Array) -> Array:
-        return np.tile(vector.astype(self.dtype, copy=False), self.k)
+        return repeated(vector.astype(self.dtype, copy=False), self.k)
 
     def sums(self, count: int) -> list[Array]:
         """Zeros for `count` sums of each share."""

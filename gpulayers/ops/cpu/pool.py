@@ -19,7 +19,6 @@ from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares
 
-
 Gradient = Callable[[slice, int, Array, Array], Array]  # of a block, by tap; two arrays to use
 
 

@@ -11,6 +11,7 @@ from gpulayers.ops.reference.softmax import ReferenceSoftmax
 from gpulayers.threads import run_shares
 
 _PASSES = 16  # what a softmax costs, in passes of an addition
+_FEW = 4096  # probabilities up to which looking up the labels costs more than it saves
 
 
 def _plain(labels: Array, scores: Array) -> bool:
@@ -79,7 +80,7 @@ class CpuSoftmax(ReferenceSoftmax):
 
     def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
         # d loss / d z_j = p_j - [j is the label]
-        if not _plain(labels, probs):
+        if probs.size <= _FEW or not _plain(labels, probs):
             return super().softmax_cross_entropy_backward(probs, labels, scale)
         dlogits = workspace.empty(probs.shape, probs.dtype)
         number, factor = np.arange(len(probs)), probs.dtype.type(scale)

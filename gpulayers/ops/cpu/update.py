@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import BLOCK, blocks, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, SMALL, blocks, row_shares
 from gpulayers.ops.reference.update import ReferenceUpdate
 from gpulayers.threads import run_shares
 
@@ -20,6 +20,9 @@ def _in_blocks(rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int)
     """Call ``rule(*blocks of the arrays, *scratch arrays of a block)`` for all blocks."""
     flat = [array.reshape(-1) for array in arrays]
     n, dtype = flat[0].size, flat[0].dtype
+    if n <= SMALL:
+        rule(*flat, *(workspace.empty((n,), dtype) for _ in range(scratch)))
+        return
     parts = row_shares(n, 1, passes)
     size = min(BLOCK, n)
     own = [[workspace.empty((size,), dtype) for _ in range(scratch)] for _ in parts]
