@@ -33,27 +33,24 @@ class _LayerNorm(LayerBase):
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Y = scaler * X_hat + intercept."""
         rows = X.reshape(len(X), math.prod(X.shape[1:]))
-        X_hat, inv_std = normalization.standardize_forward(rows, (1,), self.epsilon)
-        X_hat = X_hat.reshape(X.shape)
-        Y = self.parameters["scaler"] * X_hat + self.parameters["intercept"]
-        return Y, {"X_hat": X_hat, "inv_std": inv_std}
+        scaler, intercept = (self.parameters[name].reshape(-1) for name in self._params)
+        Y, X_hat, inv_std = normalization.layernorm_forward(rows, scaler, intercept, self.epsilon)
+        return Y.reshape(X.shape), {"X_hat": X_hat.reshape(X.shape), "inv_std": inv_std}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dX_hat = dY * scaler;  dX = inv_std * (dX_hat - mean(dX_hat) - X_hat * mean(dX_hat *
         X_hat)) with the example's means;  dscaler = sum(dY * X_hat), dintercept = sum(dY) over the
         examples.
         """
-        X_hat, rows = saved["X_hat"], (len(dLdY), math.prod(dLdY.shape[1:]))
-        dX, grads = None, {}
-        if params:
-            grads["scaler"] = conv.bias_grad((dLdY * X_hat).reshape(rows))
-            grads["intercept"] = conv.bias_grad(dLdY.reshape(rows))
-        if inputs:
-            dX_hat = (dLdY * self.parameters["scaler"]).reshape(rows)
-            dX = normalization.standardize_backward(
-                dX_hat, X_hat.reshape(rows), saved["inv_std"], (1,)
-            ).reshape(dLdY.shape)
-        return dX, grads
+        rows = (len(dLdY), math.prod(dLdY.shape[1:]))
+        dX, dscaler, dintercept = normalization.layernorm_backward(
+            dLdY.reshape(rows),
+            saved["X_hat"].reshape(rows),
+            self.parameters["scaler"].reshape(-1),
+            saved["inv_std"],
+        )
+        grads = {"scaler": dscaler, "intercept": dintercept} if params else {}
+        return dX.reshape(dLdY.shape) if inputs else None, grads
 
 
 class LayerNorm1D(_LayerNorm):

@@ -1,4 +1,5 @@
-"""Batch normalisation of columns, standardisation over any axes, in forward/backward pairs.
+"""Batch normalisation of columns, standardisation over any axes, layer normalisation of rows, in
+forward/backward pairs.
 
 Source: Ioffe & Szegedy, "Batch normalization" (2015), algorithm 1 and section 3;
 Ba, Kiros & Hinton, "Layer normalization" (2016), section 3.
@@ -128,13 +129,80 @@ def standardize_backward(
     check.shape(name, "inv_std", inv_std, kept)
     check.one_library(name, dX_hat, X_hat, inv_std)
     dX_hat, X_hat = check.same_float(name, dX_hat=dX_hat, X_hat=X_hat)
+    inv_std = _checked_inv_std(name, X_hat, inv_std)
+    return kernels_for(X_hat).standardize_backward(dX_hat, X_hat, inv_std, chosen)
+
+
+def layernorm_forward(
+    X: Array, scaler: Array, intercept: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """Y = scaler * X_hat + intercept with X_hat = (X - mean) / sqrt(var + eps), row by row.
+
+    Parameters
+    ----------
+    X : (m, width), floating, width >= 1
+    scaler, intercept : (width,)
+    eps : float
+
+    Returns
+    -------
+    Y, X_hat : (m, width)
+    inv_std : (m, 1), 1 / sqrt(var + eps) with the biased variance; as `standardize_forward` gives
+        it
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+    """
+    name = "layernorm_forward"
+    check.rank(name, "X", X, 2, "(m, width)")
+    _axes(name, X, (1,))
+    check.shape(name, "scaler", scaler, X.shape[1:])
+    check.shape(name, "intercept", intercept, X.shape[1:])
+    X, scaler, intercept = check.same_float(name, X=X, scaler=scaler, intercept=intercept)
+    return kernels_for(X).layernorm_forward(X, scaler, intercept, float(eps))
+
+
+def layernorm_backward(
+    dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+) -> tuple[Array, Array, Array]:
+    """dX of `standardize_backward` for dY * scaler, and the two parameters' gradients.
+
+    Parameters
+    ----------
+    dY, X_hat : (m, width), floating
+    scaler : (width,)
+    inv_std : (m, 1), as `layernorm_forward` returned it
+
+    Returns
+    -------
+    dX : (m, width)
+    dscaler, dintercept : (width,); sum(dY * X_hat) and sum(dY) over the rows
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+    """
+    name = "layernorm_backward"
+    check.rank(name, "dY", dY, 2, "(m, width)")
+    _axes(name, dY, (1,))
+    check.shape(name, "X_hat", X_hat, dY.shape)
+    check.shape(name, "scaler", scaler, dY.shape[1:])
+    check.shape(name, "inv_std", inv_std, (len(dY), 1))
+    check.one_library(name, dY, X_hat, scaler, inv_std)
+    dY, X_hat, scaler = check.same_float(name, dY=dY, X_hat=X_hat, scaler=scaler)
+    inv_std = _checked_inv_std(name, X_hat, inv_std)
+    return kernels_for(dY).layernorm_backward(dY, X_hat, scaler, inv_std)
+
+
+def _checked_inv_std(name: str, X_hat: Array, inv_std: Array) -> Array:
     (inv_std,) = check.same_float(name, inv_std=inv_std)
     wide = "float32" if X_hat.dtype.itemsize == 2 else X_hat.dtype
     if inv_std.dtype != wide:
         raise DTypeError(
             f"{name}: inv_std must be {wide} for X_hat {X_hat.dtype}, got {inv_std.dtype}"
         )
-    return kernels_for(X_hat).standardize_backward(dX_hat, X_hat, inv_std, chosen)
+    return inv_std
 
 
 def _axes(name: str, X: Array, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -148,6 +148,25 @@ def test_standardisation_of_rows(width: int, dtype: str) -> None:
         compare(run, factor=20)
 
 
+@dtypes
+@widths
+@pytest.mark.parametrize("threads", [1, 3])
+def test_layer_normalisation(width: int, dtype: str, threads: int) -> None:
+    rng = np.random.default_rng(width)
+    for rows in (0, 1, 2, 9, 130, 700 if width > 60 else 200):
+        X = rng.normal(1.0, 2.0, (rows, width)).astype(dtype)
+        dY = rng.normal(size=X.shape).astype(dtype)
+        scaler, intercept = rng.normal(size=(2, width)).astype(dtype)
+        eps = 0.1 if width < 3 else 1e-5
+
+        def run(X=X, dY=dY, scaler=scaler, intercept=intercept, eps=eps) -> tuple:
+            forward = normalization.layernorm_forward(X, scaler, intercept, eps)
+            backward = normalization.layernorm_backward(dY, forward[1], scaler, forward[2])
+            return *forward, *backward
+
+        compare(run, factor=20, threads=threads)
+
+
 def test_standardisation_over_several_axes() -> None:
     X = np.random.default_rng(3).normal(size=(3, 4, 5, 6)).astype("float32")
     for axes in ((3,), (2, 3), (1, 2, 3), (0, 1, 2, 3), (1,), (1, 3), (0,)):
@@ -169,16 +188,17 @@ def test_a_mean_far_from_zero_costs_no_accuracy(channels: int, outlier: bool) ->
     X = rng.normal(1e4, 1.0, (4096, channels)).astype("float32")
     if outlier:
         X[0] = 0.0
-        X[32] = -5.0
+        X[64] = -5.0
     exact = X.astype("float64")
     ones, zeros = np.ones(channels, "float32"), np.zeros(channels, "float32")
     with use_engine("compiled"), use_threads(2):
         Y, X_hat, mean, var, _ = normalization.batchnorm_forward(X, ones, zeros, 1e-5)
         rows, _ = normalization.standardize_forward(np.ascontiguousarray(X.T), (1,), 1e-5)
     np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-7)
-    np.testing.assert_allclose(var, exact.var(0), rtol=2e-5)
+    # a block of 64 rows whose first is the outlier may lose 65 times the rounding
+    np.testing.assert_allclose(var, exact.var(0), rtol=1e-4 if outlier else 2e-5)
     gold = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    np.testing.assert_allclose(X_hat, gold, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(X_hat, gold, rtol=5e-5 if outlier else 2e-5, atol=1e-5)
     np.testing.assert_allclose(rows.T, gold, rtol=2e-5, atol=1e-5)
     assert_same_bits(Y, X_hat)
 
@@ -191,7 +211,8 @@ def test_numbers_that_are_none_spoil_their_column_or_row_alone() -> None:
 
     def run() -> tuple:
         forward = normalization.batchnorm_forward(X, ones, zeros, 1e-5)
-        return *forward, *normalization.standardize_forward(X, (1,), 1e-5)
+        rows = normalization.layernorm_forward(X, ones, zeros, 1e-5)
+        return *forward, *rows, *normalization.standardize_forward(X, (1,), 1e-5)
 
     with np.errstate(all="ignore"):
         results, gold = both_engines(run)
@@ -209,7 +230,9 @@ def test_the_same_bits_twice_for_a_number_of_threads() -> None:
             with use_engine("compiled"), use_threads(threads):
                 forward = normalization.batchnorm_forward(X, scaler, scaler, 1e-5)
                 backward = normalization.batchnorm_backward(dY, forward[1], scaler, forward[4])
-                results.append((*forward, *backward))
+                rows = normalization.layernorm_forward(X, scaler, scaler, 1e-5)
+                last = normalization.layernorm_backward(dY, rows[1], scaler, rows[2])
+                results.append((*forward, *backward, *rows, *last))
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
                 assert_same_bits(b, a)

@@ -223,3 +223,72 @@ def test_wrong_calls_of_standardize(engine: Engine) -> None:
         backward(X, X.astype("float32"), inv_std, (1,))
     with pytest.raises(DTypeError, match="inv_std must be float64 for X_hat float64, got float32"):
         backward(X, X, inv_std.astype("float32"), (1,))
+
+
+# -------------------------------------------------------------------------- layer normalisation
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (7, 3), (12, 33), (5, 130)], ids=str)
+def test_layer_normalisation(engine: Engine, shape: tuple[int, int], dtype: str) -> None:
+    X, scaler, intercept, dY = arguments(shape)
+    Y, X_hat, inv_std = engine.call(
+        normalization.layernorm_forward,
+        *(engine.array(a, dtype) for a in (X, scaler, intercept)),
+        0.1,
+    )
+    gold_X_hat, gold_inv_std = naive.standardize(X, 0.1)
+    assert_close(X_hat, gold_X_hat)
+    assert_close(inv_std, gold_inv_std[:, None])
+    assert_close(Y, scaler * gold_X_hat + intercept)
+    assert (Y.dtype, X_hat.dtype) == (dtype, dtype)
+    assert inv_std.dtype == ("float32" if dtype == "float16" else dtype)
+    dX, dscaler, dintercept = engine.call(
+        normalization.layernorm_backward,
+        engine.array(dY, dtype),
+        X_hat,
+        engine.array(scaler, dtype),
+        inv_std,
+    )
+    assert_close(dX, naive.standardize_grad(X, dY * scaler, 0.1), factor=5)
+    assert_close(dscaler, (dY * gold_X_hat).sum(axis=0), factor=5)
+    assert_close(dintercept, dY.sum(axis=0))
+    assert {a.dtype for a in (dX, dscaler, dintercept)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layer_normalisation_of_any_layout(engine: Engine, layout: str) -> None:
+    X, scaler, intercept, dY = (engine.array(a) for a in arguments((7, 5)))
+    forward = normalization.layernorm_forward(X, scaler, intercept, 1e-5)
+    other = normalization.layernorm_forward(
+        scrambled(X, layout), scrambled(scaler, "strided"), scrambled(intercept, "reversed"), 1e-5
+    )
+    backward = normalization.layernorm_backward(dY, forward[1], scaler, forward[2])
+    other += normalization.layernorm_backward(
+        scrambled(dY, layout),
+        scrambled(forward[1], layout),
+        scrambled(scaler, "strided"),
+        scrambled(forward[2], layout),
+    )
+    for a, b in zip(other, forward + backward, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_wrong_calls_of_layer_normalisation(engine: Engine) -> None:
+    X, ones, inv_std = (engine.array(np.ones(s)) for s in ((4, 3), (3,), (4, 1)))
+    forward, backward = normalization.layernorm_forward, normalization.layernorm_backward
+    with pytest.raises(ShapeError, match=r"layernorm_forward: X must have shape \(m, width\)"):
+        forward(X[None], ones, ones, 1e-5)
+    with pytest.raises(ShapeError, match=r"hold no element in X of shape \(4, 0\)"):
+        forward(X[:, :0], ones[:0], ones[:0], 1e-5)
+    with pytest.raises(ShapeError, match=r"scaler must have shape \(3,\), got \(2,\)"):
+        forward(X, ones[:2], ones, 1e-5)
+    with pytest.raises(ShapeError, match=r"intercept must have shape \(3,\), got \(3, 1\)"):
+        forward(X, ones, ones[:, None], 1e-5)
+    with pytest.raises(DTypeError, match="intercept is float32, but X is float64"):
+        forward(X, ones, ones.astype("float32"), 1e-5)
+    with pytest.raises(ShapeError, match=r"layernorm_backward: X_hat must have shape \(4, 3\)"):
+        backward(X, X[:2], ones, inv_std)
+    with pytest.raises(ShapeError, match=r"inv_std must have shape \(4, 1\), got \(4,\)"):
+        backward(X, X, ones, inv_std[:, 0])
+    with pytest.raises(DTypeError, match="inv_std must be float64 for X_hat float64, got float32"):
+        backward(X, X, ones, inv_std.astype("float32"))

@@ -15,6 +15,8 @@ _batchnorm_forward = bind("gl_batchnorm_forward", "ppppppppiif", c_int)
 _batchnorm_backward = bind("gl_batchnorm_backward", "pppppppii", c_int)
 _standardize_forward = bind("gl_standardize_forward", "pppiif")
 _standardize_backward = bind("gl_standardize_backward", "ppppii")
+_layernorm_forward = bind("gl_layernorm_forward", "ppppppiif")
+_layernorm_backward = bind("gl_layernorm_backward", "pppppppii", c_int)
 
 
 def _rows(X: Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
@@ -77,3 +79,25 @@ class CompiledNormalization(ReferenceNormalization):
         dX = workspace.empty(X_hat.shape, X_hat.dtype)
         _standardize_backward(X_hat.dtype, dX_hat, X_hat, inv_std, dX, *size)
         return dX
+
+    def layernorm_forward(
+        self, X: Array, scaler: Array, intercept: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        if X.dtype not in DTYPES:
+            return super().layernorm_forward(X, scaler, intercept, eps)
+        Y, X_hat = workspace.empty(X.shape, X.dtype), workspace.empty(X.shape, X.dtype)
+        inv_std = workspace.empty((len(X), 1), X.dtype)
+        _layernorm_forward(X.dtype, X, scaler, intercept, Y, X_hat, inv_std, *X.shape, eps)
+        return Y, X_hat, inv_std
+
+    def layernorm_backward(
+        self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+    ) -> tuple[Array, Array, Array]:
+        if dY.dtype not in DTYPES:
+            return super().layernorm_backward(dY, X_hat, scaler, inv_std)
+        dX = workspace.empty(dY.shape, dY.dtype)
+        dscaler, dintercept = (workspace.empty(dY.shape[1:], dY.dtype) for _ in range(2))
+        arrays = (dY, X_hat, scaler, inv_std, dX, dscaler, dintercept)
+        if _layernorm_backward(dY.dtype, *arrays, *dY.shape):
+            raise MemoryError("layernorm_backward: no memory for the sums of columns")
+        return dX, dscaler, dintercept

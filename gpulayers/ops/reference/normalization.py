@@ -1,8 +1,12 @@
-"""Batch normalisation of the columns of (m, ch); standardisation over any axes."""
+"""Batch normalisation of the columns of (m, ch); standardisation over any axes; layer normalisation
+of rows."""
 
 from __future__ import annotations
 
+from typing import cast
+
 from gpulayers.backend import Array, xp_of
+from gpulayers.ops._kernels import Kernels
 from gpulayers.ops._sums import sum_dtype
 
 
@@ -57,3 +61,16 @@ class ReferenceNormalization:
         shift = dX_hat.mean(axis=axes, keepdims=True)
         slope = (dX_hat * X_hat).mean(axis=axes, keepdims=True)
         return (inv_std * (dX_hat - shift - X_hat * slope)).astype(dtype, copy=False)
+
+    def layernorm_forward(
+        self, X: Array, scaler: Array, intercept: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        X_hat, inv_std = self.standardize_forward(X, (1,), eps)
+        return scaler * X_hat + intercept, X_hat, inv_std
+
+    def layernorm_backward(
+        self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+    ) -> tuple[Array, Array, Array]:
+        dX = self.standardize_backward(dY * scaler, X_hat, inv_std, (1,))
+        column_sums = cast(Kernels, self).bias_grad  # of another family
+        return dX, column_sums(dY * X_hat), column_sums(dY)
