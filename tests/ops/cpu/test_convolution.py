@@ -1,0 +1,207 @@
+"""Convolution in pure NumPy: Winograd's algorithm, bands, blocks, and numbers that are not finite.
+
+Against float64 formulas of NumPy, and the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+
+from gpulayers.ops import Window
+from gpulayers.ops.cpu import Cpu, _winograd
+from gpulayers.ops.reference import Reference
+from gpulayers.threads import use_threads
+from tests.ops.cpu.conftest import normal
+from tests.support.compare import assert_close, assert_same_bits
+
+CPU, REFERENCE = Cpu(), Reference()
+WINOGRAD_BOUND, DIRECT_BOUND = 4e-6, 1e-6  # of the largest output, float32
+
+
+def gold_forward(X: np.ndarray, W: np.ndarray, window: Window) -> np.ndarray:
+    top, bottom, left, right = window.pad
+    padded = np.pad(X.astype(float), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    (sr, sc), (dr, dc), (span_r, span_c) = window.stride, window.dilation, window.span
+    seen = sliding_window_view(padded, (span_r, span_c), (1, 2))[:, ::sr, ::sc, :, ::dr, ::dc]
+    return np.einsum("nrckij,ijko->nrco", seen, W.astype(float), optimize=True)
+
+
+def gold_gradients(
+    X: np.ndarray, W: np.ndarray, dZ: np.ndarray, window: Window
+) -> tuple[np.ndarray, np.ndarray]:
+    """dX and dW, tap by tap."""
+    top, bottom, left, right = window.pad
+    padded = np.pad(X.astype(float), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    dpadded, dW = np.zeros_like(padded), np.zeros(W.shape)
+    (sr, sc), (dr, dc) = window.stride, window.dilation
+    rows, cols = dZ.shape[1:3]
+    for i in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            at = (
+                slice(None),
+                slice(i * dr, i * dr + sr * (rows - 1) + 1, sr),
+                slice(j * dc, j * dc + sc * (cols - 1) + 1, sc),
+            )
+            dpadded[at] += dZ.astype(float) @ W[i, j].T.astype(float)
+            dW[i, j] = np.einsum("nrck,nrco->ko", padded[at], dZ.astype(float))
+    height, width = X.shape[1:3]
+    return dpadded[:, top : top + height, left : left + width], dW
+
+
+def error(actual: np.ndarray, gold: np.ndarray) -> float:
+    assert actual.shape == gold.shape
+    return float(np.abs(actual - gold).max() / np.abs(gold).max())
+
+
+# n, rows, cols, ch, out_ch, pad: outputs of 4 to 11 rows, some columns, odd channels
+TILES = [
+    (1, 4, 4, 24, 24, (1, 1, 1, 1)),
+    (5, 8, 8, 32, 64, (1, 1, 1, 1)),
+    (3, 9, 7, 25, 33, (1, 1, 1, 1)),
+    (7, 10, 5, 64, 27, (2, 1, 0, 2)),
+    (4, 13, 14, 32, 48, (0, 0, 0, 0)),
+    (9, 11, 6, 40, 24, (2, 2, 2, 2)),
+    (2, 3, 6, 24, 31, (2, 1, 1, 0)),
+    (2, 7, 4, 130, 24, (3, 4, 3, 5)),
+]
+
+
+@pytest.mark.parametrize("case", TILES, ids=str)
+@pytest.mark.parametrize("cut", [False, True])
+def test_winograd(case: Any, cut: bool, count: int, request: pytest.FixtureRequest) -> None:
+    if cut:
+        request.getfixturevalue("small_blocks")
+    n, rows, cols, ch, out_ch, pad = case
+    window = Window((3, 3), pad=pad)
+    X, W, b = normal((n, rows, cols, ch), 1), normal((3, 3, ch, out_ch), 2), normal((out_ch,), 3)
+    assert _winograd.serves(X, out_ch, window)
+    gold = gold_forward(X, W, window)
+    dZ = normal(gold.shape, 4)
+    dX, dW = gold_gradients(X, W, dZ, window)
+    assert error(CPU.conv2d_forward(X, W, None, window), gold) < WINOGRAD_BOUND
+    assert error(CPU.conv2d_forward(X, W, b, window), gold + b) < WINOGRAD_BOUND
+    rectified = CPU.conv2d_relu_forward(X, W, b, window)
+    assert error(rectified, np.maximum(gold + b, 0)) < WINOGRAD_BOUND
+    assert error(CPU.conv2d_weight_grad(X, dZ, window), dW) < WINOGRAD_BOUND
+    assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < WINOGRAD_BOUND
+    fused_dW, db = CPU.conv2d_param_grads(X, dZ, window)
+    assert error(fused_dW, dW) < WINOGRAD_BOUND
+    assert error(db, dZ.sum(axis=(0, 1, 2), dtype=float)) < DIRECT_BOUND * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": (3, 2)},
+        {"stride": (1, 2)},
+        {"dilation": (2, 1)},
+        {"ch": 23},
+        {"out_ch": 23},
+        {"dtype": "float64"},
+        {"dtype": "float16"},
+        {"rows": 1},
+        {"n": 0},
+    ],
+    ids=str,
+)
+def test_where_winograd_does_not_serve(change: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"n": 2, "rows": 8, "ch": 24, "out_ch": 24, "dtype": "float32"}
+    shape = {"kernel": (3, 3), "stride": (1, 1), "dilation": (1, 1)}
+
+    def serves(**changed: Any) -> bool:
+        now = {**given, **shape, **changed}
+        window = Window(now["kernel"], now["stride"], (1, 1, 1, 1), now["dilation"])
+        X = np.zeros((now["n"], now["rows"], 8, now["ch"]), now["dtype"])
+        return _winograd.serves(X, now["out_ch"], window)
+
+    assert serves()
+    assert not serves(**change)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("where", ["X", "W", "dZ"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_not_finite_stays_where_it_belongs(value: float, where: str, threads: int) -> None:
+    window = Window((3, 3), pad=(1, 1, 1, 1))
+    arrays = {"X": normal((6, 9, 9, 24), 1), "W": normal((3, 3, 24, 24), 2)}
+    arrays["dZ"] = normal((6, 9, 9, 24), 3)
+    spoiled = arrays[where].copy()
+    spoiled.flat[spoiled.size // 2] = value
+    arrays[where] = spoiled
+    X, W, dZ = arrays["X"], arrays["W"], arrays["dZ"]
+    with use_threads(threads), np.errstate(invalid="ignore", over="ignore"):
+        pairs = [
+            (CPU.conv2d_forward(X, W, None, window), REFERENCE.conv2d_forward(X, W, None, window)),
+            (
+                CPU.conv2d_input_grad(dZ, W, X.shape, window),
+                REFERENCE.conv2d_input_grad(dZ, W, X.shape, window),
+            ),
+            (CPU.conv2d_weight_grad(X, dZ, window), REFERENCE.conv2d_weight_grad(X, dZ, window)),
+            (CPU.conv2d_param_grads(X, dZ, window)[0], REFERENCE.conv2d_weight_grad(X, dZ, window)),
+        ]
+    for actual, expected in pairs:
+        np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+        np.testing.assert_array_equal(actual == np.inf, expected == np.inf)
+        np.testing.assert_array_equal(actual == -np.inf, expected == -np.inf)
+        near = np.isfinite(expected)
+        largest = np.abs(expected[near]).max(initial=1.0)
+        assert np.abs(actual[near] - expected[near]).max(initial=0.0) < 1e-5 * largest
+
+
+COLUMNS = {
+    "band": ((11, 12, 14, 1), (5, 5), 6, Window((5, 5), pad=(2, 2, 2, 2))),
+    "band of 2": ((5, 9, 9, 3), (3, 3), 5, Window((3, 3), pad=(1, 0, 2, 1))),
+    "strided band": ((7, 12, 13, 2), (3, 3), 4, Window((3, 3), (2, 2), (1, 1, 1, 1))),
+    "five by five": ((9, 14, 14, 6), (5, 5), 16, Window((5, 5))),
+    "stride": ((5, 9, 11, 17), (3, 3), 19, Window((3, 3), (2, 2), (1, 1, 1, 1))),
+    "dilation": ((5, 9, 10, 17), (3, 3), 9, Window((3, 3), (1, 1), (2, 2, 2, 2), (2, 2))),
+    "dilated rows": ((3, 9, 10, 3), (3, 2), 9, Window((3, 2), (1, 3), (0, 2, 0, 2), (3, 1))),
+    "pointwise, strided": ((3, 5, 6, 7), (1, 1), 3, Window((1, 1), (2, 3))),
+    "pointwise": ((3, 5, 6, 7), (1, 1), 3, Window((1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_columns(name: str, dtype: str, count: int, small_blocks: None) -> None:
+    shape, kernel, out_ch, window = COLUMNS[name]
+    X, W = normal(shape, 1, dtype), normal((*kernel, shape[3], out_ch), 2, dtype)
+    b = normal((out_ch,), 3, dtype)
+    gold = gold_forward(X, W, window)
+    dZ = normal(gold.shape, 4, dtype)
+    dX, dW = gold_gradients(X, W, dZ, window)
+    bound = DIRECT_BOUND if dtype == "float32" else 1e-14
+    assert error(CPU.conv2d_forward(X, W, b, window), gold + b) < bound
+    assert error(CPU.conv2d_relu_forward(X, W, b, window), np.maximum(gold + b, 0)) < bound
+    assert error(CPU.conv2d_weight_grad(X, dZ, window), dW) < bound
+    assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < bound
+    assert error(CPU.bias_grad(dZ), dZ.sum(axis=(0, 1, 2), dtype=float)) < bound
+    columns = CPU.im2col(X, window)
+    assert_same_bits(columns, REFERENCE.im2col(X, window))
+    assert_close(CPU.col2im(columns, X.shape, window), REFERENCE.col2im(columns, X.shape, window))
+
+
+def test_the_same_bits_every_time(count: int) -> None:
+    window = Window((3, 3), pad=(1, 1, 1, 1))
+    X, W, rows = normal((16, 16, 16, 32), 1), normal((3, 3, 32, 32), 2), normal((70000, 8), 3)
+
+    def everything() -> list[np.ndarray]:
+        ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+        Z = CPU.conv2d_forward(X, W, None, window)
+        return [
+            Z,
+            CPU.conv2d_weight_grad(X, Z, window),
+            CPU.conv2d_input_grad(Z, W, X.shape, window),
+            *CPU.batchnorm_forward(rows, ones, zeros, 1e-5),
+            CPU.softmax_forward(rows),
+            *CPU.max_pool2d_forward(X, Window((2, 2), (2, 2))),
+        ]
+
+    first = everything()
+    for _ in range(3):
+        for actual, expected in zip(everything(), first, strict=True):
+            assert_same_bits(actual, expected)
