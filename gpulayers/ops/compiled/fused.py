@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.compiled import activation, pool, softmax
+from gpulayers.ops.compiled import activation, conv, pool, softmax
 from gpulayers.ops.compiled.library import DTYPES
 from gpulayers.ops.compiled.product import SMALL, product_into
 from gpulayers.ops.cpu.fused import CpuFused
@@ -14,6 +14,22 @@ from gpulayers.ops.window import Window
 
 class CompiledFused(CpuFused):
     """float32 and float64; the rest as in NumPy."""
+
+    def conv2d_relu_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
+        if X.dtype not in DTYPES:
+            return super().conv2d_relu_forward(X, W, b, window)
+        out = window.output_size(X.shape[1], X.shape[2])
+        Y = workspace.empty((X.shape[0], *out, W.shape[3]), X.dtype)
+        conv.conv2d_forward_into(X, W, b, window, Y, relu=True)
+        return Y
+
+    def conv2d_param_grads(self, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
+        if X.dtype not in DTYPES:
+            return super().conv2d_param_grads(X, dZ, window)
+        dW = workspace.empty((*window.kernel, X.shape[3], dZ.shape[3]), X.dtype)
+        db = workspace.empty(dZ.shape[3:], X.dtype)
+        conv.conv2d_weight_grad_into(X, dZ, window, dW, db)
+        return dW, db
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         (m, k), n = X.shape, W.shape[1]
