@@ -191,7 +191,7 @@ def test_a_frozen_layer_stands_still(backend: Backend) -> None:
 
 def test_both_backends_evolve_alike(emulated: Backend) -> None:
     states = []
-    for backend in (Backend("numpy", np), emulated):
+    for backend in (Backend("numpy", np, "auto"), emulated):
         layer = layer_of(backend, 20, 10, epsilon=3, optimizer=SGD)
         for seed in (2, 3):
             Y = layer.forward(backend.asarray(values((4, 20), seed)))
