@@ -107,11 +107,13 @@ class Node(ABC):
         for layer, grads in zip(self.layers, gradients, strict=True):
             if not layer.trainable or not layer.gradients:
                 continue
-            layer.optimizer.step()
+            optimizer = layer.optimizer
+            optimizer.step()
             for name in layer.gradients:
                 parameter = layer.parameters[name]
                 grad = grads[name].reshape(parameter.shape)
-                layer.optimizer.update_(parameter, grad, name, cur_loss)
+                k = kernels_for(grad)
+                optimizer.update_planned(k, parameter, grad, name, cur_loss)
 
 
 class LayerNode(Node):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from gpulayers import _spec
 from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
 from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
+from gpulayers.ops import update as checked_rules
 from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
     Check,
@@ -17,6 +18,10 @@ from gpulayers.schedulers import (
     SchedulerBase,
     make_scheduler,
 )
+
+# `gpulayers.ops.update`, which checks the arrays, or an implementation of `Kernels`, which has the
+# same functions as methods and does not
+Rules = Any
 
 
 class OptimizerBase(ABC):
@@ -50,6 +55,12 @@ class OptimizerBase(ABC):
     ) -> Array:
         """Return the updated parameter as a new array; arguments and errors as `update_`."""
         return self.update(param, param_grad, param_name, cur_loss)
+
+    def update_planned(
+        self, kernels: Any, param: Array, grad: Array, param_name: str, cur_loss: Any
+    ) -> None:
+        """What a planned step calls instead of `update_`, see `BuiltIn.update_planned`."""
+        self.update_(param, grad, param_name, cur_loss)
 
     def step(self) -> None:
         """Count one update step; the schedule sees the new number."""
@@ -226,11 +237,35 @@ class BuiltIn(OptimizerBase):
         grad = xp.ascontiguousarray(grad).reshape(param.shape)
         entry = self._entry(param, param_name)
         lr = self.lr_scheduler(self.cur_step, cur_loss)
-        self._rule(param, grad, entry, lr)
+        self._rule(checked_rules, param, grad, entry, lr)
         self.cache[param_name] = entry
 
+    def update_planned(
+        self, kernels: Rules, param: Array, grad: Array, param_name: str, cur_loss: Any
+    ) -> None:
+        """`update_` with little looking: for a planned step, which gives the layer's own parameter
+        and its gradient; `kernels` is the implementation for them. What it takes no short way for
+        goes to `update_`."""
+        entry: Any = self.cache.get(param_name)
+        states = [entry[key] for key in self._state_names] if isinstance(entry, dict) else [entry]
+        arrays = (param, grad, *states)
+        fits = all(
+            type(a) is type(param)
+            and a.dtype == param.dtype
+            and a.shape == param.shape
+            and a.flags.c_contiguous
+            for a in arrays
+        )
+        plain = self.clip_value is None and self.clip_norm is None
+        decays = self.weight_decay and not self._decoupled
+        if not fits or not plain or decays or type(self).update_ is not BuiltIn.update_:
+            self.update_(param, grad, param_name, cur_loss)
+            return
+        lr = self.lr_scheduler(self.cur_step, cur_loss)
+        self._rule(kernels, param, grad, entry, lr)
+
     @abstractmethod
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None: ...
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None: ...
 
     def _entry(self, param: Array, param_name: str) -> Any:
         """The state kept for a parameter; zeros at first."""

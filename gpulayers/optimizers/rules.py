@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from gpulayers import _spec
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
-from gpulayers.ops import update as rules
-from gpulayers.optimizers.base import BuiltIn
+from gpulayers.optimizers.base import BuiltIn, Rules
 from gpulayers.schedulers import Check
 
 _not_negative: Check = partial(_spec.real, low=0.0)
@@ -96,7 +95,7 @@ class SGD(BuiltIn):
         if self.nesterov and not self.momentum:
             raise ParameterError("SGD: nesterov=True needs a momentum > 0")
 
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None:
         if not self.nesterov:
             rules.sgd_update(param, grad, entry, lr, self.momentum)
             return
@@ -152,7 +151,7 @@ class AdaGrad(BuiltIn):
             weight_decay=weight_decay,
         )
 
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None:
         rules.adagrad_update(param, grad, entry, lr, self.eps)
 
 
@@ -208,7 +207,7 @@ class RMSProp(BuiltIn):
             weight_decay=weight_decay,
         )
 
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None:
         rules.rmsprop_update(param, grad, entry, lr, self.decay, self.eps)
 
 
@@ -273,7 +272,7 @@ class Adam(BuiltIn):
             weight_decay=weight_decay,
         )
 
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None:
         t = entry["t"] + 1
         mean, var = entry["mean"], entry["var"]
         rules.adam_update(param, grad, mean, var, lr, self.decay1, self.decay2, self.eps, t)
@@ -318,7 +317,7 @@ class AdamW(Adam):
             lr, decay1, decay2, eps, clip_norm, lr_scheduler, clip_value, weight_decay, **unknown
         )
 
-    def _rule(self, param: Array, grad: Array, entry: Any, lr: float) -> None:
+    def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None:
         if self.weight_decay:
             param *= 1.0 - lr * self.weight_decay
-        super()._rule(param, grad, entry, lr)
+        super()._rule(rules, param, grad, entry, lr)
