@@ -1,4 +1,10 @@
-"""Convolution in C: direct for any window, Winograd's for 3 x 3."""
+"""Convolution in C: direct for any window, Winograd's F(4x4, 3x3) where it is faster.
+
+Winograd's (kernel 3 x 3, stride 1, float32 only) saves up to three quarters of the multiplications
+and rounds more: results differ from those in float64 by at most 2e-5 of the largest of them, for
+normally distributed numbers. A tile of it mixes its 6 x 6 inputs, so when a result is not finite
+everything is computed again directly, and NaN and infinities reach just the outputs that see them.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +32,12 @@ __all__ = [
 _forward = bind("gl_conv_forward", "pppppn", ctypes.c_int)
 _input_grad = bind("gl_conv_input_grad", "pppp", ctypes.c_int)
 _weight_grad = bind("gl_conv_weight_grad", "ppppp", ctypes.c_int)
+_winograd_forward = bind("gl_winograd_forward", "pppppn", ctypes.c_int)
+_winograd_input_grad = bind("gl_winograd_input_grad", "pppp", ctypes.c_int)
+_winograd_weight_grad = bind("gl_winograd_weight_grad", "ppppp", ctypes.c_int)
 _column_sums = bind("gl_column_sums", "ppii", ctypes.c_int)
-_NOT_FINITE = 2  # what _input_grad says of such weights
+_NOT_FINITE = 2  # what _input_grad says of such weights, and _winograd_... of such results
+_WINOGRAD_CHANNELS = 16  # fewer leave too little between its transforms to save
 
 
 @lru_cache(maxsize=1024)
@@ -42,6 +52,19 @@ def _described(x_shape: Shape4, out_ch: int, window: Window) -> Array:
     return np.array(numbers, dtype=np.int64)
 
 
+@lru_cache(maxsize=1024)
+def _by_winograd(x_shape: Shape4, out_ch: int, window: Window) -> bool:
+    """Whether F(4x4, 3x3) is faster: enough channels, and not mostly the padding of its tiles."""
+    if (window.kernel, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
+        return False
+    n, ch = x_shape[0], x_shape[3]
+    tiles, used = 16, 1
+    for size in window.output_size(*x_shape[1:3]):
+        tiles *= -(-size // 4)
+        used *= size
+    return n > 0 and min(ch, out_ch) >= _WINOGRAD_CHANNELS and 2 * used >= tiles
+
+
 def _check(status: int, name: str) -> None:
     if status:
         raise MemoryError(f"{name}: no memory for packed weights or a padded image")
@@ -51,6 +74,9 @@ def conv2d_forward_into(
     X: Array, W: Array, b: Array | None, window: Window, out: Array, relu: bool = False
 ) -> None:
     """Write the convolution into `out`, max(Z, 0) of it with `relu`.
+
+    In float32 a 3 x 3 convolution of stride 1 may be Winograd's, whose error is at most 2e-5 of the
+    largest result for normally distributed numbers; so are the two gradients.
 
     Parameters
     ----------
@@ -69,7 +95,12 @@ def conv2d_forward_into(
                      relu=relu)  # fmt: skip
         return
     numbers = _described(X.shape, out_ch, window)
-    _check(_forward(X.dtype, X, W, b, out, numbers, relu), "conv2d_forward")
+    status = _NOT_FINITE
+    if X.dtype == np.float32 and _by_winograd(X.shape, out_ch, window):
+        status = _winograd_forward(X.dtype, X, W, b, out, numbers, relu)
+    if status == _NOT_FINITE:
+        status = _forward(X.dtype, X, W, b, out, numbers, relu)
+    _check(status, "conv2d_forward")
 
 
 def conv2d_input_grad_into(dZ: Array, W: Array, window: Window, out: Array) -> None:
@@ -90,7 +121,11 @@ def conv2d_input_grad_into(dZ: Array, W: Array, window: Window, out: Array) -> N
             dZ.reshape(-1, out_ch), W.reshape(ch, out_ch), out.reshape(-1, ch), transpose_b=True
         )
         return
-    status = _input_grad(dZ.dtype, dZ, W, out, _described(out.shape, out_ch, window))
+    numbers, status = _described(out.shape, out_ch, window), _NOT_FINITE
+    if dZ.dtype == np.float32 and _by_winograd(out.shape, out_ch, window):
+        status = _winograd_input_grad(dZ.dtype, dZ, W, out, numbers)
+    if status == _NOT_FINITE:
+        status = _input_grad(dZ.dtype, dZ, W, out, numbers)
     if status == _NOT_FINITE:  # NumPy's way has no padding zeros for an infinity to meet
         np.copyto(out, Cpu().conv2d_input_grad(dZ, W, out.shape, window))
         return
@@ -113,8 +148,12 @@ def conv2d_weight_grad_into(
     ------
     MemoryError
     """
-    numbers = _described(X.shape, dZ.shape[3], window)
-    _check(_weight_grad(X.dtype, X, dZ, dW, db, numbers), "conv2d_weight_grad")
+    numbers, status = _described(X.shape, dZ.shape[3], window), _NOT_FINITE
+    if X.dtype == np.float32 and _by_winograd(X.shape, dZ.shape[3], window):
+        status = _winograd_weight_grad(X.dtype, X, dZ, dW, db, numbers)
+    if status == _NOT_FINITE:
+        status = _weight_grad(X.dtype, X, dZ, dW, db, numbers)
+    _check(status, "conv2d_weight_grad")
 
 
 class CompiledConv(CpuConv):
