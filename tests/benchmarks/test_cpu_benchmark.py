@@ -114,6 +114,19 @@ def planted(bench: SimpleNamespace, tmp_path: Path, old: float, new: float, name
     return bench.cpu.verdict({"cases": {name: {"engines": {"numpy": {"ratio": new}}}}}, path)
 
 
+def test_a_slow_median_alone_is_a_busy_machine(bench: SimpleNamespace) -> None:
+    fastest = "ratio of fastest calls"
+
+    def fallen(median: float, best: float) -> list[str]:
+        record = {"lenet": {"engines": {"numpy": {"ratio": 2.0, fastest: 2.0}}}}
+        new = {"lenet": {"engines": {"numpy": {"ratio": median, fastest: best}}}}
+        return bench.report.compare(new, record)[0]
+
+    assert fallen(0.9, 1.1) == []
+    assert fallen(1.1, 0.9) == []
+    assert len(fallen(0.9, 0.9)) == 1
+
+
 def test_a_ratio_below_half_of_the_record_fails(
     bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
