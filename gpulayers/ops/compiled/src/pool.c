@@ -16,7 +16,7 @@ typedef struct {
 /* VW channels of one output pixel. `x` is the first tap inside the image, number `number` of the
  * window; `rows` x `cols` taps are inside. A tap wins if it is greater, or NaN where none was. */
 INLINE void pool_vector(const job_t *job, int kind, const real *x, i64 rows, i64 cols, i64 number,
-                        i64 at) {
+                        i64 at, i64 kept) {
     const window_t *w = job->w;
     i64 down = w->dr * w->cols * w->ch, right = w->dc * w->ch;
     vec best = load(x);
@@ -36,8 +36,8 @@ INLINE void pool_vector(const job_t *job, int kind, const real *x, i64 rows, i64
         }
     }
     if (kind == AVERAGE) best = best * splat(job->share);
-    store(job->y + at, best);
-    if (kind == MAX) store_winners(job->winners + at, winner);
+    store_lanes(job->y + at, best, kept);
+    if (kind == MAX) store_winners(job->winners + at, winner, kept);
 }
 
 /* One channel, the same way. */
@@ -68,10 +68,9 @@ INLINE void pool_pixel(const job_t *job, int kind, const real *x, i64 rows, i64 
                        i64 at, i64 row_end) {
     const window_t *w = job->w;
     const real *last = x + (rows - 1) * w->dr * w->cols * w->ch + (cols - 1) * w->dc * w->ch;
-    i64 room = min_i64(job->x_end - last, row_end - at);
-#define VECTOR(c) pool_vector(job, kind, x + (c), rows, cols, number, at + (c))
+#define VECTOR(c, kept) pool_vector(job, kind, x + (c), rows, cols, number, at + (c), kept)
 #define SCALAR(c) pool_scalar(job, kind, x + (c), rows, cols, number, at + (c))
-    FOR_CHANNELS(w->ch, room, VECTOR, SCALAR)
+    FOR_CHANNELS(w->ch, job->x_end - last, row_end - at, VECTOR, SCALAR)
 #undef VECTOR
 #undef SCALAR
 }

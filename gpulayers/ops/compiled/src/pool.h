@@ -13,16 +13,21 @@ typedef struct {
     i64 top, left;   /* padding */
 } window_t;
 
-/* Calls vector(channel) for all ch channels of a pixel, VW at a time; with VW channels or more the
- * last vector overlaps the one before. With fewer, a vector reads and writes beyond the pixel, if
- * `room` elements are there: what it writes is written over when the next pixel's turn comes, so
- * pixels of a row must be worked off from left to right. Else scalar(channel), one by one. */
-#define FOR_CHANNELS(ch, room, vector, scalar)                                          \
-    if ((ch) >= VW)                                                                     \
-        for (i64 done = 0; done < (ch); done += VW) { vector(min_i64(done, (ch)-VW)); } \
-    else if (VW <= (room)) {                                                            \
-        vector(0);                                                                      \
-    } else                                                                              \
+/* Calls vector(channel, kept) for all ch channels of a pixel, VW at a time, `kept` of which are to
+ * be stored; with VW channels or more the last vector overlaps the one before. With fewer, a vector
+ * reads beyond the pixel, if there are `readable` elements, and writes beyond it, if there are
+ * `writable` ones: what it writes there is written over when the next pixel's turn comes, so pixels
+ * of a row must be worked off from left to right. Else scalar(channel), one by one. */
+#define FOR_CHANNELS(ch, readable, writable, vector, scalar)                                \
+    if ((ch) >= VW)                                                                         \
+        for (i64 done = 0; done < (ch); done += VW) { vector(min_i64(done, (ch)-VW), VW); } \
+    else if (VW <= (readable)) {                                                            \
+        if (VW <= (writable)) {                                                             \
+            vector(0, VW);                                                                  \
+        } else {                                                                            \
+            vector(0, ch);                                                                  \
+        }                                                                                   \
+    } else                                                                                  \
         for (i64 done = 0; done < (ch); done++) { scalar(done); }
 
 /* Winners are bytes in memory and lanes as wide as a scalar in registers. */
@@ -37,10 +42,13 @@ typedef int16_t half_bits;
 #endif
 typedef half_bits half_lanes __attribute__((vector_size(VEC_BYTES / 2)));
 
-INLINE void store_winners(uint8_t *p, mask winner) {
+INLINE void store_winners(uint8_t *p, mask winner, i64 kept) {
     half_lanes half = __builtin_convertvector(winner, half_lanes);
     byte_lanes bytes = __builtin_convertvector(half, byte_lanes);
-    memcpy(p, &bytes, VW);
+    if (kept >= VW)
+        memcpy(p, &bytes, VW);
+    else
+        for (i64 k = 0; k < kept; k++) p[k] = bytes[k];
 }
 
 INLINE mask load_winners(const uint8_t *p) {

@@ -46,7 +46,7 @@ INLINE real incoming_scalar(const job_t *job, i64 at, int relu) {
 
 /* VW channels of a pixel that `count` windows see. */
 INLINE void gather_vector(const job_t *job, const view_t *seen, i64 count, i64 channel, real *dx,
-                          int max, int relu) {
+                          i64 kept, int max, int relu) {
     vec sum = splat(0);
     for (i64 k = 0; k < count; k++) {
         i64 at = seen[k].out + channel;
@@ -59,7 +59,7 @@ INLINE void gather_vector(const job_t *job, const view_t *seen, i64 count, i64 c
         }
         sum = sum + g;
     }
-    store(dx + channel, sum);
+    store_lanes(dx + channel, sum, kept);
 }
 
 /* One channel, the same way. */
@@ -99,11 +99,11 @@ INLINE void gather_rows(const job_t *job, i64 begin, i64 end, int max, int relu)
                 memset(dx, 0, w->ch * sizeof(real));
                 continue;
             }
-            /* elements to read from the last output on (the first tap's), and to write from here */
-            i64 room = min_i64(job->outputs - seen[0].out, (w->cols - c) * w->ch);
-#define VECTOR(t) gather_vector(job, seen, count, t, dx, max, relu)
+            /* the first tap's output is the last one */
+            i64 readable = job->outputs - seen[0].out, writable = (w->cols - c) * w->ch;
+#define VECTOR(t, kept) gather_vector(job, seen, count, t, dx, kept, max, relu)
 #define SCALAR(t) gather_scalar(job, seen, count, t, dx, max, relu)
-            FOR_CHANNELS(w->ch, room, VECTOR, SCALAR)
+            FOR_CHANNELS(w->ch, readable, writable, VECTOR, SCALAR)
 #undef VECTOR
 #undef SCALAR
         }
@@ -124,14 +124,15 @@ static void gather_task(void *arguments, i64 begin, i64 end, int share) {
 /* ------------------------------------------------------------- windows of 2 x 2 side by side */
 
 /* VW channels of an output, to the left pixels of its window and those `ch` on. */
-INLINE void spread_vector(const job_t *job, i64 at, real *top, real *bottom, int max, int relu) {
+INLINE void spread_vector(const job_t *job, i64 at, real *top, real *bottom, i64 kept, int max,
+                          int relu) {
     vec g = incoming(job, at, relu);
     mask winner = max ? load_winners(job->winners + at) : splat_bits(0);
     if (!max) g = g * splat(job->share);
     /* from left to right, as what is written beyond a pixel belongs to the next one */
     for (int tap = 0; tap < 4; tap++) {
         mask won = max ? winner == splat_bits(tap) : splat_bits(-1);
-        store((tap < 2 ? top : bottom) + tap % 2 * job->w->ch, (vec)(won & (mask)g));
+        store_lanes((tap < 2 ? top : bottom) + tap % 2 * job->w->ch, (vec)(won & (mask)g), kept);
     }
 }
 
@@ -152,11 +153,12 @@ INLINE void spread_rows(const job_t *job, i64 begin, i64 end, int max, int relu)
         real *top = job->dx + (image * w->rows + 2 * r) * width, *bottom = top + width;
         for (i64 c = 0; c < w->out_cols; c++) {
             i64 at = (q * w->out_cols + c) * ch;
-            i64 room = min_i64(job->outputs - at, width - (2 * c + 1) * ch);
+            i64 readable = job->outputs - at, writable = width - (2 * c + 1) * ch;
             i64 pixel = 2 * c * ch;
-#define VECTOR(t) spread_vector(job, at + (t), top + pixel + (t), bottom + pixel + (t), max, relu)
+#define VECTOR(t, kept) \
+    spread_vector(job, at + (t), top + pixel + (t), bottom + pixel + (t), kept, max, relu)
 #define SCALAR(t) spread_scalar(job, at + (t), top + pixel + (t), bottom + pixel + (t), max, relu)
-            FOR_CHANNELS(ch, room, VECTOR, SCALAR)
+            FOR_CHANNELS(ch, readable, writable, VECTOR, SCALAR)
 #undef VECTOR
 #undef SCALAR
         }
