@@ -151,18 +151,66 @@ class CpuNormalization(ReferenceNormalization):
 
         def work(i: int, part: slice) -> None:
             for block in blocks(part, step):
-                centred, squares = x_hat[block], free[i][: block.stop - block.start]
-                np.subtract(x[block], x[block] @ average, out=centred)
-                np.multiply(centred, centred, out=squares)
-                scale = np.matmul(squares, average, out=inv_std[block])
-                np.add(scale, small, out=scale)
-                np.sqrt(scale, out=scale)
-                np.divide(X.dtype.type(1), scale, out=scale)
-                np.multiply(centred, scale, out=centred)
+                squares = free[i][: block.stop - block.start]
+                _standardize(x[block], x_hat[block], squares, inv_std[block], average, small)
 
         run_shares(work, parts)
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
         return X_hat, inv_std.reshape(kept)
+
+    def layernorm_forward(
+        self, X: Array, scaler: Array, intercept: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        length = _row_length(X, (1,))
+        if length == 0:
+            return super().layernorm_forward(X, scaler, intercept, eps)
+        Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
+        inv_std = np.empty((len(X), 1), X.dtype)
+        parts, step, free, average = _cut_rows(X)
+        small = X.dtype.type(eps)
+
+        def work(i: int, part: slice) -> None:
+            for block in blocks(part, step):
+                squares, y = free[i][: block.stop - block.start], Y[block]
+                _standardize(X[block], X_hat[block], squares, inv_std[block], average, small)
+                np.multiply(X_hat[block], scaler, out=y)
+                np.add(y, intercept, out=y)
+
+        run_shares(work, parts)
+        return Y, X_hat, inv_std
+
+    def layernorm_backward(
+        self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
+    ) -> tuple[Array, Array, Array]:
+        # As `standardize_backward` of dX_hat = dY * scaler, whose means are products with scaler.
+        length = _row_length(dY, (1,))
+        if length == 0:
+            return super().layernorm_backward(dY, X_hat, scaler, inv_std)
+        dX = workspace.empty(dY.shape, dY.dtype)
+        parts, step, free, average = _cut_rows(dY)
+        weights, one = average * scaler[:, None], ones(step, dY.dtype)
+        sums = [np.zeros((2, length)) for _ in parts]
+
+        def work(i: int, part: slice) -> None:
+            dscaler, dintercept = sums[i]
+            for block in blocks(part, step):
+                d, x, out = dY[block], X_hat[block], dX[block]
+                products = free[i][: len(d)]
+                np.multiply(d, x, out=products)
+                dscaler += one[: len(d)] @ products
+                dintercept += one[: len(d)] @ d
+                slope = products @ weights
+                np.multiply(d, scaler, out=out)
+                np.subtract(out, d @ weights, out=out)
+                np.multiply(x, slope, out=products)
+                np.subtract(out, products, out=out)
+                np.multiply(out, inv_std[block], out=out)
+
+        run_shares(work, parts)
+        for more in sums[1:]:
+            sums[0] += more
+        dscaler, dintercept = sums[0].astype(dY.dtype)
+        return dX, dscaler, dintercept
 
     def standardize_backward(
         self, dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
@@ -189,6 +237,19 @@ class CpuNormalization(ReferenceNormalization):
 
         run_shares(work, parts)
         return dX
+
+
+def _standardize(
+    x: Array, x_hat: Array, squares: Array, inv_std: Array, average: Array, eps: Array
+) -> None:
+    """Rows of x into x_hat and inv_std."""
+    np.subtract(x, x @ average, out=x_hat)
+    np.multiply(x_hat, x_hat, out=squares)
+    np.matmul(squares, average, out=inv_std)
+    np.add(inv_std, eps, out=inv_std)
+    np.sqrt(inv_std, out=inv_std)
+    np.divide(x.dtype.type(1), inv_std, out=inv_std)
+    np.multiply(x_hat, inv_std, out=x_hat)
 
 
 def _row_length(X: Array, axes: tuple[int, ...]) -> int:

@@ -159,6 +159,24 @@ def test_normalization(
         factor=5,
     )
 
+    Y, X_hat, inv_std = CPU.layernorm_forward(X, *rows_of_two(shape, dtype), 1e-2)
+    gold = REFERENCE.layernorm_forward(X.astype(float), *rows_of_two(shape, "float64"), 1e-2)
+    for actual, expected in zip((Y, X_hat, inv_std), gold, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, expected, factor=3 * factor)
+    gain = rows_of_two(shape, dtype)[0]
+    exact = [a.astype(float) for a in (dY, X_hat, gain, inv_std)]
+    backward = CPU.layernorm_backward(dY, X_hat, gain, inv_std)
+    for actual, expected in zip(backward, REFERENCE.layernorm_backward(*exact), strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, expected, factor=5)
+
+
+def rows_of_two(shape: tuple[int, int], dtype: str) -> list[np.ndarray]:
+    """A scaler and an intercept, of numbers that float32 holds exactly."""
+    rng = np.random.default_rng(7)
+    return [(rng.integers(-8, 8, shape[1]) / 8).astype(dtype) for _ in range(2)]
+
 
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (2,), (0, 1, 2), (1,)])
 def test_standardizing_any_axes(axes: tuple[int, ...], count: int, small_blocks: None) -> None:
