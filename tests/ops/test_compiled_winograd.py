@@ -27,6 +27,8 @@ SHAPES: list[Any] = [
     ((1, 13, 6, 16), 40, (4, 0, 1, 5)),
     ((7, 8, 8, 130), 70, (1, 1, 1, 1)),
     ((1, 40, 3, 18), 18, (1, 1, 1, 1)),
+    ((4, 8, 8, 512), 64, (1, 1, 1, 1)),  # many channels to add up
+    ((64, 32, 32, 16), 16, (1, 1, 1, 1)),  # many tiles
 ]
 shapes = pytest.mark.parametrize(("x_shape", "out_ch", "pad"), SHAPES, ids=str)
 

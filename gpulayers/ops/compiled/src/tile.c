@@ -15,22 +15,23 @@ static __attribute__((noinline)) void copy_rows(const real *from, i64 from_step,
         for (i64 j = 0; j < valid; j++) to[r * to_step + j] = from[r * from_step + j];
 }
 
-INLINE void begin_tile(const int rows, const int width, vec acc[][2], edge_t edge, i64 valid) {
+INLINE void clear(const int rows, const int width, vec acc[][2]) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < width; v++) acc[r][v] = (vec){0};
+}
+
+/* Last, not first: the sum of sums of a block of k each has the smaller error. */
+INLINE void add_start(const int rows, const int width, vec acc[][2], edge_t edge, i64 valid) {
     real part[TALL * PANEL_MOST];
     const real *start = edge.start;
     i64 step = edge.start_step;
-    if (!start) {
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < width; v++) acc[r][v] = (vec){0};
-        return;
-    }
     if (!edge.start_padded && valid < width * VW) {
         copy_rows(start, step, part, width * VW, step ? rows : 1, valid);
         start = part;
         step = step ? width * VW : 0;
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < width; v++) acc[r][v] = load(start + r * step + v * VW);
+        UNROLL for (int v = 0; v < width; v++) acc[r][v] += load(start + r * step + v * VW);
 }
 
 /* Write the first `valid` columns. Where C's rows lie one behind the other and are just `valid`
@@ -39,6 +40,7 @@ INLINE void end_tile(const int rows, const int width, vec acc[][2], edge_t edge,
                      i64 valid) {
     int whole = valid == width * VW, dense = valid == ldc && width * VW <= 2 * ldc;
     real part[TALL * PANEL_MOST];
+    if (edge.start) add_start(rows, width, acc, edge, valid);
     if (edge.relu)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < width; v++) acc[r][v] = relu_of(acc[r][v]);
@@ -57,7 +59,7 @@ INLINE void dot_tile(const int rows, const int width, const real *RESTRICT x, i6
                      const runs_t *runs, const real *RESTRICT b, i64 ldb, edge_t edge, real *c,
                      i64 ldc, i64 valid) {
     vec acc[TALL][2];
-    begin_tile(rows, width, acc, edge, valid);
+    clear(rows, width, acc);
     for (i64 q = 0; q < runs->count; q++) {
         const real *p = x + runs->offset[q];
         i64 length = runs->length[q];
@@ -110,7 +112,7 @@ INLINE void outer_tile(const int rows, const int width, const int beside, const 
     vec acc[TALL][2];
     i64 offset[TALL];
     UNROLL for (int r = 0; r < rows; r++) offset[r] = beside ? r : at[r];
-    begin_tile(rows, width, acc, edge, valid);
+    clear(rows, width, acc);
     for (i64 i = 0; i < lines->lines; i++) {
         const real *p = x + (lines->line_at ? lines->line_at[i] : 0);
         for (i64 k = 0; k < lines->length; k++, p += step, b += ldb) {

@@ -20,7 +20,7 @@
 #define TALL 10        /* most rows of a tile one vector wide */
 #define SHORT 6        /* most rows of a tile two vectors wide */
 
-/* How a tile begins and ends: C = relu(start + A B). */
+/* What is added to a tile and done with it: C = relu(A B + start). */
 typedef struct {
     const real *start; /* NULL: zeros */
     i64 start_step;    /* from one row's start to the next; 0 for a bias */

@@ -3,6 +3,8 @@
 
 #ifndef GL_DOUBLE
 
+#define BLOCK_CHANNELS ((i64)128)
+
 static const real G[6][3] = {{1 / 4.f, 0, 0},
                              {-1 / 6.f, -1 / 6.f, -1 / 6.f},
                              {-1 / 6.f, 1 / 6.f, -1 / 6.f},
@@ -119,15 +121,34 @@ static void write_tile_row(winograd_t *d, i64 tile_row, const real *m, i64 plane
     if (sum != 0) fail(&d->not_finite);
 }
 
+/* The 36 products M = V U over the channels. Many channels are cut into blocks that are added up
+ * one by one: the transforms make the error of these sums several times larger. */
+static void multiply(const winograd_t *d, const real *v, i64 wide, real *m, i64 tiles) {
+    i64 ch = d->source.ch, blocks = ceil_div(ch, BLOCK_CHANNELS), zero = 0;
+    for (i64 e = 0; e < ENTRIES; e++)
+        for (i64 j = 0; j < d->out_ch; j += PANEL) {
+            int width = panel_width(j, d->out_ch);
+            const real *u = d->weights + (e * d->out_wide + j) * ch;
+            real *to = m + e * tiles * d->out_wide + j;
+            for (i64 t = 0; t < blocks; t++) {
+                i64 k0 = ch * t / blocks, kc = ch * (t + 1) / blocks - k0;
+                runs_t runs = {&zero, &kc, 1};
+                edge_t edge = {.start = t ? to : NULL, .start_step = d->out_wide};
+                GL(gl_dot_rows)(width, tiles, v + e * tiles * wide + k0, wide, &runs,
+                                u + k0 * width * VW, width * VW, edge, to, d->out_wide,
+                                width * VW);
+            }
+        }
+}
+
 static void winograd_share(void *arguments, i64 begin, i64 end, int share) {
     winograd_t *d = arguments;
     const tiles_t *t = &d->tiles;
-    i64 ch = d->source.ch, wide = ceil_div(ch, VW) * VW, most = t->step * t->cols, zero = 0;
+    i64 ch = d->source.ch, wide = ceil_div(ch, VW) * VW, most = t->step * t->cols;
     real *v = gl_scratch(TRANSFORMED, sizeof(real) * (size_t)(ENTRIES * most * wide));
     real *m = gl_scratch(PRODUCTS, sizeof(real) * (size_t)(ENTRIES * most * d->out_wide));
     i64 pixels = 6 * (4 * t->cols + 2) * ch;
     real *rows = gl_scratch(ROWS, sizeof(real) * (size_t)(pixels + VW));
-    runs_t runs = {&zero, &ch, 1};
     (void)share;
     if (!v || !m || !rows) {
         fail(&d->failed);
@@ -140,13 +161,7 @@ static void winograd_share(void *arguments, i64 begin, i64 end, int share) {
         for (i64 r = 0; r < count; r++)
             transform_tile_row(&d->source, d->top, d->left, t, first + r, rows,
                                v + r * t->cols * wide, wide, tiles * wide);
-        for (i64 e = 0; e < ENTRIES; e++)
-            for (i64 j = 0; j < d->out_ch; j += PANEL) {
-                int width = panel_width(j, d->out_ch);
-                GL(gl_dot_rows)(width, tiles, v + e * tiles * wide, wide, &runs,
-                                d->weights + (e * d->out_wide + j) * ch, width * VW, (edge_t){0},
-                                m + e * tiles * d->out_wide + j, d->out_wide, width * VW);
-            }
+        multiply(d, v, wide, m, tiles);
         for (i64 r = 0; r < count; r++)
             write_tile_row(d, first + r, m + r * t->cols * d->out_wide, tiles * d->out_wide);
     }
