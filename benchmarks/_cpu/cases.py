@@ -207,9 +207,10 @@ CASES: dict[str, Case] = {
     case.name: case
     for case in (
         # A pre-activation at zero that rounds the other way moves a gradient: PyTorch's own float32
-        # differs from its float64 by 1.2e-3 after three steps of the CNN.
+        # differs from its float64 by 1.2e-3 after three steps of the CNN, and Winograd's F(4x4),
+        # whose outputs are right to 2e-5, moves more winners of the pooling than a direct sum.
         _step("lenet", 64, reach=(1.4, 2.2), short=True, peer=True, tolerance=5e-3),
-        _step("cifar", 64, reach=(1.1, 2.0), tolerance=5e-3),
+        _step("cifar", 64, reach=(1.1, 2.0), tolerance=3e-2),
         _step("mlp", 64, short=True, peer=True, tolerance=1e-3),
         _step("vgg", 128, tolerance=2e-2),
         _conv("conv3x3", 32, 32, 32, 64, 3, p=1, reach=(1.1, 1.8), short=True, peer=True),
