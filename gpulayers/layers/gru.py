@@ -52,10 +52,9 @@ class _GRUStep(Gated):
 
     def _weights(self) -> Weights:
         p, h = self.parameters, self.n_out
-        xp = xp_of(p["Wn"])
-        from_state = xp.concatenate([p[name][:h] for name in ("Wz", "Wr", "Wn")], axis=1)
-        from_input = xp.concatenate([p[f"W{g}"][h:] for g in _GATES], axis=1)
-        b = xp.concatenate([p[name] for name in ("bn", "bz", "br", "ba")], axis=1)
+        from_state = sequence.joined([p[name][:h] for name in ("Wz", "Wr", "Wn")], axis=1)
+        from_input = sequence.joined([p[f"W{g}"][h:] for g in _GATES], axis=1)
+        b = sequence.joined([p[name] for name in ("bn", "bz", "br", "ba")], axis=1)
         return Weights(from_state, from_input, (b,))
 
     def _ahead(
@@ -109,10 +108,10 @@ class _GRUStep(Gated):
 
     def _named(self, grads: Weights) -> dict[str, Array]:
         from_state, from_input, (db,) = grads
-        h, xp, named = self.n_out, xp_of(from_state), {}
+        h, named = self.n_out, {}
         for name, k, m in (("Wz", 0, 1), ("Wr", 1, 2), ("Wn", 2, 0)):
-            blocks = from_state[:, k * h : (k + 1) * h], from_input[:, m * h : (m + 1) * h]
-            named[name] = xp.concatenate(blocks)
+            blocks = [from_state[:, k * h : (k + 1) * h], from_input[:, m * h : (m + 1) * h]]
+            named[name] = sequence.joined(blocks, axis=0)
         for k, name in enumerate(("bn", "bz", "br", "ba")):
             named[name] = db[k * h : (k + 1) * h]
         return named

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gpulayers.backend import Array, xp_of
+from gpulayers.backend import Array
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers._gated import Gated
 from gpulayers.layers._over_time import OverTime
@@ -53,9 +53,8 @@ class _LSTMStep(Gated):
 
     def _weights(self) -> Weights:
         p = self.parameters
-        xp = xp_of(p["Wf"])
-        W = xp.concatenate([p[f"W{g}"] for g in _GATES], axis=1)
-        b = xp.concatenate([p[f"b{g}"] for g in _GATES], axis=1)
+        W = sequence.joined([p[f"W{g}"] for g in _GATES], axis=1)
+        b = sequence.joined([p[f"b{g}"] for g in _GATES], axis=1)
         return Weights(W[: self.n_out], W[self.n_out :], (b,))
 
     def _ahead(
@@ -105,7 +104,7 @@ class _LSTMStep(Gated):
         return self._named(Weights(product(A_prev.T, dLdZ), product(X.T, dLdZ), (db,)))
 
     def _named(self, grads: Weights) -> dict[str, Array]:
-        dW = xp_of(grads.input).concatenate([grads.recurrent, grads.input])
+        dW = sequence.joined([grads.recurrent, grads.input], axis=0)
         (db,), h = grads.biases, self.n_out
         named = {f"W{g}": dW[:, k * h : (k + 1) * h] for k, g in enumerate(_GATES)}
         return named | {f"b{g}": db[k * h : (k + 1) * h] for k, g in enumerate(_GATES)}

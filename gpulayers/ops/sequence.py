@@ -23,6 +23,7 @@ __all__ = [
     "Weights",
     "gru_backward",
     "gru_forward",
+    "joined",
     "lstm_backward",
     "lstm_forward",
     "rnn_backward",
@@ -56,6 +57,27 @@ def time_last(X: Array) -> Array:
     check.rank("time_last", "X", X, 3, "(n_t, n_ex, ch)")
     (X,) = check.same_float("time_last", X=X)
     return kernels_for(X).time_last(X)
+
+
+def joined(arrays: list[Array], axis: int) -> Array:
+    """Return matrices of one dtype side by side (`axis` 1) or one below the other (0).
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+    """
+    if not arrays:
+        raise ShapeError("joined: expected at least one matrix, got none")
+    check.one_library("joined", *arrays)
+    first = arrays[0]
+    for k, array in enumerate(arrays):
+        check.rank("joined", f"arrays[{k}]", array, 2, "(rows, columns)")
+        if array.shape[1 - axis] != first.shape[1 - axis] or array.dtype != first.dtype:
+            raise ShapeError(
+                f"joined: arrays[{k}] must fit {first.shape} {first.dtype} along axis {axis}, "
+                f"got {array.shape} {array.dtype}"
+            )
+    return kernels_for(first).joined(arrays, axis)
 
 
 def rnn_forward(

@@ -220,6 +220,22 @@ def test_the_final_state_moves(kind: Any, emulated: Backend) -> None:
     layer.forward(X, initial_state=layer.final_state)
 
 
+@kinds
+def test_backward_shows_the_sequence_it_went_through(kind: Any, backend: Backend) -> None:
+    """Even if the cell took a step in between."""
+    layer = make(kind, backend)
+    layer.forward(backend.asarray(X))
+    shown = {k: list(v) for k, v in layer.derived_variables.items() if isinstance(v, list)}
+    layer.cell.forward(backend.asarray(X[:, :, 0].copy()))
+    layer.backward(backend.asarray(DA))
+    for name, values in shown.items():
+        now = layer.derived_variables[name]
+        assert len(now) == len(values)
+        for one, two in zip(now, values, strict=True):
+            assert_same_bits(one, two)
+    assert layer.derived_variables["n_timesteps"] == N_T
+
+
 # --------------------------------------------------------------------------------------- masks
 
 

@@ -375,6 +375,22 @@ def test_turning_time(fast: Backend, n: int, ch: int, n_t: int, dtype: str) -> N
     assert_same_bits(last, X)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@dtypes
+def test_matrices_joined(fast: Backend, axis: int, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(3, 5), (3, 1), (3, 17)]
+    arrays = [rng.standard_normal(s).astype(dtype) for s in shapes]
+    arrays = arrays if axis else [a.T for a in arrays]
+    for _ in range(2):
+        with Workspace():
+            assert_same_bits(sequence.joined(arrays, axis), np.concatenate(arrays, axis=axis))
+    with pytest.raises(ShapeError, match=r"joined: arrays\[1\] must fit .* along axis"):
+        sequence.joined([arrays[0], arrays[0][:-1, :-1]], axis)
+    with pytest.raises(ShapeError, match=r"joined: .* got none"):
+        sequence.joined([], axis)
+
+
 # -------------------------------------------------------------------------------------- wrong calls
 
 

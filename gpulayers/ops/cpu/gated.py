@@ -48,8 +48,9 @@ class CpuGated(CpuSequence):
         # halved: all but the candidate
         half = np.repeat(np.array([0.5, 0.5, 1, 0.5], X.dtype), h)
         shift = np.repeat(np.array([0.5, 0.5, 0, 0.5], X.dtype), h)
-        W_a = weights.recurrent * half
-        gates = project(X, weights.input * half, weights.biases[0] * half)
+        W_a = np.multiply(weights.recurrent, half, out=new_like(weights.recurrent))
+        W_x = np.multiply(weights.input, half, out=new_like(weights.input))
+        gates = project(X, W_x, weights.biases[0] * half)
         seen = workspace.empty(C[1:].shape, X.dtype)  # tanh(C_t)
 
         def share(_: int, part: slice) -> None:
@@ -156,9 +157,11 @@ class CpuGated(CpuSequence):
         (A,) = states_of(X, first, weights, 1)
         # halved: the two gates; the input's columns are [n, z, r], the state's [z, r, M]
         half = np.repeat(np.array([1, 0.5, 0.5], X.dtype), h)
-        W_a = weights.recurrent * np.roll(half, -h)
+        W_a, W_x = new_like(weights.recurrent), new_like(weights.input)
+        np.multiply(weights.recurrent, np.roll(half, -h), out=W_a)
+        np.multiply(weights.input, half, out=W_x)
         bias, ba = weights.biases[0][: 3 * h] * half, weights.biases[0][3 * h :]
-        gates = project(X, weights.input * half, bias)
+        gates = project(X, W_x, bias)
         M = workspace.empty(A[1:].shape, X.dtype)
 
         def share(_: int, part: slice) -> None:

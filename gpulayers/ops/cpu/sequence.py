@@ -47,6 +47,12 @@ class CpuSequence(ReferenceSequence):
             out[part] = X[:, part].transpose(1, 2, 0)
         return out
 
+    def joined(self, arrays: list[Array], axis: int) -> Array:
+        shape = list(arrays[0].shape)
+        shape[axis] = sum(array.shape[axis] for array in arrays)
+        out = workspace.empty(tuple(shape), arrays[0].dtype)
+        return np.concatenate(arrays, axis=axis, out=out)
+
     # ---- simple
 
     def rnn_forward(

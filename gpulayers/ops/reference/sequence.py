@@ -39,6 +39,9 @@ class ReferenceSequence(ReferenceRecurrent, ReferenceConv):
     def time_last(self, X: Array) -> Array:
         return xp_of(X).ascontiguousarray(X.transpose(1, 2, 0))
 
+    def joined(self, arrays: list[Array], axis: int) -> Array:
+        return xp_of(arrays[0]).concatenate(arrays, axis=axis)
+
     def rnn_forward(
         self, X: Array, first: States | None, mask: Array | None, weights: Weights, act: Activation
     ) -> Trace:
