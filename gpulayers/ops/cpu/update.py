@@ -24,11 +24,12 @@ def _in_blocks(rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int)
         rule(*flat, *(workspace.empty((n,), dtype) for _ in range(scratch)))
         return
     parts = row_shares(n, 1, passes)
-    size = min(BLOCK, n)
+    step = 2 * BLOCK  # a few cheap passes: calls cost more than the cache saves
+    size = min(step, n)
     own = [[workspace.empty((size,), dtype) for _ in range(scratch)] for _ in parts]
 
     def work(i: int, part: slice) -> None:
-        for block in blocks(part, BLOCK):
+        for block in blocks(part, step):
             count = block.stop - block.start
             rule(*(array[block] for array in flat), *(free[:count] for free in own[i]))
 

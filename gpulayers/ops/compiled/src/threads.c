@@ -8,6 +8,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -128,7 +129,13 @@ static int start_workers(int count) {
         atomic_store(&next->asleep, 0);
         pthread_mutex_init(&next->lock, NULL);
         pthread_cond_init(&next->wake, NULL);
-        if (pthread_create(&thread, NULL, work, (void *)(intptr_t)(pool.started + 1))) break;
+        /* signals are for the threads of the program: a worker starts with all of them blocked */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        int failed = pthread_create(&thread, NULL, work, (void *)(intptr_t)(pool.started + 1));
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (failed) break;
         pthread_detach(thread);
         pool.started++;
     }
