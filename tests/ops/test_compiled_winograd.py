@@ -20,6 +20,7 @@ BOUND = 2e-5  # of the largest result, against float64; as conv2d_forward_into s
 SHAPES: list[Any] = [
     ((2, 32, 32, 32), 64, (1, 1, 1, 1)),
     ((1, 4, 4, 16), 16, (1, 1, 1, 1)),
+    ((3, 7, 10, 8), 9, (1, 1, 1, 1)),
     ((3, 5, 7, 16), 17, (1, 1, 1, 1)),
     ((5, 6, 9, 19), 31, (0, 0, 0, 0)),
     ((2, 11, 8, 24), 16, (2, 2, 2, 2)),
@@ -137,6 +138,17 @@ def test_nan_and_infinity_reach_only_the_outputs_that_see_them(
     for other in results[1:]:
         for expected, actual in zip(results[0], other, strict=True):
             assert_same_bits(actual, expected)
+
+
+def test_nan_in_the_last_row_of_a_tile() -> None:
+    """Only the tile's last outputs see it, and no other tile does."""
+    X, W = np.ones((1, 6, 6, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+    X[0, 5, 3, 0] = np.nan
+    with use_engine("compiled"):
+        Z = conv.conv2d_forward(X, W, None, Window((3, 3)))
+    gold = np.full((1, 4, 4, 16), 144, np.float32)
+    gold[0, 3, 1:] = np.nan
+    assert_same_bits(Z, gold)
 
 
 @pytest.mark.parametrize("weight", [np.inf, np.nan])

@@ -37,7 +37,7 @@ _winograd_input_grad = bind("gl_winograd_input_grad", "pppp", ctypes.c_int)
 _winograd_weight_grad = bind("gl_winograd_weight_grad", "ppppp", ctypes.c_int)
 _column_sums = bind("gl_column_sums", "ppii", ctypes.c_int)
 _NOT_FINITE = 2  # what _input_grad says of such weights, and _winograd_... of such results
-_WINOGRAD_CHANNELS = 16  # fewer leave too little between its transforms to save
+_WINOGRAD_CHANNELS = 8  # fewer leave too little between its transforms to save
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,7 @@ static void set_runs(const direct_t *d, phase_t *p, i64 *offset, i64 *length) {
     i64 ch = d->source.ch, row_step = view_row(&d->looks, &d->source), count = 0;
     for (i64 t = 0; t < p->tap_count; t++) {
         i64 at = p->taps[t].row * row_step + p->taps[t].col * ch;
-        if (count && offset[count - 1] + length[count - 1] == at &&
-            p->taps[t].row == p->taps[t - 1].row) {
+        if (count && offset[count - 1] + length[count - 1] == at) {
             length[count - 1] += ch;
         } else {
             offset[count] = at;

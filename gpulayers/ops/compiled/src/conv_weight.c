@@ -43,14 +43,16 @@ static void panel_of_item(const gradient_t *d, const view_t *view, const lines_t
     }
 }
 
-/* The item's dZ. A panel's last vector may reach beyond a row; after the last row nothing follows,
- * so the last item's are copied to where something does. */
-static const real *outputs_of(const gradient_t *d, const item_t *t, int last, i64 *count) {
+/* The item's dZ. A panel's last vector may reach beyond a row; where less follows the item's last
+ * row than that (not only after the last item: items may be small), it is copied to where more
+ * does. */
+static const real *outputs_of(const gradient_t *d, const item_t *t, i64 *count) {
     i64 row = d->looks.cols * d->out_ch;
     const real *g = d->dz + (t->first * d->looks.rows + t->begin) * row;
     *count = (t->images - 1) * d->looks.rows * d->looks.cols +
              (t->end - t->begin) * d->looks.cols;
-    if (!last || d->wide == d->out_ch) return g;
+    const real *end = d->dz + d->source.n * d->looks.rows * row;
+    if (end - (g + *count * d->out_ch) >= d->wide - d->out_ch) return g;
     real *copy = gl_scratch(SLACK, sizeof(real) * (size_t)(*count * d->out_ch + PANEL));
     if (!copy) return NULL;
     memset(copy + *count * d->out_ch, 0, sizeof(real) * (size_t)PANEL);
@@ -68,7 +70,7 @@ static void weight_share(void *arguments, i64 begin, i64 end, int share) {
         item_t t = item_of(&d->cut, &d->looks, d->source.n, i);
         view_t view = view_of(&d->source, &d->looks, &t);
         i64 pixels;
-        const real *g = outputs_of(d, &t, i + 1 == d->cut.items, &pixels);
+        const real *g = outputs_of(d, &t, &pixels);
         if (!view.at || !line_at || !g) {
             fail(&d->failed);
             return;
