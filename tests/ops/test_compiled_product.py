@@ -1,0 +1,71 @@
+"""The C matrix products for any number of threads, with bias and ReLU, and with rows apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import threads
+from gpulayers.ops.compiled.product import product_into
+from tests.ops.conftest import eighths
+from tests.ops.test_product import operands, sizes
+from tests.support.compare import assert_same_bits
+
+pytestmark = pytest.mark.compiled
+
+
+@sizes
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_bias_and_relu_for_any_number_of_threads(size: tuple[int, int, int], count: int) -> None:
+    A, B, gold = operands(size)
+    bias = eighths((1, size[1]), 3, spread=400)
+    with threads.use_threads(count):
+        for dtype in ("float32", "float64"):
+            for ta in (False, True):
+                for tb in (False, True):
+                    a = np.array(A.T if ta else A, dtype, order="C")
+                    b = np.array(B.T if tb else B, dtype, order="C")
+                    out = np.full((size[0] + 1, size[1]), 99, dtype)
+                    product_into(a, b, out[:-1], ta, tb, bias.astype(dtype), relu=True)
+                    assert_same_bits(out[:-1], np.maximum(gold + bias, 0).astype(dtype))
+                    product_into(a, b, out[:-1], ta, tb)
+                    assert_same_bits(out[:-1], gold.astype(dtype))
+                    assert (out[-1] == 99).all()
+
+
+@pytest.mark.parametrize("size", [(70, 30, 90), (8, 200, 100), (300, 20, 500)])
+def test_rows_apart_in_operands_and_result(size: tuple[int, int, int]) -> None:
+    A, B, gold = operands(size)
+    m, n, k = size
+    for ta in (False, True):
+        for tb in (False, True):
+            wide = [
+                np.full((2 * rows, cols + 3), 99.0, np.float32)
+                for rows, cols in [(k, m) if ta else (m, k), (n, k) if tb else (k, n), (m, n)]
+            ]
+            a, b, out = (w[::2, 1:-2] for w in wide)
+            a[...], b[...] = A.T if ta else A, B.T if tb else B
+            product_into(a, b, out, ta, tb)
+            assert_same_bits(out, gold.astype(np.float32))
+            out[...] = 99
+            assert (wide[2] == 99).all()
+
+
+def test_relu_keeps_nan(numpy_backend: Any) -> None:
+    A, B = np.ones((7, 3), np.float32), -np.ones((3, 5), np.float32)
+    A[2, 1] = np.nan
+    out = np.empty((7, 5), np.float32)
+    product_into(A, B, out, relu=True)
+    np.testing.assert_array_equal(out, np.maximum(A @ B, 0))
+
+
+def test_same_bits_again(numpy_backend: Any) -> None:
+    rng = np.random.default_rng(0)
+    A, B = (rng.standard_normal(s).astype(np.float32) for s in ((90, 700), (700, 110)))
+    with threads.use_threads(3):
+        first, second = np.empty((2, 90, 110), np.float32)
+        product_into(A, B, first)
+        product_into(A, B, second)
+    assert_same_bits(first, second)
