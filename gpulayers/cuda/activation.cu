@@ -11,6 +11,16 @@ __global__ void bias_add(T* __restrict__ z, const T* __restrict__ bias, Index to
     z[number] = static_cast<T>(static_cast<Acc>(z[number]) + static_cast<Acc>(bias[number % channels]));
 }
 
+// z = max(z + bias, 0), in place; NaN stays NaN.
+template <typename T, typename Acc, typename Index>
+__global__ void bias_relu(T* __restrict__ z, const T* __restrict__ bias, Index total, int channels)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const Acc sum = static_cast<Acc>(z[number]) + static_cast<Acc>(bias[number % channels]);
+    z[number] = static_cast<T>(activation_value(RELU, sum, sum, sum));
+}
+
 // z += bias, y = act(z): of the stored, rounded z, so that the backward pass sees the same one.
 template <typename T, typename Acc, typename Index>
 __global__ void bias_activation(T* __restrict__ z, const T* __restrict__ bias, T* __restrict__ y, Index total,

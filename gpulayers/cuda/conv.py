@@ -14,15 +14,11 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch, launch_elements
-from gpulayers.cuda.geometry import window_arguments
+from gpulayers.cuda.geometry import column_blocks, window_arguments
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
-
-# column sums: rows that a thread should add up at least, and blocks that fill any GPU
-_ROWS_A_THREAD = 16
-_BLOCKS = 1024
 
 
 def _vector(dtype: Any, channels: int, *arrays: Array) -> int:
@@ -114,12 +110,10 @@ class CudaConv(Reference):
         if dZ.size == 0:
             return cupy.zeros(channels, dtype=dZ.dtype)
         rows = dZ.size // channels
-        width = min(32, 1 << (channels - 1).bit_length())  # a power of two
-        across = -(-channels // width)
-        wanted = -(-rows * width // (table.KERNELS["column_sums"].block * _ROWS_A_THREAD))
-        down = max(1, min(wanted, _BLOCKS // across))
+        block = table.KERNELS["column_sums"].block
+        width, across, down = column_blocks(rows, channels, block)
         # a thread counts past the last row by one stride of the whole grid
-        index = table.index_for(dZ.size, rows + down * table.KERNELS["column_sums"].block)
+        index = table.index_for(dZ.size, rows + down * block)
         sums = cupy.empty(channels, dtype=dZ.dtype)
         if down == 1:
             launch("column_sums", dZ.dtype, (across, 1), (dZ, sums, rows, channels, width), index)

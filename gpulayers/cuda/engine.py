@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from gpulayers.cuda.activation import CudaActivation
 from gpulayers.cuda.conv import CudaConv
+from gpulayers.cuda.embedding import CudaEmbedding
+from gpulayers.cuda.fused import CudaFused
+from gpulayers.cuda.normalization import CudaNormalization
 from gpulayers.cuda.pool import CudaPool
 from gpulayers.cuda.random import CudaRandom
 from gpulayers.cuda.recurrent import CudaRecurrent
@@ -19,11 +22,16 @@ class Cuda(
     CudaRecurrent,
     CudaActivation,
     CudaSoftmax,
+    CudaNormalization,
+    CudaEmbedding,
+    CudaFused,
     CudaUpdate,
     CudaRandom,
 ):
     """Satisfies `gpulayers.ops._kernels.Kernels` on CuPy arrays.
 
-    What has no kernel of its own (normalisation, windows of more than 256 taps, a user's own
-    activation) is inherited from `gpulayers.ops.reference.Reference`, array formulas on CuPy.
+    What has no kernel of its own (windows of more than 256 taps, a user's own activation, the
+    standardisation over axes other than the last ones or a group's, the gradient of an embedding of
+    more than 8192 ids) is inherited from `gpulayers.ops.reference.Reference`, array formulas on
+    CuPy.
     """

@@ -1,9 +1,21 @@
-"""The numbers that kernels over windows take."""
+"""The numbers that kernels over windows, columns and rows take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import launch
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.window import Window
+
+# column sums: rows that a thread should add up at least, and blocks that fill any GPU
+_ROWS_A_THREAD = 16
+_BLOCKS = 1024
+# from here on a row keeps a whole block busy
+_LONG_ROW = 1024
+_WARP = 32
 
 
 def window_arguments(x_shape: Shape4, window: Window) -> tuple[int, ...]:
@@ -15,3 +27,23 @@ def window_arguments(x_shape: Shape4, window: Window) -> tuple[int, ...]:
         *(rows, cols, channels, *out),
         *(*window.kernel, *window.stride, top, left, *window.dilation),
     )
+
+
+def column_blocks(rows: int, channels: int, block: int) -> tuple[int, int, int]:
+    """Return (width, across, down) for sums over the columns of (rows, channels): the columns of a
+    block of `block` threads, a power of two, and the grid."""
+    width = min(32, 1 << (channels - 1).bit_length())
+    across = -(-channels // width)
+    wanted = -(-rows * width // (block * _ROWS_A_THREAD))
+    return width, across, max(1, min(wanted, _BLOCKS // across))
+
+
+def launch_rows(name: str, dtype: Any, args: Sequence[Any], rows: int, width: int) -> None:
+    """Launch a kernel over rows: a warp a row, or a block for long rows (`name` with ``_long``)."""
+    if not rows * width:
+        return
+    if width >= _LONG_ROW:
+        name, grid = f"{name}_long", rows
+    else:
+        grid = -(-rows // (table.KERNELS[name].block // _WARP))
+    launch(name, dtype, (grid,), args, table.index_for(rows * width))

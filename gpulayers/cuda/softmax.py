@@ -6,24 +6,13 @@ import cupy
 
 from gpulayers.backend import Array
 from gpulayers.cuda import table
-from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.compile import launch_elements
+from gpulayers.cuda.geometry import launch_rows
 from gpulayers.ops.reference import Reference
-
-# from here on a row keeps a whole block busy
-_LONG_ROW = 1024
-_WARP = 32
 
 
 def _launch_rows(name: str, arrays: tuple[Array, ...], rows: int, classes: int) -> None:
-    """Launch a row kernel: a warp a row, or a block for long rows."""
-    if not rows * classes:
-        return
-    dtype = arrays[0].dtype
-    if classes >= _LONG_ROW:
-        name, grid = f"{name}_long", rows
-    else:
-        grid = -(-rows // (table.KERNELS[name].block // _WARP))
-    launch(name, dtype, (grid,), (*arrays, rows, classes), table.index_for(rows * classes))
+    launch_rows(name, arrays[0].dtype, (*arrays, rows, classes), rows, classes)
 
 
 class CudaSoftmax(Reference):

@@ -184,6 +184,7 @@ _SPECS = (
     ),
     # ---- activation.cu
     KernelSpec("bias_add", "activation.cu", f"bias_add<{_MAP}>", (*_A2, INDEX, INT)),
+    KernelSpec("bias_relu", "activation.cu", f"bias_relu<{_MAP}>", (*_A2, INDEX, INT)),
     KernelSpec(
         "bias_activation", "activation.cu", f"bias_activation<{_MAP}>", (*_A3, INDEX, INT, *_ACT)
     ),
@@ -236,6 +237,68 @@ _SPECS = (
         "softmax.cu",
         f"softmax_cross_entropy_backward<{_MAP}>",
         (*_A3, INDEX, INT, REAL),
+    ),
+    # ---- standardize.cu; as softmax.cu
+    *(
+        KernelSpec(
+            name + suffix,
+            "standardize.cu",
+            f"{name}<{_MAP}, {lanes}>",
+            parameters,
+            barriers=lanes > 32,
+        )
+        for suffix, lanes in (("", 32), ("_long", 256))
+        for name, parameters in (
+            ("standardize_forward", (*(ARRAY,) * 6, INDEX, *(INT,) * 3, REAL, INT)),
+            ("standardize_backward", (*(ARRAY,) * 5, INDEX, *(INT,) * 4)),
+        )
+    ),
+    # ---- batchnorm.cu
+    KernelSpec(
+        "column_moments",
+        "batchnorm.cu",
+        f"column_moments<{_MAP}>",
+        (*_A3, INDEX, INT, INT, INDEX),
+        barriers=True,
+    ),
+    KernelSpec(
+        "batchnorm_statistics",
+        "batchnorm.cu",
+        f"batchnorm_statistics<{_MAP}>",
+        (*(ARRAY,) * 8, INDEX, INDEX, INT, REAL),
+        barriers=True,
+    ),
+    KernelSpec(
+        "batchnorm_forward",
+        "batchnorm.cu",
+        f"batchnorm_forward<{_MAP}>",
+        (*(ARRAY,) * 7, INDEX, INT),
+    ),
+    KernelSpec(
+        "gradient_sums",
+        "batchnorm.cu",
+        f"gradient_sums<{_MAP}>",
+        (*_A3, INDEX, INT, INT, INDEX),
+        barriers=True,
+    ),
+    KernelSpec(
+        "batchnorm_backward",
+        "batchnorm.cu",
+        f"batchnorm_backward<{_MAP}>",
+        (*(ARRAY,) * 6, INDEX, INT, REAL),
+    ),
+    # ---- embedding.cu
+    KernelSpec(
+        "embedding_forward",
+        "embedding.cu",
+        f"embedding_forward<{_MAP}>",
+        (*_A3, INDEX, INT, INDEX),
+    ),
+    KernelSpec(
+        "embedding_backward",
+        "embedding.cu",
+        f"embedding_backward<{_MAP}>",
+        (*_A3, INT, INT, INDEX),
     ),
     # ---- update.cu
     KernelSpec("sgd_update", "update.cu", f"sgd_update<{_MAP}>", (*_A3, INDEX, *(REAL,) * 2)),

@@ -10,11 +10,14 @@ from collections.abc import Callable
 
 from tests.kernels import (
     cases_activation,
+    cases_batchnorm,
+    cases_embedding,
     cases_im2col,
     cases_pool,
     cases_random,
     cases_recurrent,
     cases_softmax,
+    cases_standardize,
     cases_update,
 )
 from tests.kernels.arrays import Launcher
@@ -24,6 +27,9 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "pool.cu": cases_pool.CASES,
     "activation.cu": cases_activation.CASES,
     "softmax.cu": cases_softmax.CASES,
+    "standardize.cu": cases_standardize.CASES,
+    "batchnorm.cu": cases_batchnorm.CASES,
+    "embedding.cu": cases_embedding.CASES,
     "update.cu": cases_update.CASES,
     "recurrent.cu": cases_recurrent.CASES,
     "random.cu": cases_random.CASES,

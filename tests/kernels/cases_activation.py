@@ -46,6 +46,18 @@ def bias_add(launcher: Launcher, dtype: str, index: str) -> None:
     close(z, values + bias, dtype)
 
 
+def bias_relu(launcher: Launcher, dtype: str, index: str) -> None:
+    """NaN stays; a sum of just zero and one just below are zero."""
+    values = random(37, 9)
+    values[3, 4], values[36] = np.nan, 0.0
+    z, values = rounded(values, dtype)
+    b, bias = rounded(np.array([*random(7), 0.0, -1e-3]), dtype)
+    launcher.launch("bias_relu", dtype, index, blocks(z.size, "bias_relu"), (z, b, z.size, 9))
+    close(
+        z, np.array([[v if v > 0 or v != v else 0.0 for v in row] for row in values + bias]), dtype
+    )
+
+
 def bias_activation(launcher: Launcher, name: str, dtype: str, index: str) -> None:
     z, values = rounded(_inputs(name, 37, 9), dtype)
     b, bias = rounded(random(9), dtype)
@@ -118,7 +130,11 @@ def sums_in_two_passes(launcher: Launcher, dtype: str, index: str) -> None:
 
 
 CASES = [
-    *(functools.partial(bias_add, dtype=d, index=i) for d, i in COMBINATIONS),
+    *(
+        functools.partial(f, dtype=d, index=i)
+        for d, i in COMBINATIONS
+        for f in (bias_add, bias_relu)
+    ),
     *(
         functools.partial(sums, rows=r, channels=c, width=w, dtype="float32", index="int32")
         for r, c, w in ((70, 6, 8), (1, 33, 32), (300, 1, 1), (5, 2, 2))

@@ -260,6 +260,34 @@ def column_sums(x: np.ndarray) -> np.ndarray:
     return np.array([math.fsum(x[:, c].tolist()) for c in range(x.shape[1])])
 
 
+# ------------------------------------------------------------------------- normalisation, embedding
+
+
+def standardized(values: list[float], eps: float) -> tuple[list[float], float, float, float]:
+    """The numbers less their mean over the root of their variance + eps; mean, variance, 1/root."""
+    mean = math.fsum(values) / len(values)
+    var = math.fsum((v - mean) ** 2 for v in values) / len(values)
+    inv_std = 1 / math.sqrt(var + eps)
+    return [(v - mean) * inv_std for v in values], mean, var, inv_std
+
+
+def standardized_grad(dy: list[float], x_hat: list[float], inv_std: float) -> list[float]:
+    """By the Jacobian: d x_hat_i / d x_j = inv_std * ([i = j] - 1/n - x_hat_i * x_hat_j / n)."""
+    n = len(dy)
+    return [
+        math.fsum(dy[i] * inv_std * ((i == j) - 1 / n - x_hat[i] * x_hat[j] / n) for i in range(n))
+        for j in range(n)
+    ]
+
+
+def embedding_sums(dy: np.ndarray, ids: list[int], count: int) -> np.ndarray:
+    sums = np.zeros((count, dy.shape[1]))
+    for row, k in zip(dy, ids, strict=True):
+        if 0 <= k < count:
+            sums[k] += row
+    return sums
+
+
 # ------------------------------------------------------------------------------------------ Philox
 
 

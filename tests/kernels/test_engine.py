@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,10 @@ from gpulayers.errors import BackendError
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
-from tests.conftest import Backend, switched_to
+from tests.conftest import Backend
 from tests.support.compare import assert_close, assert_same_bits
 
 REFERENCE = Reference()
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with switched_to(request.param) as chosen:
-        yield chosen
 
 
 def numbers(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:

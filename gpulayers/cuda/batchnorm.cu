@@ -1,0 +1,168 @@
+// Batch normalisation of the columns of (rows, channels). Sums are taken in a fixed order: bitwise repeatable.
+//
+// Block row k of a grid takes the rows from k * span on, `span` of them or what is left; its blocks take `width`
+// columns each (a power of two up to 32, so that a warp reads whole lines), 256 / width rows at a time.
+#include "common.cuh"
+#include "rows.cuh"
+
+// Sum over the lines of a block, column by column; every thread of a column gets it. `part` is shared memory.
+template <typename Acc>
+__device__ __forceinline__ Acc add_lines(Acc value, Acc* part, int width)
+{
+    part[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = BLOCK / 2; half >= width; half /= 2) {
+        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+        __syncthreads();
+    }
+    value = part[threadIdx.x % width];
+    __syncthreads();  // the next sum writes the same words
+    return value;
+}
+
+// Rows of span k.
+template <typename Index>
+__device__ __forceinline__ Index rows_of(int k, Index rows, Index span)
+{
+    const Index left = rows - k * span;
+    return span < left ? span : left;
+}
+
+// What a thread adds up: every (256 / width)-th row from first on, before last; nothing past the last column.
+template <typename Index>
+struct Share {
+    int column;
+    Index first, last;
+    bool writes;  // one thread a column does
+};
+
+template <typename Index>
+__device__ __forceinline__ Share<Index> share_of(Index rows, int channels, int width, Index span)
+{
+    Share<Index> share;
+    const int line = threadIdx.x / width;
+    share.column = static_cast<int>(blockIdx.x) * width + threadIdx.x % width;
+    const bool inside = share.column < channels;
+    share.first = blockIdx.y * span + line;
+    share.last = inside ? share.first - line + rows_of<Index>(blockIdx.y, rows, span) : share.first;
+    share.writes = inside && line == 0;
+    return share;
+}
+
+// Of each span: the sum of the distances from the column's first number, and that of the squared distances from the
+// span's own mean. Both (channels, parts), parts = gridDim.y. Neither cancels where the mean is far from zero.
+template <typename T, typename Acc, typename Index>
+__global__ void column_moments(const T* __restrict__ x, Acc* __restrict__ sums, Acc* __restrict__ squares, Index rows,
+                               int channels, int width, Index span)
+{
+    __shared__ Acc part[BLOCK];
+    const Share<Index> share = share_of(rows, channels, width, span);
+    const T* own = x + share.column;
+    const Acc origin = static_cast<Acc>(share.last > share.first ? own[0] : T());
+
+    Acc sum = static_cast<Acc>(0);
+    for (Index row = share.first; row < share.last; row += BLOCK / width)
+        sum += static_cast<Acc>(own[row * channels]) - origin;
+    sum = add_lines(sum, part, width);
+    const Acc mean = sum / static_cast<Acc>(rows_of<Index>(blockIdx.y, rows, span));
+    Acc square = static_cast<Acc>(0);
+    for (Index row = share.first; row < share.last; row += BLOCK / width) {
+        const Acc centred = static_cast<Acc>(own[row * channels]) - origin - mean;
+        square += centred * centred;
+    }
+    square = add_lines(square, part, width);
+    if (share.writes) {
+        const Index place = static_cast<Index>(share.column) * gridDim.y + blockIdx.y;
+        sums[place] = sum;
+        squares[place] = square;
+    }
+}
+
+// A block a column: the moments of all rows from those of the spans. shift is the distance of the mean from the
+// column's first number; shift and inverse keep what rounding to T would lose.
+// Source: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+template <typename T, typename Acc, typename Index>
+__global__ void batchnorm_statistics(const T* __restrict__ x, const Acc* __restrict__ sums,
+                                     const Acc* __restrict__ squares, Acc* __restrict__ shift,
+                                     Acc* __restrict__ inverse, T* __restrict__ mean, T* __restrict__ var,
+                                     T* __restrict__ inv_std, Index rows, Index span, int parts, Acc eps)
+{
+    __shared__ Acc warps[BLOCK / 32];
+    const int column = blockIdx.x;
+    const Index start = static_cast<Index>(column) * parts;
+
+    Acc centre = static_cast<Acc>(0);
+    for (int k = threadIdx.x; k < parts; k += BLOCK) centre += sums[start + k];
+    centre = reduce_row<BLOCK, false>(centre, warps) / static_cast<Acc>(rows);
+    Acc spread = static_cast<Acc>(0);
+    for (int k = threadIdx.x; k < parts; k += BLOCK) {
+        const Acc count = static_cast<Acc>(rows_of(k, rows, span));
+        const Acc away = sums[start + k] / count - centre;
+        spread += squares[start + k] + count * away * away;
+    }
+    spread = reduce_row<BLOCK, false>(spread, warps) / static_cast<Acc>(rows);
+    if (threadIdx.x == 0) {
+        const Acc scale = static_cast<Acc>(1) / sqrt(spread + eps);
+        shift[column] = centre;
+        inverse[column] = scale;
+        mean[column] = static_cast<T>(static_cast<Acc>(x[column]) + centre);
+        var[column] = static_cast<T>(spread);
+        inv_std[column] = static_cast<T>(scale);
+    }
+}
+
+// x_hat = (x - mean) / sqrt(var + eps), y = scaler * x_hat + intercept. One thread an element; total = x.size.
+template <typename T, typename Acc, typename Index>
+__global__ void batchnorm_forward(const T* __restrict__ x, const T* __restrict__ scaler,
+                                  const T* __restrict__ intercept, const Acc* __restrict__ shift,
+                                  const Acc* __restrict__ inverse, T* __restrict__ x_hat, T* __restrict__ y,
+                                  Index total, int channels)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const int column = number % channels;
+    const Acc centred = static_cast<Acc>(x[number]) - static_cast<Acc>(x[column]) - shift[column];
+    const Acc value = centred * inverse[column];
+    x_hat[number] = static_cast<T>(value);
+    y[number] = static_cast<T>(static_cast<Acc>(scaler[column]) * value + static_cast<Acc>(intercept[column]));
+}
+
+// Of each span: the sums of dy and, after those of all channels, of dy * x_hat: row k of (parts, 2 * channels).
+template <typename T, typename Acc, typename Index>
+__global__ void gradient_sums(const T* __restrict__ dy, const T* __restrict__ x_hat, Acc* __restrict__ sums,
+                              Index rows, int channels, int width, Index span)
+{
+    __shared__ Acc part[BLOCK];
+    const Share<Index> share = share_of(rows, channels, width, span);
+
+    Acc sum = static_cast<Acc>(0);
+    Acc product = static_cast<Acc>(0);
+    for (Index row = share.first; row < share.last; row += BLOCK / width) {
+        const Index place = row * channels + share.column;
+        sum += static_cast<Acc>(dy[place]);
+        product += static_cast<Acc>(dy[place]) * static_cast<Acc>(x_hat[place]);
+    }
+    sum = add_lines(sum, part, width);
+    product = add_lines(product, part, width);
+    if (share.writes) {
+        Acc* target = sums + static_cast<Index>(blockIdx.y) * 2 * channels + share.column;
+        target[0] = sum;
+        target[channels] = product;
+    }
+}
+
+// dx = scaler * inv_std * (dy - (sum(dy) + x_hat * sum(dy * x_hat)) * share), share = 1 / rows, sums (2, channels).
+// One thread an element; total = dx.size.
+template <typename T, typename Acc, typename Index>
+__global__ void batchnorm_backward(const T* __restrict__ dy, const T* __restrict__ x_hat,
+                                   const T* __restrict__ scaler, const T* __restrict__ inv_std,
+                                   const Acc* __restrict__ sums, T* __restrict__ dx, Index total, int channels,
+                                   Acc share)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const int column = number % channels;
+    const Acc means = (sums[column] + static_cast<Acc>(x_hat[number]) * sums[column + channels]) * share;
+    const Acc factor = static_cast<Acc>(scaler[column]) * static_cast<Acc>(inv_std[column]);
+    dx[number] = static_cast<T>(factor * (static_cast<Acc>(dy[number]) - means));
+}
