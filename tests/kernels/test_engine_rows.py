@@ -140,6 +140,31 @@ def test_embedding(
     both(device, "embedding_backward", dy, ids, count)
 
 
+def test_sums_of_many_rows_are_left_to_the_reference(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpulayers.cuda import embedding
+
+    monkeypatch.setattr(embedding, "_MOST_COMPARED", 3)
+    dy, ids = emulated.asarray(numbers(4, 2)), emulated.asarray(np.zeros(4, np.int64))
+    for n, kernels in ((3, 1), (4, 0)):
+        with emulated.count() as events:
+            kernels_for(dy).embedding_backward(dy[:n], ids[:n], 5)
+        found = [event for event in events if event.startswith("kernel:embedding_backward")]
+        assert len(found) == kernels
+
+
+def test_embedding_takes_ids_that_lie_apart(device: Backend) -> None:
+    """A vector's `reshape` leaves them so."""
+    ids = np.array([3, 0, 1, 0, 3, 0, 2, 0])
+    W, dy = device.asarray(numbers(4, 5)), device.asarray(numbers(4, 5, seed=1))
+    apart = device.asarray(ids)[::2]
+    engine = kernels_for(W, apart)
+    assert_same_bits(engine.embedding_forward(W, apart), numbers(4, 5)[ids[::2]])
+    want = REFERENCE.embedding_backward(numbers(4, 5, seed=1), ids[::2], 4)
+    assert_close(engine.embedding_backward(dy, apart, 4), want)
+
+
 @DTYPES
 @pytest.mark.parametrize("n", [2, 0])
 def test_fused(device: Backend, dtype: str, n: int) -> None:
