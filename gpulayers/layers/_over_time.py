@@ -261,7 +261,7 @@ class OverTime(Recurrent):
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dZ_t for t = n_t..1; then all steps at once, as a fully connected layer."""
-        trace = Trace(**saved)
+        trace = Trace(**{name: saved[name] for name in Trace._fields})  # wrappers keep theirs there
         mask, last = trace.mask, None
         derived = self.derived_variables
         if self._showing is not saved or derived["n_timesteps"] != len(trace.X):
