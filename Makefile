@@ -1,13 +1,26 @@
 # One-line targets; .ci/run and the workflows call the same ones.
 PYTHON ?= .venv/bin/python
 
-.PHONY: install test test-gpu static mutants lint types imports notebooks wheel bench budget all
+.PHONY: install kernels test test-numpy test-gpu sanitizers mutants lint types imports notebooks wheel bench all
 
 install:            ## a virtual environment with everything to develop
 	python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"
 
+kernels:            ## build the C kernels in place, after an edit
+	$(PYTHON) -m gpulayers.ops.compiled
+
 test:               ## all but the slow and the GPU tests
 	$(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
+
+test-numpy:         ## what does not choose an engine itself, once more without the C kernels
+	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \
+		tests/training tests/cli tests/models tests/modules tests/wrappers
+
+sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) -m pytest -q -m slow tests/ops
+
+bench:              ## a short comparison with PyTorch on the CPU; fails if a ratio fell by half
+	$(PYTHON) benchmarks/cpu.py --short --check benchmarks/results/cpu.json
 
 test-gpu:           ## on a machine with a CUDA device; a missing device is a failure
 	$(PYTHON) -m pytest -q -m gpu --require-gpu
@@ -30,4 +43,4 @@ notebooks:          ## run every notebook; the committed outputs are left alone
 wheel:              ## build the wheel, install it elsewhere, train ten steps
 	$(PYTHON) -m pytest -q -m slow tests/packaging
 
-all: lint types imports test wheel notebooks mutants
+all: lint types imports test test-numpy sanitizers wheel notebooks mutants bench

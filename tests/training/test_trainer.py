@@ -65,11 +65,15 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(digits):
     assert not np.array_equal(flat[0], flat[1])
 
 
-@pytest.mark.parametrize("compile", [False, None])
-def test_the_loop_is_the_one_a_person_would_write(digits, compile):
+@pytest.mark.parametrize(
+    "compile, optimizer",
+    # Adam would blow up the rounding in the bias before batch normalisation, whose gradient is zero
+    [(False, "Adam(lr=0.01)"), (None, "SGD(lr=0.05)")],
+)
+def test_the_loop_is_the_one_a_person_would_write(digits, compile, optimizer):
     """Bit for bit by the layers; up to rounding by the plan, which adds in another order."""
-    trainer = run(conv(), digits, epochs=2, seed=6, compile=compile)
-    net, objective = conv(), SoftmaxCrossEntropy()
+    trainer = run(conv(optimizer), digits, epochs=2, seed=6, compile=compile)
+    net, objective = conv(optimizer), SoftmaxCrossEntropy()
     net.pixels = trainer.network.pixels
     random.seed(6)
     for epoch in range(2):
@@ -79,11 +83,10 @@ def test_the_loop_is_the_one_a_person_would_write(digits, compile):
             objective(digits.train.labels[chosen], net.forward(digits.train.images[chosen]))
             net.backward(objective.backward())
             net.update()
-    tolerance = 0.0 if compile is False else 2e-3
+    tolerance = 0.0 if compile is False else 1e-3
     for name, array in net.parameters.items():
-        np.testing.assert_allclose(
-            trainer.network.parameters[name], array, tolerance, tolerance, err_msg=name
-        )
+        ours = trainer.network.parameters[name]
+        np.testing.assert_allclose(ours, array, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def test_pixels_are_standardised_with_the_training_images_statistics(digits):

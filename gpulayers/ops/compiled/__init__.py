@@ -20,7 +20,8 @@ __all__ = ["Compiled", "report", "unavailable_reason"]
 
 
 class Compiled(
-    CompiledSequence, CompiledFused,
+    CompiledSequence,
+    CompiledFused,
     CompiledProduct,
     CompiledConv,
     CompiledPool,

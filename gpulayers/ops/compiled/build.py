@@ -7,6 +7,7 @@ installed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -33,6 +34,14 @@ CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g
 
 class BuildError(Exception):
     """The kernels could not be built; the message says why."""
+
+
+def sources_digest() -> str:
+    """Return a digest of the sources and flags: a library built from others must not be used."""
+    digest = hashlib.sha256(repr((FLAGS, SETS)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 def instruction_sets() -> list[str]:
@@ -102,6 +111,7 @@ def build(target: Path = LIBRARIES, sanitize: bool = False) -> dict[str, object]
             "compiler": _version(compiler),
             "flags": FLAGS + extra,
             "sets": list(built),
+            "sources": sources_digest(),
         }
         written = Path(folder) / RECORD.name
         written.write_text(json.dumps(record, indent=1) + "\n")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.errors import BackendError
-from gpulayers.ops.compiled.build import LIBRARIES, RECORD, SUFFIX
+from gpulayers.ops.compiled.build import LIBRARIES, RECORD, SUFFIX, sources_digest
 from gpulayers.threads import thread_count
 
 __all__ = ["Function", "address", "bind", "report", "unavailable_reason"]
@@ -49,6 +49,8 @@ def _load() -> _Loaded:
         return _Loaded(None, "", "they were not built when gpulayers was installed")
     if "failed" in record:
         return _Loaded(None, "", str(record["failed"]))
+    if record.get("sources") != sources_digest():
+        return _Loaded(None, "", "they were built from other sources than these")
     try:
         library = ctypes.CDLL(str(folder / f"kernels-baseline{SUFFIX}"))
         best = _SETS[library.gl_instruction_set()]

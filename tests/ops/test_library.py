@@ -1,0 +1,104 @@
+"""Loading the compiled kernels: what cannot be used is told, and NumPy computes instead."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpulayers.ops.compiled import build, library
+
+ASK = """
+import numpy as np
+from gpulayers.ops import kernels_for, use_engine
+from gpulayers.ops.compiled import report
+print(report())
+k = kernels_for(np.ones(1))
+print(type(k).__name__)
+print(k.relu_backward(np.ones(3, np.float32), np.array([1, -1, 0], np.float32)).tolist())
+try:
+    use_engine("compiled")
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+else:
+    print("compiled")
+"""
+
+
+def ask(folder: Path, **variables: str) -> list[str]:
+    """What a fresh process says that finds the library in `folder`."""
+    env = {k: v for k, v in os.environ.items() if k != "GPULAYERS_ENGINE"}
+    env |= {library.FOLDER_VARIABLE: str(folder), **variables}
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def assert_refused(lines: list[str], reason: str) -> None:
+    assert lines[0].startswith("not used: ") and reason in lines[0]
+    assert lines[1:3] == ["Cpu", "[1.0, 0.0, 0.0]"]
+    assert lines[3].startswith("BackendError: use_engine: the compiled kernels are not available")
+    assert reason in lines[3] and "python -m gpulayers.ops.compiled" in lines[3]
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    if library.unavailable_reason():
+        pytest.skip(f"no compiled kernels: {library.unavailable_reason()}")
+    return Path(shutil.copytree(build.LIBRARIES, tmp_path / "lib"))
+
+
+def test_nothing_was_built(tmp_path: Path) -> None:
+    assert_refused(ask(tmp_path / "gone"), "they were not built when gpulayers was installed")
+
+
+def test_the_reason_of_a_failed_build_is_kept(tmp_path: Path) -> None:
+    build.record_failure("no C compiler was found", tmp_path / "lib")
+    assert_refused(ask(tmp_path / "lib"), "no C compiler was found")
+
+
+def test_a_record_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "build.json").write_text("{")
+    assert_refused(ask(tmp_path), "they were not built")
+
+
+def test_kernels_of_other_sources_are_not_used(copied: Path) -> None:
+    record = json.loads((copied / "build.json").read_text())
+    assert ask(copied)[1] == "Compiled"
+    (copied / "build.json").write_text(json.dumps({**record, "sources": "0" * 64}))
+    assert_refused(ask(copied), "built from other sources")
+
+
+def test_a_broken_library(copied: Path) -> None:
+    (copied / f"kernels-baseline{build.SUFFIX}").write_bytes(b"not a library")
+    assert_refused(ask(copied), "the library could not be loaded")
+
+
+def test_a_machine_without_the_better_instructions_gets_the_baseline(copied: Path) -> None:
+    record = json.loads((copied / "build.json").read_text())
+    (copied / "build.json").write_text(json.dumps({**record, "sets": ["baseline"]}))
+    lines = ask(copied)
+    assert lines == ["in use, built for baseline", "Compiled", "[1.0, 0.0, 0.0]", "compiled"]
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(build.BuildError, match=r"looked for \$CC, cc, gcc and clang"):
+        build.build(tmp_path / "lib")
+    assert not (tmp_path / "lib").exists()
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'thing.c:1: error: it broke' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(build.BuildError, match=r"cc failed: thing\.c:1: error: it broke"):
+        build.build(tmp_path / "lib")
+    assert not (tmp_path / "lib").exists()
