@@ -1,15 +1,17 @@
 """Memory for results on the CPU that is used again: a training step then allocates nothing large.
 
-A fresh large array costs page faults, and its first touch misses the cache. Inside
-``with workspace:`` the CPU operations take their results from buffers that the workspace keeps.
-Nobody has to give a buffer back: it is free when nothing refers to it any more, which Python's
-reference count tells, so an array that a user keeps is never written over.
+A fresh large array costs page faults, and its first touch misses the cache. So the CPU operations
+take their results from buffers that a workspace keeps: the one entered with ``with workspace:``, as
+networks do, else one of the thread's own. Nobody has to give a buffer back: it is free when nothing
+refers to it any more, which Python's reference count tells, so an array that a user keeps is never
+written over.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +24,8 @@ __all__ = ["Workspace", "active", "empty", "zeros"]
 SMALL = 1 << 13  # bytes below which NumPy's own allocation is as fast
 _PAGE = 4096  # bytes
 _STAGGER = 17 * 64  # bytes: an odd number of cache lines, which are as wide as the widest vector
+_LIMIT = 1 << 28  # bytes that a thread's own workspace keeps at most
+_CALLS = 64  # of a thread's own workspace that make a round
 _IDLE = 16  # rounds after which a buffer nobody used is given back to the system
 
 
@@ -38,13 +42,19 @@ class Workspace:
     One workspace serves one thread at a time: a second thread that enters allocates afresh. A copy
     of a workspace is an empty one.
 
+    Parameters
+    ----------
+    limit : int, optional
+        Bytes to keep at most; beyond them arrays are fresh ones.
+
     Attributes
     ----------
     nbytes : int
         Of all buffers kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
         self._buffers: dict[int, list[_Buffer]] = {}
         self._round = 0
         self._owner = threading.RLock()
@@ -68,19 +78,22 @@ class Workspace:
         if mine:
             self._owner.release()
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
-        return Workspace, ()
+    def __reduce__(self) -> tuple[type[Workspace], tuple[int | None]]:
+        return Workspace, (self.limit,)
 
     def next_round(self) -> None:
         """Say that a step begins; buffers idle for many steps are let go."""
         self._round += 1
         if self._round % _IDLE:
             return
+        self._keep(lambda buffer: self._round - buffer.used < _IDLE)
+
+    def _keep(self, wanted: Callable[[_Buffer], bool]) -> None:
         for size, kept in list(self._buffers.items()):
-            recent = [b for b in kept if self._round - b.used < _IDLE]
-            self.nbytes -= size * (len(kept) - len(recent))
-            if recent:
-                self._buffers[size] = recent
+            still = [buffer for buffer in kept if wanted(buffer)]
+            self.nbytes -= size * (len(kept) - len(still))
+            if still:
+                self._buffers[size] = still
             else:
                 del self._buffers[size]
 
@@ -92,14 +105,25 @@ class Workspace:
             nbytes *= n
         if nbytes < SMALL:
             return np.empty(shape, dtype)
-        kept = self._buffers.setdefault(-(-nbytes // _PAGE) * _PAGE, [])
+        size = -(-nbytes // _PAGE) * _PAGE
+        kept = self._buffers.setdefault(size, [])
         for buffer in kept:
             if sys.getrefcount(buffer.array) == _FREE:
                 break
         else:
-            buffer = self._new(kept, -(-nbytes // _PAGE) * _PAGE)
+            if self.limit is not None and not self._has_room(size):
+                return np.empty(shape, dtype)
+            buffer = self._new(self._buffers.setdefault(size, []), size)
         buffer.used = self._round
         return np.ndarray(shape, dtype, buffer.array)
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a buffer of `size` may be added; lets go of those in nobody's use if need be."""
+        limit = self.limit or 0
+        if self.nbytes + size <= limit:
+            return True
+        self._keep(lambda buffer: sys.getrefcount(buffer.array) > _FREE)
+        return self.nbytes + size <= limit
 
     def _new(self, kept: list[_Buffer], size: int) -> _Buffer:
         # Arrays that begin at the same place of a page get in each other's way: a pass over three
@@ -139,15 +163,37 @@ def active() -> Workspace | None:
     return workspace
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an uninitialised array: of the active workspace, else a fresh one."""
+class _Own(threading.local):
+    """A thread's own workspace, made when it is first used."""
+
+    def __init__(self) -> None:
+        self.space = Workspace(_LIMIT)
+        self.calls = 0
+
+
+_own = _Own()
+
+
+def _current() -> Workspace | None:
+    """The workspace to take from; None where reference counts cannot be trusted."""
     workspace = active()
+    if workspace is not None or not _trusted:
+        return workspace
+    _own.calls += 1
+    if _own.calls % _CALLS == 0:
+        _own.space.next_round()
+    return _own.space
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an uninitialised array: of the workspace entered, else of the thread's own."""
+    workspace = _current()
     return np.empty(shape, dtype) if workspace is None else workspace.empty(shape, dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array of zeros, as `empty` does."""
-    workspace = active()
+    workspace = _current()
     if workspace is None:
         return np.zeros(shape, dtype)
     array = workspace.empty(shape, dtype)

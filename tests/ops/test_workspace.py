@@ -210,6 +210,46 @@ def test_only_within() -> None:
     assert workspace.active() is None
 
 
+def test_without_entering_one_a_threads_own_is_used() -> None:
+    first = workspace.empty((SIZE,), np.float32)
+    place = address(first)
+    second = workspace.empty((SIZE,), np.float32)
+    assert address(second) != place
+    del first
+    third = workspace.zeros((SIZE,), np.float32)
+    assert address(third) == place and not third.any()
+
+    def other() -> None:
+        places.append(address(workspace.empty((SIZE,), np.float32)))
+
+    places: list[int] = []
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert places[0] not in (place, address(second))
+
+
+def test_a_limit_holds_and_makes_room_first() -> None:
+    space = Workspace(limit=3 * 4 * SIZE)
+    kept = [one(space) for _ in range(5)]
+    assert space.nbytes <= space.limit
+    assert [array.base is None for array in kept] == [False] * 3 + [True] * 2
+    kept.clear()
+    larger = space.empty((2 * SIZE,), np.float32)  # the three are let go for it
+    assert larger.base is not None and space.nbytes <= space.limit
+    huge = space.empty((4 * SIZE,), np.float32)
+    assert huge.base is None and space.nbytes <= space.limit
+
+
+def test_a_threads_own_workspace_lets_go_of_what_nobody_uses() -> None:
+    own = workspace._own.space
+    workspace.empty((50 * SIZE,), np.float32)
+    before = own.nbytes
+    for _ in range(3 * workspace._CALLS * workspace._IDLE):
+        workspace.empty((SIZE,), np.float32)
+    assert own.nbytes <= before - 50 * 4 * SIZE
+
+
 def test_within_one_another() -> None:
     outer, inner = Workspace(), Workspace()
     with outer:
@@ -231,7 +271,8 @@ def test_a_second_thread_that_enters_allocates_afresh() -> None:
         with space:
             seen.append(workspace.active())
             array = workspace.empty((SIZE,), np.float32)
-            seen.append((array.base is None, space.nbytes))
+            seen.append(space.nbytes)
+            del array
 
     with space:
         workspace.empty((SIZE,), np.float32)
@@ -239,7 +280,7 @@ def test_a_second_thread_that_enters_allocates_afresh() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        assert seen == [None, (True, nbytes)]
+        assert seen == [None, nbytes]
         assert workspace.active() is space
     thread = threading.Thread(target=other)  # and when the first has left it is the second's
     thread.start()
