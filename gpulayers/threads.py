@@ -263,9 +263,13 @@ def run_shares(work: Work, parts: list[slice]) -> None:
     (`numpy.errstate` is one) have the caller's values. The first exception of a share is raised
     here, after all have ended.
     """
-    if len(parts) == 1 or getattr(_inside, "value", False):
+    if getattr(_inside, "value", False):
         for i, part in enumerate(parts):
             work(i, part)
+        return
+    if len(parts) == 1:
+        with single_threaded_blas():
+            work(0, parts[0])
         return
     pool = _pool
     with single_threaded_blas():

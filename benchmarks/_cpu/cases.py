@@ -212,7 +212,7 @@ CASES: dict[str, Case] = {
         _step("lenet", 64, reach=(1.4, 2.2), short=True, peer=True, tolerance=5e-3),
         _step("cifar", 64, reach=(1.1, 2.0), tolerance=3e-2),
         _step("mlp", 64, short=True, peer=True, tolerance=1e-3),
-        _step("vgg", 128, tolerance=2e-2),
+        _step("vgg", 128, tolerance=5e-2),
         _conv("conv3x3", 32, 32, 32, 64, 3, p=1, reach=(1.1, 1.8), short=True, peer=True),
         _conv("conv3x3-b128", 128, 32, 32, 64, 3, p=1),
         _conv("conv3x3-32", 64, 32, 32, 32, 3, p=1),

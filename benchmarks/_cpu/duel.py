@@ -49,6 +49,7 @@ def environment(threads: int, engine: str = "") -> dict[str, str]:
     wanted = {"OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"}
     env = dict(os.environ) | {f"{name}_NUM_THREADS": str(threads) for name in wanted}
     env["GPULAYERS_THREADS"] = str(threads)
+    env["GPULAYERS_BACKEND"] = "numpy"  # no time for looking for a GPU
     paths = [str(HERE), *(p for p in (os.environ.get("PYTHONPATH"),) if p)]
     env["PYTHONPATH"] = os.pathsep.join(paths)
     if engine:

@@ -24,8 +24,12 @@ for _ in range({steps}):
 """
 _PEAK = """
 import resource, sys
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak / (2**20 if sys.platform == "darwin" else 2**10))
+if sys.platform == "linux":  # ru_maxrss would tell the peak of the process that started this one
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    print(int(line.split()[1]) / 2**10)
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(peak / (2**20 if sys.platform == "darwin" else 2**10))
 """
 _ALLOCATIONS = """
 import json, resource, sys, threading, tracemalloc

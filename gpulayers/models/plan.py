@@ -22,6 +22,9 @@ __all__ = ["CompiledNetwork"]
 
 _PRECISIONS = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
 _LOSSES = ("cross_entropy",)
+# Multiplications of a batch's forward pass from which Python threads pay: below, handing the
+# interpreter from one to the other costs more than the second core gives.
+_WORTH_THREADS = 3e8
 
 
 class _Copy:
@@ -64,9 +67,9 @@ class CompiledNetwork:
     and the checks of the layers are done once, here. The parameters are the network's own, updated
     in place, so `forward`, `save` and all else of the network see each step.
 
-    In pure NumPy a batch is cut into one part for each thread, if every layer treats its examples
-    one by one; their gradients are added up in a fixed order, so results depend on the number of
-    threads alone. The compiled kernels use their threads within each operation.
+    In pure NumPy a large batch is cut into one part for each thread, if every layer treats its
+    examples one by one; their gradients are added up in a fixed order, so results depend on the
+    number of threads alone. The compiled kernels use their threads within each operation.
 
     Attributes
     ----------
@@ -91,14 +94,18 @@ class CompiledNetwork:
         self._copies = [first]
         self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain
         self._by_example = self._plain_loss and all(n.by_example for n in first.nodes)
+        self._work = _multiplications(first, self._zeros()) if self._by_example else math.inf
         self.outputs: Any = None
+
+    def _zeros(self) -> Array:
+        """One example."""
+        place = self.network.home or backend.current_backend()
+        return backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
 
     def _initialize(self) -> tuple[int, ...]:
         """Run one example of zeros, which tells the layers their sizes and finds what misfits;
         return the shape of its output."""
-        place = self.network.home or backend.current_backend()
-        X = backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
-        return self.network.forward(X, False).shape[1:]
+        return self.network.forward(self._zeros(), False).shape[1:]
 
     def _check_precision(self, precision: str | None) -> None:
         if precision is None:
@@ -158,7 +165,7 @@ class CompiledNetwork:
             self._run(copies[i], X[part], labels[part], scale)
 
         if len(parts) == 1:
-            with self._blas():
+            with self._blas(), self._threads(len(X)):
                 work(0, parts[0])
         else:
             threads.run_shares(_in_context(work, len(parts)), parts)
@@ -214,17 +221,24 @@ class CompiledNetwork:
 
     def _parts(self, n: int) -> list[slice]:
         """How a batch is cut: one part, or one for each thread in pure NumPy."""
-        if not self._by_example or self._in_kernel_threads():
+        if not self._by_example or self._in_kernel_threads() or self._is_small(n):
             return [slice(0, n)]
         return threads.shares(n, grain=4)
 
-    def _blas(self) -> contextlib.AbstractContextManager[None]:
-        """BLAS at one thread where the kernels have threads of their own, or there is to be one:
-        BLAS's would go on looking for work after a product, on the cores of what follows it."""
-        place = self.network.home or backend.current_backend()
-        if place == "numpy" and (self._in_kernel_threads() or threads.thread_count() == 1):
-            return threads.single_threaded_blas()
+    def _is_small(self, n: int) -> bool:
+        return n * self._work < _WORTH_THREADS
+
+    def _threads(self, n: int) -> contextlib.AbstractContextManager[object]:
+        """One thread for a batch too small for more, where they would be Python's."""
+        if self._is_small(n) and not self._in_kernel_threads():
+            return threads.use_threads(1)
         return contextlib.nullcontext()
+
+    def _blas(self) -> contextlib.AbstractContextManager[None]:
+        """BLAS at one thread on the CPU, where operations are cut for the threads themselves:
+        BLAS's go on looking for work after a product, on the cores of what follows it."""
+        place = self.network.home or backend.current_backend()
+        return threads.single_threaded_blas() if place == "numpy" else contextlib.nullcontext()
 
     def _in_kernel_threads(self) -> bool:
         """Whether operations run in threads (or on a GPU) of their own."""
@@ -288,6 +302,19 @@ class CompiledNetwork:
                 f"{name}: labels must be in 0..{self.output_shape[0] - 1}, "
                 f"got {labels.min()}..{labels.max()}"
             )
+
+
+def _multiplications(copy: _Copy, X: Array) -> float:
+    """Of the forward pass of one example, about: each parameter once for every pixel put out."""
+    total = 0.0
+    for node in copy.nodes:
+        X = node.forward(X)
+        count = sum(
+            p.size for leaf in _leaves([node]) for la in leaf.layers for p in la.parameters.values()
+        )
+        total += count * max(1, X.size // max(1, X.shape[-1]))
+    copy.forget()
+    return total
 
 
 def _in_context(work: Callable[[int, slice], None], count: int) -> Callable[[int, slice], None]:

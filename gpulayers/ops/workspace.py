@@ -9,6 +9,7 @@ written over.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from gpulayers.backend import Array
 
 __all__ = ["Workspace", "active", "empty", "zeros"]
 
+VARIABLE = "GPULAYERS_WORKSPACE"
 SMALL = 1 << 13  # bytes below which NumPy's own allocation is as fast
 _PAGE = 4096  # bytes
 _STAGGER = 17 * 64  # bytes: an odd number of cache lines, which are as wide as the widest vector
@@ -147,8 +149,11 @@ def _count_when_free() -> int:
 
 _FREE = _count_when_free()
 _active: ContextVar[Workspace | None] = ContextVar("gpulayers_workspace", default=None)
-# Without the interpreter lock a count may be out of date the moment it is read.
-_trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
+# Without the interpreter lock a count may be out of date the moment it is read. And who looks for
+# memory errors wants every array by itself: GPULAYERS_WORKSPACE=0.
+_trusted = (
+    getattr(sys, "_is_gil_enabled", lambda: True)() and os.environ.get(VARIABLE, "1") != "0"
+)
 
 
 def active() -> Workspace | None:

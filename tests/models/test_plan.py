@@ -22,6 +22,7 @@ from gpulayers.layers import (
 )
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Activation, Residual, Sequential
+from gpulayers.models import plan as plan_module
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.wrappers import Dropout as DropoutWrapper
 
@@ -139,6 +140,23 @@ def test_steps_equal_those_of_the_layers(backend: Any, kind: str) -> None:
     assert all(not np.any(backend.asnumpy(g)) for g in planned.gradients.values())
 
 
+@pytest.fixture
+def threads_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are cut however small they are."""
+    monkeypatch.setattr(plan_module, "_WORTH_THREADS", 0.0)
+
+
+def test_only_large_batches_are_cut(numpy_backend: Any) -> None:
+    with threads.use_threads(2):
+        small = by_example().compile(batch_shape=(64, *IMAGE))
+        assert small._parts(64) == [slice(0, 64)]
+        layers = [Conv2D(64, (3, 3), act_fn="ReLU"), Conv2D(64, (3, 3)), Flatten()]
+        large = Sequential([*layers, FullyConnected(4)]).compile(batch_shape=(64, 32, 32, 3))
+        assert large._parts(64) == [slice(0, 32), slice(32, 64)]
+        assert large._parts(8) == [slice(0, 8)] or large._work * 8 >= plan_module._WORTH_THREADS
+
+
+@pytest.mark.usefixtures("threads_pay")
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_cut_batches_give_the_same_and_repeat_exactly(numpy_backend: Any, count: int) -> None:
     losses: list[list[float]] = []
@@ -156,6 +174,7 @@ def test_cut_batches_give_the_same_and_repeat_exactly(numpy_backend: Any, count:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("threads_pay")
 def test_outputs_are_those_of_the_whole_batch_in_order(backend: Any) -> None:
     plain, planned = twins(by_example, backend)
     plan = planned.compile(batch_shape=(33, *IMAGE))

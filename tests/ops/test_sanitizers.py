@@ -59,6 +59,7 @@ def run_with(folder: Path, log: Path, *arguments: str) -> subprocess.CompletedPr
         "ASAN_OPTIONS": f"detect_leaks=0:abort_on_error=0:exitcode=77:log_path={log}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:exitcode=77:log_path={log}",
         "PYTHONMALLOC": "malloc",
+        "GPULAYERS_WORKSPACE": "0",  # so that every array ends where its memory ends
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, *arguments]

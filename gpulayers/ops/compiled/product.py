@@ -7,7 +7,7 @@ import ctypes
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops.compiled.library import DTYPES, bind
-from gpulayers.ops.reference.product import ReferenceProduct
+from gpulayers.ops.cpu.product import CpuProduct
 
 _product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
 
@@ -17,7 +17,7 @@ SMALL = 1 << 17
 _FEW = 4  # rows or columns below which the product is bound by reading the other matrix once
 
 
-class CompiledProduct(ReferenceProduct):
+class CompiledProduct(CpuProduct):
     """Overrides the matrix product."""
 
     def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:

@@ -7,6 +7,7 @@ from gpulayers.ops.cpu.fused import CpuFused
 from gpulayers.ops.cpu.gated import CpuGated
 from gpulayers.ops.cpu.normalization import CpuNormalization
 from gpulayers.ops.cpu.pool import CpuPool
+from gpulayers.ops.cpu.product import CpuProduct
 from gpulayers.ops.cpu.random import CpuRandom
 from gpulayers.ops.cpu.softmax import CpuSoftmax
 from gpulayers.ops.cpu.update import CpuUpdate
@@ -17,6 +18,7 @@ __all__ = ["Cpu"]
 
 class Cpu(
     CpuGated,
+    CpuProduct,
     CpuConv,
     CpuPool,
     CpuActivation,

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.threads import run_shares, shares
+from gpulayers.threads import run_shares, shares, single_threaded_blas
 
 SMALL = 1 << 15  # elements up to which an array is worked on as a whole, without ado
 BLOCK = 1 << 17  # elements of one array that an elementwise pass takes at a time
@@ -58,7 +58,8 @@ def column_sums(rows: Array) -> Array:
     """The sum of the rows of a contiguous (m, ch) array, ch >= 1, as a product with ones."""
     m, ch = rows.shape
     k = fold(m, ch) if rows.size > 4096 else 1
-    sums = np.ones(m // k, dtype=rows.dtype) @ (rows.reshape(m // k, k * ch) if k > 1 else rows)
+    with single_threaded_blas():
+        sums = np.ones(m // k, dtype=rows.dtype) @ (rows.reshape(m // k, k * ch) if k > 1 else rows)
     return sums.reshape(k, ch).sum(axis=0) if k > 1 else sums
 
 
