@@ -14,7 +14,7 @@ test:               ## all but the slow and the GPU tests
 
 test-numpy:         ## what does not choose an engine itself, once more without the C kernels
 	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \
-		tests/training tests/cli tests/models tests/modules tests/wrappers
+		tests/training tests/cli
 
 sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) -m pytest -q -m slow tests/ops

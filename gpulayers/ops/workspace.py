@@ -149,11 +149,10 @@ def _count_when_free() -> int:
 
 _FREE = _count_when_free()
 _active: ContextVar[Workspace | None] = ContextVar("gpulayers_workspace", default=None)
-# Without the interpreter lock a count may be out of date the moment it is read. And who looks for
-# memory errors wants every array by itself: GPULAYERS_WORKSPACE=0.
-_trusted = (
-    getattr(sys, "_is_gil_enabled", lambda: True)() and os.environ.get(VARIABLE, "1") != "0"
-)
+# Without the interpreter lock a count may be out of date the moment it is read.
+_trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
+# Who looks for memory errors wants every array by itself: GPULAYERS_WORKSPACE=0.
+_threads_have_own = os.environ.get(VARIABLE, "1") != "0"
 
 
 def active() -> Workspace | None:
@@ -182,7 +181,7 @@ _own = _Own()
 def _current() -> Workspace | None:
     """The workspace to take from; None where reference counts cannot be trusted."""
     workspace = active()
-    if workspace is not None or not _trusted:
+    if workspace is not None or not _trusted or not _threads_have_own:
         return workspace
     _own.calls += 1
     if _own.calls % _CALLS == 0:

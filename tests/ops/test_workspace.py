@@ -210,7 +210,8 @@ def test_only_within() -> None:
     assert workspace.active() is None
 
 
-def test_without_entering_one_a_threads_own_is_used() -> None:
+def test_without_entering_one_a_threads_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "_threads_have_own", True)
     first = workspace.empty((SIZE,), np.float32)
     place = address(first)
     second = workspace.empty((SIZE,), np.float32)
@@ -229,6 +230,13 @@ def test_without_entering_one_a_threads_own_is_used() -> None:
     assert places[0] not in (place, address(second))
 
 
+def test_threads_own_workspaces_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "_threads_have_own", False)
+    assert workspace.empty((SIZE,), np.float32).base is None
+    with Workspace():
+        assert workspace.empty((SIZE,), np.float32).base is not None
+
+
 def test_a_limit_holds_and_makes_room_first() -> None:
     space = Workspace(limit=3 * 4 * SIZE)
     kept = [one(space) for _ in range(5)]
@@ -241,7 +249,10 @@ def test_a_limit_holds_and_makes_room_first() -> None:
     assert huge.base is None and space.nbytes <= space.limit
 
 
-def test_a_threads_own_workspace_lets_go_of_what_nobody_uses() -> None:
+def test_a_threads_own_workspace_lets_go_of_what_nobody_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "_threads_have_own", True)
     own = workspace._own.space
     workspace.empty((50 * SIZE,), np.float32)
     before = own.nbytes

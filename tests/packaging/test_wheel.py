@@ -76,7 +76,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel_without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("dist"), CC="/nowhere/cc")
+    lib = ROOT / "gpulayers/ops/compiled/lib"
+    before = {file.name: file.read_bytes() for file in lib.glob("*")}
+    built = build(tmp_path_factory.mktemp("dist"), CC="/nowhere/cc")
+    after = {file.name: file.read_bytes() for file in lib.glob("*")}
+    assert after == before, "making a wheel must leave the tree as it is"
+    return built
 
 
 def test_wheel_holds_every_kernel_source_and_the_bundled_data(wheel: Path) -> None:
@@ -121,13 +126,6 @@ def test_wheel_built_without_a_compiler_trains_ten_steps(
     code = "import numpy; from gpulayers.ops import use_engine; use_engine('compiled')"
     refused = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert "BackendError: use_engine: the compiled kernels are not available" in refused.stderr
-
-
-def test_making_a_wheel_leaves_the_tree_as_it_is(tmp_path: Path) -> None:
-    lib = ROOT / "gpulayers/ops/compiled/lib"
-    before = {file.name: file.read_bytes() for file in lib.glob("*")}
-    build(tmp_path, CC="/nowhere/cc")
-    assert {file.name: file.read_bytes() for file in lib.glob("*")} == before
 
 
 def test_a_failure_to_build_is_an_error_on_request(tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ import sys
 
 from gpulayers.ops.compiled.build import BuildError, build
 
-try:
-    print(json.dumps(build(), indent=1))
-except BuildError as error:
-    sys.exit(f"not built: {error}")
+
+def main() -> None:
+    """Build, and print the record or why it failed."""
+    try:
+        print(json.dumps(build(), indent=1))
+    except BuildError as error:
+        sys.exit(f"not built: {error}")
+
+
+if __name__ == "__main__":
+    main()

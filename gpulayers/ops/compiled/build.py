@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def find_compiler() -> list[str]:
     raise BuildError("no C compiler was found (looked for $CC, cc, gcc and clang)")
 
 
-def build(target: Path = LIBRARIES, sanitize: bool = False) -> dict[str, object]:
+def build(
+    target: Path = LIBRARIES, sanitize: bool = False, sets: Sequence[str] | None = None
+) -> dict[str, object]:
     """Compile every ``src/*.c`` for every instruction set, in float and double, and link.
 
     Parameters
@@ -70,6 +73,8 @@ def build(target: Path = LIBRARIES, sanitize: bool = False) -> dict[str, object]
         Gets ``kernels-<set>.so`` and ``build.json``; nothing is left there of a failed build.
     sanitize : bool
         Build with AddressSanitizer and UndefinedBehaviorSanitizer, for tests.
+    sets : names of instruction sets, optional
+        By default all of `instruction_sets`; the baseline must be among them.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def build(target: Path = LIBRARIES, sanitize: bool = False) -> dict[str, object]
     sources = sorted(SOURCES.glob("*.c"))
     built = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in instruction_sets():
+        for name in sets or instruction_sets():
             jobs = []
             for source in sources:
                 # the pool is the same for both scalar types
