@@ -94,7 +94,7 @@ TARGET = "tests/meta/test_fake_cupy_fixtures.py::test_backend_object"
 def test_without_a_compiler(pytestconfig: pytest.Config) -> None:
     status, printed = run_pytest(pytestconfig, TARGET, PATH="", **{REQUIRE_VARIABLE: ""})
     assert status == 0, printed
-    assert "1 passed" in printed
+    assert " passed, 1 skipped" in printed  # on NumPy, and with the C kernels where built
     assert "running kernels on the CPU needs" in printed
     status, printed = run_pytest(pytestconfig, TARGET, PATH="", **{REQUIRE_VARIABLE: "1"})
     assert status == pytest.ExitCode.USAGE_ERROR
