@@ -21,7 +21,10 @@ def test_python_block_runs(number: int, capsys: pytest.CaptureFixture[str]) -> N
         exec(compile(BLOCKS[number], f"README block {number}", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     accuracy = re.search(r"([\d.]+)% of the test digits right", printed)
-    if "Trainer" in BLOCKS[number]:
+    if "compile" in BLOCKS[number]:
+        losses = [float(value) for value in re.findall(r"loss ([\d.]+)", printed)]
+        assert len(losses) == 5 and losses[-1] < losses[0]
+    elif "Trainer" in BLOCKS[number]:
         assert accuracy is not None
         assert float(accuracy[1]) > 85
     else:
@@ -29,7 +32,7 @@ def test_python_block_runs(number: int, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_there_are_python_blocks() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.parametrize("kind", ["train", "test"])

@@ -35,7 +35,14 @@ EQUIVALENT_FILE = Path(__file__).parents[1] / "meta" / "equivalent_mutants.toml"
 TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ever
 USUAL = ("float32", "int32")
 #: sources of which the tests judge every k-th mutant only, to keep their time; `main` judges all
-EVERY = {"standardize.cu": 4, "batchnorm.cu": 4, "embedding.cu": 4}
+EVERY = {
+    "standardize.cu": 4,
+    "batchnorm.cu": 4,
+    "embedding.cu": 4,
+    "recurrent.cu": 2,
+    "pool.cu": 2,
+    "softmax.cu": 2,
+}
 
 # ------------------------------------------------------------------------------- making of mutants
 
