@@ -50,8 +50,9 @@ class Step:
     def forward(self, X: Array, labels: Array) -> tuple[Any, Array]:
         """Return the loss (0-d) and the outputs; the plan does the backward pass on the way."""
         if self._plan is None and self._wanted and self.network.home is not None:
-            self._plan = self.network.compile(batch_shape=self.batch_shape, loss=self.loss)
-            self._check((self.batch_shape[0], *self._plan.output_shape))
+            plan = self.network.compile(batch_shape=self.batch_shape, loss=self.loss)
+            self._check((self.batch_shape[0], *plan.output_shape))
+            self._plan = plan
         if self._plan is not None:
             return self._plan.gradients(X, labels), self._plan.outputs
         outputs = self.network.forward(X)
