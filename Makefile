@@ -20,7 +20,7 @@ sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehavio
 	$(PYTHON) -m pytest -q -m slow tests/ops
 
 bench:              ## a short comparison with PyTorch on the CPU; fails if a ratio fell by half
-	$(PYTHON) benchmarks/cpu.py --short --check benchmarks/results/cpu.json
+	$(PYTHON) benchmarks/cpu.py --cases lenet,conv3x3 --rounds 3 --check benchmarks/results/cpu.json
 
 test-gpu:           ## on a machine with a CUDA device; a missing device is a failure
 	$(PYTHON) -m pytest -q -m gpu --require-gpu

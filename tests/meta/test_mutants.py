@@ -35,7 +35,7 @@ def test_a_sample_is_caught(file: str) -> None:
 @pytest.mark.parametrize("file", mutants.files())
 def test_every_mutant_is_caught(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     made = mutants.mutants(file)
-    verdicts = list(mutants.judge_all(made[:: mutants.EVERY.get(file, 1)]))
+    verdicts = list(mutants.judge_all(made[:: mutants.EVERY.get(file, mutants.OTHERS_EVERY)]))
     with capsys.disabled():
         print(f"\n{file}: {mutants.count(verdicts)}")
     failures = [v for v in verdicts if v.outcome in ("alive", "does not compile")]

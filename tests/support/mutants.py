@@ -34,15 +34,9 @@ from tests.support.cuda_on_cpu import CompileError, KernelError, LaunchError
 EQUIVALENT_FILE = Path(__file__).parents[1] / "meta" / "equivalent_mutants.toml"
 TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ever
 USUAL = ("float32", "int32")
-#: sources of which the tests judge every k-th mutant only, to keep their time; `main` judges all
-EVERY = {
-    "standardize.cu": 4,
-    "batchnorm.cu": 4,
-    "embedding.cu": 4,
-    "recurrent.cu": 2,
-    "pool.cu": 2,
-    "softmax.cu": 2,
-}
+#: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
+EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
+OTHERS_EVERY = 4
 
 # ------------------------------------------------------------------------------- making of mutants
 
