@@ -101,6 +101,7 @@ def test_relus_gradient_is_told_by_its_output(backend: Any, dtype: Any, shape: A
     with np.errstate(invalid="ignore"):
         dZ = kernels_for(y).relu_backward(backend.asarray(dY), y)
         expected = dY * (Z > 0)
+        np.testing.assert_array_equal(REFERENCE.relu_backward(dY, Y), expected)
     np.testing.assert_array_equal(backend.asnumpy(dZ), expected)
     assert dZ.dtype == dtype
 

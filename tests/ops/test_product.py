@@ -93,3 +93,22 @@ def test_wrong_shapes_and_mixed_dtypes(engine: Engine) -> None:
         product(A, B)
     C = product(A, engine.array(np.ones((4, 2)), "float64"))
     assert C.dtype == "float32"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("m, k, n", [(700, 130, 90), (90, 130, 700), (300, 257, 300)])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_numpys_products_are_cut_for_the_threads(
+    numpy_backend: Any, count: int, m: int, k: int, n: int, transpose_a: bool, transpose_b: bool
+) -> None:
+    from gpulayers.ops.cpu import Cpu
+    from gpulayers.threads import use_threads
+
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((k, m) if transpose_a else (m, k))
+    B = rng.standard_normal((n, k) if transpose_b else (k, n))
+    with use_threads(count):
+        C = Cpu().matmul(A, B, transpose_a, transpose_b)
+    expected = np.einsum("ik,kj->ij", A.T if transpose_a else A, B.T if transpose_b else B)
+    np.testing.assert_allclose(C, expected, rtol=0, atol=1e-11)
