@@ -1,7 +1,7 @@
 # One-line targets; .ci/run and the workflows call the same ones.
 PYTHON ?= .venv/bin/python
 
-.PHONY: install kernels test test-numpy test-gpu sanitizers mutants lint types imports notebooks wheel bench all
+.PHONY: install kernels test test-all test-numpy test-gpu sanitizers mutants lint types imports notebooks wheel bench all
 
 install:            ## a virtual environment with everything to develop
 	python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"
@@ -11,6 +11,9 @@ kernels:            ## build the C kernels in place, after an edit
 
 test:               ## all but the slow and the GPU tests
 	$(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
+
+test-all:           ## the same with every case on every engine, not a sample
+	GPULAYERS_TEST_CASES=all $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
 
 test-numpy:         ## what does not choose an engine itself, once more without the C kernels
 	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \

@@ -29,6 +29,8 @@ Options and variables
 GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `emulated` tests
 GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
+GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on NumPy
+                                and on a GPU, one in three with the C kernels and on the stand-in
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -60,6 +63,7 @@ from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_re
 
 FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
 REQUIRE_COMPILED = "GPULAYERS_REQUIRE_COMPILED"
+CASES = "GPULAYERS_TEST_CASES"
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and their children too;
 # the tests of Ctrl-C send it themselves.
@@ -96,11 +100,38 @@ def no_gpu_reason() -> str | None:
     return None
 
 
+_EVERY = 3  # case of a test that takes `backend`, where it runs beside NumPy's
+_FEW = 6  # cases of a test that all run
+
+_SAMPLED = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[str]()
 _NOT_BUILT = pytest.StashKey[str]()
 
 
+def _sample(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Split into what runs and what is left out: of a test with many cases every third on the
+    engines besides NumPy's, which share the code above the operations. Each test begins at another
+    case, so that a layer that one test leaves out is met by the next.
+    """
+    groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        engine = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if engine in ("compiled", "emulated"):
+            groups[item.nodeid.partition("[")[0], engine].append(item)
+    out: set[pytest.Item] = set()
+    for (name, engine), group in groups.items():
+        if len(group) > _FEW:
+            first = zlib.crc32(f"{name} {engine}".encode()) % _EVERY
+            out.update(item for i, item in enumerate(group) if i % _EVERY != first)
+    return [i for i in items if i not in out], [i for i in items if i in out]
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not os.environ.get(CASES):  # with pytest-xdist the workers counted, not this process
+        count = config.stash.get(_SAMPLED, 0) or "some"
+        line = f"{count} cases on other engines than NumPy left out; {CASES}=all runs them"
+        if count != "some" or getattr(config.option, "numprocesses", None):
+            terminalreporter.write_line(line)
     if _NOT_BUILT in config.stash:
         terminalreporter.write_line(f"left out: {config.stash[_NOT_BUILT]}")
     if _LEFT_OUT in config.stash:
@@ -112,6 +143,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get(CASES, "") not in ("", "all"):
+        raise pytest.UsageError(f"{CASES}={os.environ[CASES]}: expected all, or nothing")
+    if not os.environ.get(CASES):
+        items[:], left_out = _sample(items)
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_SAMPLED] = len(left_out)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     reason = no_gpu_reason() if on_gpu or config.getoption("--require-gpu") else None
     if reason and config.getoption("--require-gpu"):

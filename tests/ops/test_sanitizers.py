@@ -65,6 +65,7 @@ def run_with(folder: Path, log: Path, *arguments: str) -> subprocess.CompletedPr
         "PYTHONMALLOC": "malloc",
         "GPULAYERS_WORKSPACE": "0",  # so that every array ends where its memory ends
         "OPENBLAS_NUM_THREADS": "1",
+        "GPULAYERS_TEST_CASES": "all" if ALL else "",
     }
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
