@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_the_others_run_a_third_in_order() -> None:
     kept, left_out = _sample(items)
     places = [items.index(item) for item in kept]
     assert places[0] < _EVERY
-    assert {b - a for a, b in zip(places, places[1:], strict=False)} == {_EVERY}
+    assert {b - a for a, b in itertools.pairwise(places)} == {_EVERY}
     assert sorted(map(id, kept + left_out)) == sorted(map(id, items))
 
 
