@@ -52,6 +52,8 @@ def environment(threads: int, engine: str = "") -> dict[str, str]:
     env["GPULAYERS_BACKEND"] = "numpy"  # no time for looking for a GPU
     paths = [str(HERE), *(p for p in (os.environ.get("PYTHONPATH"),) if p)]
     env["PYTHONPATH"] = os.pathsep.join(paths)
+    # an installed package has its byte code; in a checkout the first process writes it
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     if engine:
         env["GPULAYERS_ENGINE"] = engine
     return env
