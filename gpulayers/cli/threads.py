@@ -45,9 +45,25 @@ def _saved_model(path: Path) -> str:
     What is wrong with the file is said later, where it is loaded.
     """
     try:
-        with zipfile.ZipFile(path / "model.npz" if path.is_dir() else path) as file:
-            content = file.read("header.json.npy")
-        header = json.loads(content[content.index(b"\n") + 1 :])  # behind the .npy file's header
+        if path.is_dir():
+            path = next(p for p in (path / "model.safetensors", path / "model.npz") if p.exists())
+        if zipfile.is_zipfile(path):  # of gpulayers 0.1
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read("header.json.npy")
+            header = json.loads(content[content.index(b"\n") + 1 :])  # behind the .npy's header
+        else:
+            with path.open("rb") as file:
+                length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+                table = json.loads(file.read(length))
+            header = json.loads(table["__metadata__"]["gpulayers"])
         return str(header["network"]["name"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RuntimeError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        StopIteration,
+        zipfile.BadZipFile,
+        RuntimeError,
+    ):
         return ""

@@ -306,7 +306,7 @@ class BernoulliVAE(Model):
             Print a line after each epoch, below a bar on a terminal or in a notebook.
         callbacks : callable or several
             Called after each epoch with the model and the number of epochs done, for instance to
-            save: ``lambda model, epoch: gpulayers.training.save("vae.npz", model)``.
+            save: ``lambda model, epoch: gpulayers.training.save("vae", model)``.
 
         Returns
         -------

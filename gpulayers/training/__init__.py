@@ -19,6 +19,7 @@ from gpulayers.training.evaluation import Evaluation, evaluate
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.metrics import accuracy, confusion_matrix, per_class
 from gpulayers.training.plots import plot_curves
+from gpulayers.training.safetensors import read_safetensors, write_safetensors
 from gpulayers.training.trainer import Trainer
 
 __all__ = [
@@ -43,5 +44,7 @@ __all__ = [
     "load_data",
     "per_class",
     "plot_curves",
+    "read_safetensors",
     "save",
+    "write_safetensors",
 ]

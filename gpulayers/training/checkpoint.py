@@ -1,22 +1,21 @@
-"""Saving and loading: one ``.npz`` file with plain arrays and a JSON header, never a pickle.
+"""Saving and loading: one safetensors file of arrays with a JSON description, never a pickle.
 
 The file holds the network's architecture, parameters and optimizer state, the default generator's
 state and, when a `Trainer` wrote it, all that is needed to go on as if nothing had happened: epoch,
 place in the epoch, random number state, history. It is written under another name first and then
-moved into place, so an interrupted save leaves the old file whole.
+moved into place, so an interrupted save leaves the old file whole, and it carries a checksum, so a
+damaged file is never taken for a good one. Any program that reads safetensors files finds the
+parameters in it, as ``network.0.W`` and so on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,25 @@ import gpulayers
 from gpulayers import backend, random
 from gpulayers.errors import CheckpointError, GPULayersError
 from gpulayers.models import Model, Sequential
+from gpulayers.training.atomic import write_atomically
 from gpulayers.training.description import describe, pack, rebuild, unpack
+from gpulayers.training.safetensors import UnreadableError, read_file, write_safetensors
+from gpulayers.training.version1 import looks_like_npz, read_npz
 
-__all__ = ["Checkpoint", "load", "load_checkpoint", "save", "write_atomically"]
+__all__ = [
+    "ENDING",
+    "Checkpoint",
+    "load",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save",
+    "write_atomically",
+]
 
 FORMAT = "gpulayers checkpoint"
-VERSION = 1
-_HEADER = "header.json"
+VERSION = 2
+ENDING = ".safetensors"
+_ENTRY = "gpulayers"  # of the file's metadata: the JSON of everything that is no array
 
 
 @dataclass
@@ -71,8 +82,8 @@ def save(
     Parameters
     ----------
     path : path
-        ``.npz`` is appended if it has no ending. An existing file is replaced only when the new one
-        is complete and on the disk.
+        ``.safetensors`` is appended if it has no ending. An existing file is replaced only when
+        the new one is complete and on the disk.
     network : Sequential, BernoulliVAE, WGAN_GP or Word2Vec
     trainer : dict, optional
         A `Trainer`'s state.
@@ -82,7 +93,8 @@ def save(
     Raises
     ------
     CheckpointError
-        If something cannot be represented, or the file cannot be written.
+        If something cannot be represented, the file cannot be written, or its name ends in
+        ``.npz`` (the format of version 0.1, which is still read).
     """
     if not isinstance(network, (Sequential, Model)):
         raise CheckpointError(
@@ -91,7 +103,12 @@ def save(
         )
     path = Path(path)
     if not path.suffix:
-        path = path.with_suffix(".npz")
+        path = path.with_suffix(ENDING)
+    if path.suffix == ".npz":
+        raise CheckpointError(
+            f"save: checkpoints are safetensors files now, name it {path.with_suffix(ENDING)} "
+            "(.npz files of gpulayers 0.1 are still read)"
+        )
     arrays: dict[str, Any] = {}
     header = {
         "format": FORMAT,
@@ -102,56 +119,7 @@ def save(
         "info": pack(info or {}, arrays, "info"),
         "random": random.get_state(),
     }
-    arrays[_HEADER] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    try:
-        # only plain dtypes are in it, so nothing is ever pickled
-        write_atomically(path, lambda file: np.savez(file, **arrays))
-    except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint {path}: {_reason(error)}") from error
-    return path
-
-
-def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
-    """Write a temporary file beside `path`, force it to the disk, then move it into place.
-
-    Parameters
-    ----------
-    path : Path
-        Its folder is created if need be.
-    content : bytes, or a function that writes into the open file
-
-    Raises
-    ------
-    OSError
-        If that is not possible; an existing file at `path` is then still whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # make the new name itself durable (not possible on Windows)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_safetensors(path, arrays, {_ENTRY: json.dumps(header, separators=(",", ":"))})
 
 
 # -------------------------------------------------------------------------------------- loading
@@ -194,9 +162,9 @@ def load_checkpoint(
     device: str | None = None,
     kind: type | None = None,
 ) -> Checkpoint:
-    """Return everything in the file, as `load` otherwise."""
+    """Return everything in the file; arguments and errors as `load`."""
     path = Path(path)
-    header, arrays = _read(path)
+    header, arrays = read_checkpoint(path)
     before = random.get_state()  # an Embedding draws its table as soon as it is made
     try:
         network = rebuild(header["network"], arrays, {c.__name__: c for c in custom})
@@ -221,63 +189,68 @@ def load_checkpoint(
     return Checkpoint(network, trainer, info, state)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a checkpoint file; everything is read and checked (zip has CRCs)."""
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Description and arrays of a checkpoint file; everything is read, and its checksum compared.
+
+    Raises
+    ------
+    UnreadableError (a CheckpointError)
+        If the file is missing, truncated, corrupted or of something else.
+    CheckpointError
+        If it is of another format version.
+    """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory, expected a checkpoint file (.npz)")
-    arrays: dict[str, np.ndarray] = {}
+        raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING})")
+    if not path.exists():
+        raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}")
+    if looks_like_npz(path):
+        header, arrays = read_npz(path)
+    else:
+        header, arrays = _read(path)
     try:
-        with path.open("rb") as raw:  # np.load leaves a broken file it opened itself open
-            file = np.load(raw, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise CheckpointError(f"{path} is no gpulayers checkpoint: it holds one bare array")
-            if _HEADER not in file.files:
-                raise CheckpointError(
-                    f"{path} is no gpulayers checkpoint: an .npz file without a gpulayers header "
-                    f"(it holds {', '.join(file.files[:5]) or 'nothing'})"
-                )
-            for name in file.files:
-                arrays[name] = file[name]
-    except FileNotFoundError:
-        raise CheckpointError(f"the checkpoint {path} does not exist{_neighbours(path)}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        size = path.stat().st_size
-        with path.open("rb") as raw:
-            is_zip = raw.read(2) == b"PK"
-        if is_zip:
-            raise CheckpointError(
-                f"the checkpoint {path} ({size} bytes) is truncated or corrupted "
-                f"({error}). Use an older checkpoint, or copy the file again."
-            ) from error
-        raise CheckpointError(
-            f"{path} ({size} bytes) is no gpulayers checkpoint: expected an .npz file written by "
-            "gpulayers.training.save"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {_reason(error)}") from error
-    try:
-        header = json.loads(arrays.pop(_HEADER).tobytes())
         kind, version = header["format"], header["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the header of the checkpoint {path} is corrupted") from error
+    except (KeyError, TypeError) as error:
+        raise UnreadableError(f"the header of the checkpoint {path} is corrupted") from error
     if kind != FORMAT:
-        raise CheckpointError(f"{path} is no gpulayers checkpoint, its header says {kind!r}")
-    if version != VERSION:
+        raise UnreadableError(f"{path} is no gpulayers checkpoint, its header says {kind!r}")
+    if version not in (1, VERSION):
         raise CheckpointError(
             f"the checkpoint {path} has format version {version!r}, this gpulayers "
-            f"({gpulayers.__version__}) reads version {VERSION}; it was written by gpulayers "
-            f"{header.get('gpulayers')}: install that version"
+            f"({gpulayers.__version__}) reads versions 1 and {VERSION}; it was written by "
+            f"gpulayers {header.get('gpulayers')}: install that version"
         )
+    return header, arrays
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        arrays, metadata, summed = read_file(path)
+    except UnreadableError as error:
+        text = str(error)
+        if "no safetensors file" in text:
+            text = (
+                f"{path} ({path.stat().st_size} bytes) is no gpulayers checkpoint: expected a file "
+                "written by gpulayers.training.save"
+            )
+        raise UnreadableError(text.replace("an older one", "an older checkpoint")) from error
+    if _ENTRY not in metadata:
+        raise UnreadableError(
+            f"{path} is no gpulayers checkpoint: a safetensors file of arrays alone "
+            f"({', '.join(list(arrays)[:5]) or 'none'}); gpulayers.training.read_safetensors "
+            "returns them"
+        )
+    if not summed:  # the place where it stands may be what is damaged
+        raise UnreadableError(f"the checkpoint {path} has no checksum; use an older checkpoint")
+    try:
+        header = json.loads(metadata[_ENTRY])
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"the header of the checkpoint {path} is corrupted") from error
     return header, arrays
 
 
 def _neighbours(path: Path) -> str:
     """Name the checkpoints that lie where `path` was looked for."""
-    found = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
+    if not path.parent.is_dir():
+        return ""
+    found = sorted(p.name for p in path.parent.iterdir() if p.suffix in (ENDING, ".npz"))
     return f"; {path.parent} holds {', '.join(found[:5])}" if found else ""
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

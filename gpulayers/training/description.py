@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from gpulayers.initializers import OptimizerInitializer
 from gpulayers.losses import NCELoss
 from gpulayers.models import Composite, Model, Pixels, Residual, Sequential
 from gpulayers.modules import ModuleBase
+from gpulayers.training.safetensors import bfloat16
 from gpulayers.wrappers import WrapperBase, init_wrappers
 
 __all__ = ["describe", "pack", "rebuild", "unpack"]
 
-_ARRAY, _TUPLE = "$array", "$tuple"
+_ARRAY, _TUPLE, _FLOAT = "$array", "$tuple", "$float"
 _WRAPPED = "$wrapped"  # the class of a layer with wrappers around it
+_TOO_WIDE = ("float96", "float128", "complex192", "complex256")  # what they are depends on the CPU
 
 
 def describe(layer: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str, Any]:
@@ -80,6 +83,8 @@ def describe(layer: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str,
 
 def pack(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
     """`value` as JSON can hold it; arrays move into `arrays`, named after their place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
@@ -88,6 +93,8 @@ def pack(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise CheckpointError(f"cannot save {where}: the key {key!r} is no string")
+            if key.startswith("$"):
+                raise CheckpointError(f"cannot save {where}: the key {key!r} begins with $")
         return {key: pack(v, arrays, f"{where}.{key}") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         packed = [pack(v, arrays, f"{where}.{i}") for i, v in enumerate(value)]
@@ -98,11 +105,14 @@ def pack(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
         raise CheckpointError(
             f"cannot save {where}: {type(value).__name__} is neither a plain value nor an array"
         ) from None
-    if array.dtype.kind not in "biufcV" or array.dtype.names:
+    if array.dtype.kind not in "biufcV" or array.dtype.names or array.dtype.name in _TOO_WIDE:
         raise CheckpointError(f"cannot save {where}: arrays of dtype {array.dtype} are not kept")
     dtype = array.dtype.name
-    if array.dtype.kind == "V":  # bfloat16: NumPy's file format does not know it
-        array = array.view(np.uint16)
+    if array.dtype.kind == "c":  # pairs of real numbers, as other programs know only some of them
+        half = array.dtype.char.replace("F", "f").replace("D", "d")
+        array = array.reshape(*array.shape, 1).view(half)
+    while where in arrays:  # {"a.b": ...} beside {"a": {"b": ...}}
+        where += "'"
     arrays[where] = array
     return {_ARRAY: where, "dtype": dtype}
 
@@ -195,21 +205,15 @@ def unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return [unpack(v, arrays) for v in value]
     if isinstance(value, dict):
         if _ARRAY in value:
-            array = arrays[value[_ARRAY]]
-            if value["dtype"] == "bfloat16":
-                array = array.view(_bfloat16())
+            array, dtype = arrays[value[_ARRAY]], value["dtype"]
+            if dtype == "bfloat16" and array.dtype == np.uint16:  # in files of version 1
+                array = array.view(bfloat16())
+            if dtype.startswith("complex") and array.dtype.kind == "f":
+                array = array.view(dtype)[..., 0]
             return array
+        if _FLOAT in value:
+            return float(value[_FLOAT])
         if _TUPLE in value:
             return tuple(unpack(v, arrays) for v in value[_TUPLE])
         return {k: unpack(v, arrays) for k, v in value.items()}
     return value
-
-
-def _bfloat16() -> np.dtype:
-    try:
-        import ml_dtypes  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise CheckpointError(
-            "the checkpoint holds bfloat16 arrays, which need ml_dtypes: pip install ml_dtypes"
-        ) from None
-    return np.dtype(ml_dtypes.bfloat16)

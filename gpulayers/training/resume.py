@@ -10,16 +10,12 @@ from gpulayers.errors import CheckpointError, ParameterError
 from gpulayers.models import Sequential
 from gpulayers.training.checkpoint import load_checkpoint
 from gpulayers.training.history import History
+from gpulayers.training.keeper import checkpoint_path
 
 if TYPE_CHECKING:
     from gpulayers.training.trainer import Trainer
 
 __all__ = ["checkpoint_path", "restore", "state_of", "transplant"]
-
-
-def checkpoint_path(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or ``model.npz`` inside a run's folder."""
-    return path / "model.npz" if path.is_dir() else path
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:

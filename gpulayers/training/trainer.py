@@ -29,7 +29,7 @@ from gpulayers.training.step import Step
 
 __all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer"]
 
-MODEL_FILE, BEST_FILE, LOG_FILE = "model.npz", "best.npz", "log.csv"
+MODEL_FILE, BEST_FILE, LOG_FILE = "model.safetensors", "best.safetensors", "log.csv"
 _SHUFFLE_STREAM = 2**63  # far from the default generator's stream 0 and those it spawns
 _LOOK_STEPS = 50  # on a GPU: steps between two looks at the losses, each of which stalls it
 _LOOK_SECONDS = 0.2  # on the CPU a look is free; showing the figures is not
@@ -59,8 +59,8 @@ class Trainer:
         Learning-rate schedule put into every layer's optimizer, see `schedule.fit_schedule`.
     seed : int
     out : path, optional
-        Folder for ``model.npz`` (after each epoch, and on Ctrl-C), ``best.npz`` (highest validation
-        accuracy) and ``log.csv``. None: nothing is written.
+        Folder for ``model.safetensors`` (after each epoch, and on Ctrl-C), ``best.safetensors``
+        (highest validation accuracy) and ``log.csv``. None: nothing is written.
     device : "cpu", "gpu", "auto", or None for the current backend
     dtype : dtype, optional
         Of the parameters; None is the default dtype.

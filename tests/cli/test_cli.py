@@ -60,7 +60,14 @@ def test_train_leaves_model_curves_tables_and_says_where(tiny, tmp_path, capsys)
     assert main(["train", "--data", tiny, *FAST]) == 0
     text = capsys.readouterr().out
     folder = tmp_path / "runs" / "mlp-tiny"
-    names = {"best.npz", "curves.png", "log.csv", "model.npz", "results.json", "results.md"}
+    names = {
+        "best.safetensors",
+        "curves.png",
+        "log.csv",
+        "model.safetensors",
+        "results.json",
+        "results.md",
+    }
     assert {p.name for p in folder.iterdir()} == names
     assert "mlp on tiny.npz: 96 training and 32 test images, 2 classes" in text
     assert "epoch 1/2" in text and "epoch 2/2" in text and "test accuracy" in text
@@ -74,7 +81,7 @@ def test_train_leaves_model_curves_tables_and_says_where(tiny, tmp_path, capsys)
     assert len(results["history"]["step_losses"]) == 12
     markdown = (folder / "results.md").read_text()
     assert "| bright |       16 |" in markdown and "## Settings" in markdown
-    net = load(folder / "model.npz")
+    net = load(folder / "model.safetensors")
     assert net.parameter_count == results["parameters"]
 
 
@@ -99,7 +106,7 @@ def test_every_option_arrives(tiny, tmp_path, capsys):
     assert results["model"] == "lenet" and results["dtype"] == "float64"
     assert len(results["history"]["step_losses"]) == 12
     assert results["history"]["epochs"][0]["lr"] == 0.02
-    checkpoint = load_checkpoint("mine/model.npz")
+    checkpoint = load_checkpoint("mine/model.safetensors")
     optimizer = checkpoint.network[0].optimizer
     assert (type(optimizer).__name__, optimizer.momentum, optimizer.lr) == ("SGD", 0.5, 0.02)
     assert checkpoint.network.dtype == np.float64
@@ -187,9 +194,9 @@ def test_a_finished_run_goes_on_with_more_epochs(tiny, capsys):
     assert main(["train", "--data", tiny, *FAST, "--out", "a"]) == 0
     code, text = failing(capsys, "train", "--resume", "a")
     assert code == 2 and "has all its 2 epochs; to train longer: --epochs 3" in text
-    assert main(["train", "--resume", "a/model.npz", "--epochs", "3", "--out", "b"]) == 0
-    assert load_checkpoint("b/model.npz").trainer["epoch"] == 3
-    assert load_checkpoint("a/model.npz").trainer["epoch"] == 2
+    assert main(["train", "--resume", "a/model.safetensors", "--epochs", "3", "--out", "b"]) == 0
+    assert load_checkpoint("b/model.safetensors").trainer["epoch"] == 3
+    assert load_checkpoint("a/model.safetensors").trainer["epoch"] == 2
 
 
 def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
@@ -271,16 +278,16 @@ def test_a_diverging_run_names_the_layer_and_keeps_the_checkpoint(tiny, capsys):
     code, text = failing(capsys, "train", *arguments)
     assert code == 1
     assert "first layer whose output is not finite is mlp, layer" in text
-    assert "wild/model.npz" in text
-    assert load_checkpoint("wild/model.npz").trainer["epoch"] == 0
+    assert "wild/model.safetensors" in text
+    assert load_checkpoint("wild/model.safetensors").trainer["epoch"] == 0
 
 
 def test_an_existing_run_is_never_written_over(tiny, capsys):
     assert main(["train", "--data", tiny, *FAST, "--out", "a", "--quiet"]) == 0
-    before = load("a/model.npz").parameters
+    before = load("a/model.safetensors").parameters
     code, text = failing(capsys, "train", "--data", tiny, *FAST, "--seed", "1", "--out", "a")
     assert code == 2 and "--resume a" in text
-    for name, array in load("a/model.npz").parameters.items():
+    for name, array in load("a/model.safetensors").parameters.items():
         np.testing.assert_array_equal(array, before[name])
 
 
@@ -327,7 +334,7 @@ def test_evaluate_prints_what_the_training_found(tiny, tmp_path, capsys):
     evaluated = json.loads(capsys.readouterr().out)
     for key, value in trained["test"].items():
         assert evaluated[key] == value, key
-    assert main(["evaluate", "a/best.npz", "--data", tiny]) == 0
+    assert main(["evaluate", "a/best.safetensors", "--data", tiny]) == 0
     text = capsys.readouterr().out
     assert "test accuracy" in text and "| bright |" in text
     code, text = failing(capsys, "evaluate", "gone")

@@ -61,7 +61,7 @@ def test_a_log_has_one_line_an_epoch_and_no_escape_codes(environment, data, tmp_
     assert done.stderr == ""
     assert len(re.findall(r"^epoch \d/3  loss ", done.stdout, re.M)) == 3
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
-    assert (tmp_path / "runs" / "mlp-tiny" / "model.npz").exists()
+    assert (tmp_path / "runs" / "mlp-tiny" / "model.safetensors").exists()
 
 
 def test_exit_codes_without_tracebacks(environment, data, tmp_path):
@@ -123,7 +123,9 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(environment, data, tm
         text = process.stderr.read()
     assert process.returncode == 130, text
     assert "Traceback" not in text
-    assert re.search(r"stopped in epoch \d+ of 6, \d+ of 64 batches; saved to cut/model\.npz", text)
+    assert re.search(
+        r"stopped in epoch \d+ of 6, \d+ of 64 batches; saved to cut/model\.safetensors", text
+    )
     assert "gpulayers train --resume cut" in text
     assert "epoch 12/6" not in rest
     resumed = call(["train", "--resume", "cut", "--json"], environment, tmp_path)
@@ -166,6 +168,6 @@ def test_small_networks_use_one_blas_thread(environment, data, tmp_path):
     arguments = ["train", "--data", data, "--model", "mlp", "--epochs", "1", "--out", "m"]
     assert call(arguments, environment, tmp_path).returncode == 0
     assert threads_of(["train", "--resume", "m"], environment, tmp_path) == "1"
-    assert threads_of(["evaluate", "m/best.npz"], environment, tmp_path) == "1"
+    assert threads_of(["evaluate", "m/best.safetensors"], environment, tmp_path) == "1"
     assert threads_of(["evaluate", "nowhere"], environment, tmp_path) == "1"
     assert threads_of(["train"], {**environment, "OPENBLAS_NUM_THREADS": "3"}, tmp_path) == "3"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import zipfile
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,10 +30,18 @@ from gpulayers.layers import (
 )
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Pixels, Sequential
-from gpulayers.training import checkpoint as module
-from gpulayers.training import load, load_checkpoint, save
+from gpulayers.training import (
+    Trainer,
+    load,
+    load_checkpoint,
+    read_safetensors,
+    safetensors,
+    save,
+    write_safetensors,
+)
 from tests.training.networks import conv, dense
 
+VERSION_1 = Path(__file__).with_name("version1.npz")
 X = np.random.default_rng(0).integers(0, 256, (6, 10, 10, 1), dtype=np.uint8)
 LABELS = np.arange(6) % 4
 
@@ -54,7 +63,7 @@ def trained(optimizer: str = "Adam(lr=0.01)") -> Sequential:
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "model.npz"
+    return tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,10 @@ def test_info_of_all_plain_kinds_comes_back(path):
         "scalar": np.float32(0.5),
         "array": np.arange(6, dtype=np.int16).reshape(2, 3),
         "nested": {"a b/c": np.zeros((0, 2))},
+        "complex": np.array([1 + 2j, complex("inf")]),
+        "floats": [float("inf"), float("-inf"), float("nan")],
+        "a.b": np.array(1),
+        "a": {"b": np.array(2)},
     }
     save(path, dense(), info=info)
     again = load_checkpoint(path).info
@@ -162,6 +175,9 @@ def test_info_of_all_plain_kinds_comes_back(path):
     assert again["scalar"] == 0.5 and again["whole"] == 2**70 and again["flag"] is True
     np.testing.assert_array_equal(again["array"], info["array"])
     assert again["array"].dtype == np.int16 and again["nested"]["a b/c"].shape == (0, 2)
+    np.testing.assert_array_equal(again["complex"], info["complex"])
+    assert again["floats"][:2] == info["floats"][:2] and np.isnan(again["floats"][2])
+    assert (again["a.b"], again["a"]["b"]) == (1, 2), "names that run together stay apart"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,7 @@ def test_info_of_all_plain_kinds_comes_back(path):
         ({"f": print}, "info.f.*neither a plain value nor an array"),
         ({"o": np.array([object()])}, "dtype object"),
         ({1: 2}, "the key 1"),
+        ({"$array": 2}, r"the key '\$array' begins with"),
     ],
 )
 def test_what_cannot_be_saved_is_named_and_nothing_is_written(path, bad, words):
@@ -179,22 +196,68 @@ def test_what_cannot_be_saved_is_named_and_nothing_is_written(path, bad, words):
 
 
 def test_an_ending_is_added(tmp_path):
-    assert save(tmp_path / "model", dense()) == tmp_path / "model.npz"
+    assert save(tmp_path / "model", dense()) == tmp_path / "model.safetensors"
 
 
-def test_no_pickle_is_ever_written_or_read(path):
-    save(path, trained(), info={"a": np.arange(3)})
-    with zipfile.ZipFile(path) as file:
-        for name in file.namelist():
-            with file.open(name) as member:
-                np.lib.format.read_array(member, allow_pickle=False)
-    bomb = np.empty(1, object)
-    bomb[0] = "x"
-    np.savez(path, **{module._HEADER: bomb})
-    with pytest.raises(CheckpointError):
-        load(path)
+def test_the_old_ending_is_refused_with_the_new_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"name it .*model\.safetensors"):
+        save(tmp_path / "model.npz", dense())
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_programs_find_the_parameters(path):
+    referee = pytest.importorskip("safetensors.numpy")
+    net = trained()
+    save(path, net)
+    found = referee.load_file(path)
+    for name, array in net.parameters.items():
+        np.testing.assert_array_equal(found[f"network.{name}"], array)
+
+
+def test_pickles_are_never_read(path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match="no gpulayers checkpoint"):
+        load(path)
+    bomb = np.empty(1, object)
+    bomb[0] = "x"
+    with path.open("wb") as file:
+        np.savez(file, **{"header.json": bomb})
+    with pytest.raises(CheckpointError, match="truncated or corrupted"):
+        load(path)
+
+
+# ------------------------------------------------------------------------- files of version 0.1
+
+
+def test_a_file_of_version_0_1_is_read_and_its_run_goes_on(digits, tmp_path):
+    """One epoch of two was trained and saved by gpulayers 0.1."""
+    old = tmp_path / "model.npz"
+    shutil.copy(VERSION_1, old)
+    checkpoint = load_checkpoint(old)
+    assert checkpoint.info == {"note": (1, "x")} and checkpoint.trainer["epoch"] == 1
+
+    def tiny() -> Sequential:
+        layers = [Flatten(), FullyConnected(4, act_fn="ReLU"), FullyConnected(10)]
+        return Sequential(layers, "Adam(lr=0.01)", "tiny")
+
+    options = {"batch_size": 32, "epochs": 2, "seed": 3, "progress": False}
+    resumed = Trainer(tiny(), digits, **options, resume=tmp_path, out=tmp_path)
+    whole = Trainer(tiny(), digits, **options)
+    assert len(resumed.fit()) == len(whole.fit()) == 2
+    np.testing.assert_allclose(
+        resumed.history.step_losses, whole.history.step_losses, rtol=1e-4, atol=1e-5
+    )
+    assert load_checkpoint(tmp_path / "model.safetensors").trainer["epoch"] == 2
+
+
+def test_a_damaged_file_of_version_0_1(tmp_path):
+    path, whole = tmp_path / "model.npz", VERSION_1.read_bytes()
+    for broken in (whole[:6000], whole[:-1], whole[:5000] + b"\0\0\0\0" + whole[5004:]):
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"truncated or corrupted.*older checkpoint"):
+            load(path)
+    np.savez(path, x_train=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"without a gpulayers header.*x_train"):
         load(path)
 
 
@@ -214,11 +277,14 @@ def test_an_interrupted_save_leaves_the_old_file_whole(path, monkeypatch, when, 
 
     if when == "write":
 
-        def half(file, **arrays):
-            file.write(b"PK half a file")
-            raise error
+        def half(arrays, metadata):
+            def blocks():
+                yield b"half a file"
+                raise error
 
-        monkeypatch.setattr(module.np, "savez", half)
+            return b"", blocks()
+
+        monkeypatch.setattr(safetensors, "encode", half)
     else:
         monkeypatch.setattr(os, when, fail)
     if isinstance(error, OSError):
@@ -229,7 +295,7 @@ def test_an_interrupted_save_leaves_the_old_file_whole(path, monkeypatch, when, 
             save(path, net)
     monkeypatch.undo()
     assert path.read_bytes() == old
-    assert os.listdir(path.parent) == ["model.npz"], "nothing half-written is left behind"
+    assert os.listdir(path.parent) == ["model.safetensors"], "nothing half-written is left behind"
 
 
 def test_the_file_is_on_the_disk_before_it_gets_its_name(path, monkeypatch):
@@ -254,11 +320,11 @@ def test_permissions_follow_the_umask(path):
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
-    save(tmp_path / "best.npz", dense())
-    with pytest.raises(CheckpointError, match=r"does not exist.*best\.npz"):
-        load(tmp_path / "model.npz")
+    save(tmp_path / "best.safetensors", dense())
+    with pytest.raises(CheckpointError, match=r"does not exist.*best\.safetensors"):
+        load(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="does not exist"):
-        load(tmp_path / "nowhere" / "model.npz")
+        load(tmp_path / "nowhere" / "model.safetensors")
     with pytest.raises(CheckpointError, match="is a directory"):
         load(tmp_path)
 
@@ -275,27 +341,32 @@ def test_truncated_at_any_length(path):
         load(path)
 
 
-def test_a_flipped_bit_anywhere_in_the_data_is_noticed(path):
-    save(path, trained())
+def test_a_flipped_bit_anywhere_is_noticed(path):
+    save(path, dense_with_parameters())
     whole = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as file:
-        spots = [i.header_offset + 200 + i.compress_size // 2 for i in file.infolist()]
-    for spot in spots[:: max(1, len(spots) // 12)]:
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    spots = [*range(12), *rng.integers(12, header, 60), *rng.integers(header, len(whole), 20)]
+    for spot in [*spots, header - 1, len(whole) - 1]:
         broken = whole.copy()
-        broken[min(spot, len(whole) - 1)] ^= 0x10
+        broken[spot] ^= 1 << int(rng.integers(8))
         path.write_bytes(broken)
         with pytest.raises(CheckpointError):
             load(path)
 
 
+def dense_with_parameters() -> Sequential:
+    net = dense()
+    net.predict(X)
+    return net
+
+
 def rewrite(path, change) -> None:
-    """Save the checkpoint at `path` again with another header."""
-    with np.load(path) as file:
-        arrays = {k: file[k] for k in file.files}
-    header = json.loads(arrays[module._HEADER].tobytes())
+    """Save the checkpoint at `path` again with another description, and a checksum that fits."""
+    arrays, metadata = read_safetensors(path)
+    header = json.loads(metadata["gpulayers"])
     change(header)
-    arrays[module._HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(path, **arrays)
+    write_safetensors(path, arrays, {"gpulayers": json.dumps(header)})
 
 
 @pytest.mark.parametrize(
@@ -328,11 +399,14 @@ def test_an_edited_header_is_refused(path, change, words):
 
 
 def test_foreign_files(path, tmp_path):
-    np.savez(path, x_train=np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"without a gpulayers header.*x_train"):
+    write_safetensors(path, {"weight": np.zeros(3)}, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"arrays alone \(weight\).*read_safetensors"):
+        load(path)
+    write_safetensors(path, {}, {"gpulayers": "[1"})
+    with pytest.raises(CheckpointError, match=r"header .* is corrupted"):
         load(path)
     np.save(tmp_path / "bare.npy", np.zeros(3))
-    with pytest.raises(CheckpointError, match="one bare array"):
+    with pytest.raises(CheckpointError, match="no gpulayers checkpoint"):
         load(tmp_path / "bare.npy")
     path.write_text("epoch,loss\n1,0.5\n")
     with pytest.raises(CheckpointError, match="no gpulayers checkpoint"):
@@ -357,7 +431,7 @@ def test_a_layer_of_ones_own_is_named_and_can_be_given(path):
 def test_an_unwritable_place_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
-        save(tmp_path / "file" / "model.npz", dense())
+        save(tmp_path / "file" / "model.safetensors", dense())
 
 
 def test_loading_onto_each_backend(backend, path):

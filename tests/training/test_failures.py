@@ -33,8 +33,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer_and_keeps_the_checkpoint
     assert "the loss became nan in epoch 3, batch 1 of 10" in message
     assert "first layer whose output is not finite is dense, layer 3 (FullyConnected)" in message
     assert "learning rate (it is 0.01)" in message
-    assert f"after epoch 2, is kept: {tmp_path / 'model.npz'}" in message
-    kept = load_checkpoint(tmp_path / "model.npz")
+    assert f"after epoch 2, is kept: {tmp_path / 'model.safetensors'}" in message
+    kept = load_checkpoint(tmp_path / "model.safetensors")
     assert kept.trainer["epoch"] == 2
     assert np.isfinite(kept.network.predict(digits.test.images)).all()
 
@@ -53,7 +53,7 @@ def test_half_precision_is_named_as_a_possible_cause(digits):
 def test_a_huge_learning_rate_diverges_with_a_name(digits, tmp_path):
     with pytest.raises(DivergedError, match=r"whose output is not finite is dense, layer"):
         run(dense("SGD(lr=1e30)"), digits, out=tmp_path)
-    assert load_checkpoint(tmp_path / "model.npz").trainer["epoch"] == 0
+    assert load_checkpoint(tmp_path / "model.safetensors").trainer["epoch"] == 0
 
 
 def test_too_few_outputs_for_the_classes(digits):

@@ -30,12 +30,14 @@ def press_ctrl_c() -> None:
 def test_files_of_a_run(digits, tmp_path):
     trainer = run(dense(), digits, epochs=3, out=tmp_path / "a" / "b", info={"note": "x"})
     folder = tmp_path / "a" / "b"
-    assert sorted(os.listdir(folder)) == ["best.npz", "log.csv", "model.npz"]
+    assert sorted(os.listdir(folder)) == ["best.safetensors", "log.csv", "model.safetensors"]
     expected = trainer.network.predict(digits.test.images)
-    np.testing.assert_array_equal(load(folder / "model.npz").predict(digits.test.images), expected)
-    best = load(folder / "best.npz")
+    np.testing.assert_array_equal(
+        load(folder / "model.safetensors").predict(digits.test.images), expected
+    )
+    best = load(folder / "best.safetensors")
     assert evaluate(best, digits.test).accuracy == trainer.history.best.val_accuracy
-    assert load_checkpoint(folder / "model.npz").info == {"note": "x"}
+    assert load_checkpoint(folder / "model.safetensors").info == {"note": "x"}
     lines = (folder / "log.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith("epoch,train_loss,train_accuracy,val_loss")
     assert float(lines[3].split(",")[4]) == trainer.history.last.val_accuracy
@@ -51,7 +53,7 @@ def test_best_is_the_best_and_not_the_last(digits, tmp_path):
 
     trainer = run(dense(), digits, epochs=3, out=tmp_path, callbacks=[Collapse()])
     assert trainer.history.best.epoch == 2 > 0
-    assert evaluate(load(tmp_path / "best.npz"), digits.test).accuracy == (
+    assert evaluate(load(tmp_path / "best.safetensors"), digits.test).accuracy == (
         trainer.history[1].val_accuracy
     )
 
@@ -64,9 +66,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(digits, tmp_path, make, stop):
     whole = run(make(), digits, **options)
     if stop:
         cut = in_step(make(), stop, press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt, match=r"saved to .*model\.npz"):
+        with pytest.raises(KeyboardInterrupt, match=r"saved to .*model\.safetensors"):
             run(cut, digits, out=tmp_path, **options)
-        state = load_checkpoint(tmp_path / "model.npz").trainer
+        state = load_checkpoint(tmp_path / "model.safetensors").trainer
         assert state["epoch"] * 10 + state["step"] == stop, "the running step is finished, no other"
     else:  # only the checkpoint from before the first step
         with pytest.raises(SystemExit):
@@ -83,8 +85,8 @@ def test_a_run_killed_at_any_moment_resumes_from_its_last_epoch(digits, tmp_path
 
     with pytest.raises(SystemExit):  # nothing is saved on the way out, as with kill -9
         run(in_step(conv(), 26, sys.exit), digits, epochs=3, seed=3, out=tmp_path)
-    assert load_checkpoint(tmp_path / "model.npz").trainer["epoch"] == 2
-    resumed = run(conv(None), digits, epochs=3, seed=3, resume=tmp_path / "model.npz")
+    assert load_checkpoint(tmp_path / "model.safetensors").trainer["epoch"] == 2
+    resumed = run(conv(None), digits, epochs=3, seed=3, resume=tmp_path / "model.safetensors")
     assert_same_run(whole, resumed)
 
 
@@ -92,7 +94,7 @@ def test_a_resumed_run_with_another_folder_has_a_checkpoint_there_from_the_begin
     digits, tmp_path
 ):
     run(dense(), digits, epochs=1, out=tmp_path / "a")
-    old = (tmp_path / "a" / "model.npz").read_bytes()
+    old = (tmp_path / "a" / "model.safetensors").read_bytes()
     with pytest.raises(SystemExit):
         run(
             in_step(dense(), 2, sys.exit),
@@ -100,8 +102,8 @@ def test_a_resumed_run_with_another_folder_has_a_checkpoint_there_from_the_begin
             resume=tmp_path / "a",
             out=tmp_path / "b",
         )
-    assert load_checkpoint(tmp_path / "b" / "model.npz").trainer["epoch"] == 1
-    assert (tmp_path / "a" / "model.npz").read_bytes() == old
+    assert load_checkpoint(tmp_path / "b" / "model.safetensors").trainer["epoch"] == 1
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == old
 
 
 def test_fit_again_after_ctrl_c_goes_on(digits):
@@ -161,11 +163,11 @@ def test_resume_refuses_another_network_and_other_files(digits, tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"n_out of layer 1 .* is 32 there, 33 here"):
         Trainer(wider, digits, 32, resume=tmp_path)
-    load_checkpoint(tmp_path / "model.npz")
-    save(tmp_path / "bare.npz", dense())
+    load_checkpoint(tmp_path / "model.safetensors")
+    save(tmp_path / "bare.safetensors", dense())
     with pytest.raises(CheckpointError, match="no training state"):
-        Trainer(dense(), digits, 32, resume=tmp_path / "bare.npz")
-    (tmp_path / "model.npz").write_bytes(b"PK broken")
+        Trainer(dense(), digits, 32, resume=tmp_path / "bare.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"PK broken")
     with pytest.raises(CheckpointError, match="truncated or corrupted"):
         Trainer(dense(), digits, 32, resume=tmp_path)
 
@@ -177,7 +179,7 @@ def test_a_network_class_of_ones_own_resumes(digits, tmp_path):
     whole = run(Mine(dense().layers, name="m"), digits, epochs=2)
     run(Mine(dense().layers, name="m"), digits, epochs=1, out=tmp_path)
     with pytest.raises(CheckpointError, match="'Mine'"):
-        load(tmp_path / "model.npz")
-    assert type(load(tmp_path / "model.npz", custom=[Mine])) is Mine
+        load(tmp_path / "model.safetensors")
+    assert type(load(tmp_path / "model.safetensors", custom=[Mine])) is Mine
     resumed = run(Mine(dense().layers, name="m"), digits, epochs=2, resume=tmp_path)
     assert_same_run(whole, resumed)

@@ -235,7 +235,7 @@ def test_a_run_on_each_backend(digits, backend, tmp_path):
     np.testing.assert_allclose(trainer.history.step_losses, expected.history.step_losses, rtol=1e-3)
     again = run(conv(), small, epochs=2, seed=2)
     assert trainer.history.step_losses == again.history.step_losses
-    assert load(tmp_path / "model.npz").home == backend.library
+    assert load(tmp_path / "model.safetensors").home == backend.library
 
 
 def test_steps_on_a_gpu_neither_copy_nor_wait(digits, backend):
