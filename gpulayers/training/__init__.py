@@ -16,24 +16,60 @@ from gpulayers.training.data import (
     load_data,
 )
 from gpulayers.training.evaluation import Evaluation, evaluate
+from gpulayers.training.feed import Feed
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.metrics import accuracy, confusion_matrix, per_class
+from gpulayers.training.mixed import MixedLabels, MixedLoss
 from gpulayers.training.plots import plot_curves
 from gpulayers.training.safetensors import read_safetensors, write_safetensors
+from gpulayers.training.samplers import (
+    BalancedSampler,
+    Sampler,
+    SequentialSampler,
+    ShuffledSampler,
+    SubsetSampler,
+    WeightedSampler,
+)
 from gpulayers.training.trainer import Trainer
+from gpulayers.training.transforms import (
+    Compose,
+    Cutout,
+    Mixup,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+    Transform,
+    make_transform,
+)
 
 __all__ = [
     "DATASETS",
+    "BalancedSampler",
     "Checkpoint",
+    "Compose",
+    "Cutout",
     "Dataset",
     "Epoch",
     "Evaluation",
+    "Feed",
     "History",
+    "MixedLabels",
+    "MixedLoss",
+    "Mixup",
+    "Normalize",
     "Normalizer",
+    "RandomCrop",
+    "RandomFlip",
     "Residual",
+    "Sampler",
     "Sequential",
+    "SequentialSampler",
+    "ShuffledSampler",
     "Split",
+    "SubsetSampler",
     "Trainer",
+    "Transform",
+    "WeightedSampler",
     "accuracy",
     "batches",
     "confusion_matrix",
@@ -42,6 +78,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_data",
+    "make_transform",
     "per_class",
     "plot_curves",
     "read_safetensors",

@@ -1,6 +1,7 @@
 """The fast NumPy implementation; what it does not override is the reference."""
 
 from gpulayers.ops.cpu.activation import CpuActivation
+from gpulayers.ops.cpu.augment import CpuAugment
 from gpulayers.ops.cpu.conv import CpuConv
 from gpulayers.ops.cpu.embedding import CpuEmbedding
 from gpulayers.ops.cpu.fused import CpuFused
@@ -27,6 +28,7 @@ class Cpu(
     CpuNormalization,
     CpuFused,
     CpuEmbedding,
+    CpuAugment,
     CpuRandom,
     Reference,
 ):

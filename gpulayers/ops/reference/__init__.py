@@ -5,6 +5,7 @@ against loops in float64 and against PyTorch.
 """
 
 from gpulayers.ops.reference.activation import ReferenceActivation
+from gpulayers.ops.reference.augment import ReferenceAugment
 from gpulayers.ops.reference.conv import ReferenceConv
 from gpulayers.ops.reference.embedding import ReferenceEmbedding
 from gpulayers.ops.reference.fused import ReferenceFused
@@ -30,6 +31,7 @@ class Reference(
     ReferenceNormalization,
     ReferenceEmbedding,
     ReferenceFused,
+    ReferenceAugment,
     ReferenceRandom,
 ):
     """Satisfies `gpulayers.ops._kernels.Kernels` with array formulas."""

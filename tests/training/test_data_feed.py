@@ -1,0 +1,322 @@
+"""Samplers, batches prepared ahead, and the feed that puts them together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import random
+from gpulayers.errors import ParameterError
+from gpulayers.training import (
+    BalancedSampler,
+    Feed,
+    SequentialSampler,
+    ShuffledSampler,
+    Split,
+    SubsetSampler,
+    WeightedSampler,
+)
+from gpulayers.training import feed as feed_module
+from gpulayers.training.feed import batch_generator, order_generator
+from gpulayers.training.prefetch import ahead
+from gpulayers.training.samplers import Sampler
+from tests.conftest import Backend
+
+VARY = "crop(2), flip, cutout(2), mixup(0.4)"
+
+
+def split(n: int = 23) -> Split:
+    rng = np.random.default_rng(5)
+    return Split(rng.integers(0, 256, (n, 6, 5, 3), np.uint8), np.arange(n) % 4)
+
+
+def draw(sampler: Sampler, seed: int = 0) -> np.ndarray:
+    order = sampler.order(random.Generator(seed))
+    assert order.dtype == np.int64 and order.shape == (len(sampler),)
+    return order
+
+
+def helpers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("gpulayers-batches")]
+
+
+# ----------------------------------------------------------------------------------------- samplers
+
+
+def test_sequential_and_shuffled() -> None:
+    assert draw(SequentialSampler(5)).tolist() == [0, 1, 2, 3, 4]
+    order = draw(ShuffledSampler(30), 7)
+    assert order.tolist() == random.Generator(7).permutation(30).tolist() != list(range(30))
+
+
+def test_subset() -> None:
+    chosen = [7, 1, 1, 30]
+    assert draw(SubsetSampler(chosen, shuffle=False)).tolist() == chosen
+    first, second = draw(SubsetSampler(range(50, 90)), 1), draw(SubsetSampler(range(50, 90)), 2)
+    assert sorted(first) == sorted(second) == list(range(50, 90)) and (first != second).any()
+
+
+def test_weighted_with_replacement() -> None:
+    weights = np.array([0.0, 1, 3, 0, 6, 0])
+    counts = np.bincount(draw(WeightedSampler(weights, 20_000)), minlength=6)
+    assert counts[[0, 3, 5]].tolist() == [0, 0, 0]
+    expected = 20_000 * weights / weights.sum()
+    kept = weights > 0  # chi-squared, 2 degrees of freedom: 13.8 is the 0.1 % point
+    assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 13.8
+    assert len(WeightedSampler([1e308, 1e308, 5])) == 3
+
+
+def test_weighted_without_replacement() -> None:
+    sampler = WeightedSampler([0, 1, 3, 0, 6, 1e-320], replacement=False)
+    assert sorted(draw(sampler)) == [1, 2, 4, 5]
+    first = np.array([draw(WeightedSampler([1, 3, 6], 1, False), s)[0] for s in range(3000)])
+    expected = 3000 * np.array([0.1, 0.3, 0.6])
+    assert ((np.bincount(first) - expected) ** 2 / expected).sum() < 13.8
+
+
+def test_balanced() -> None:
+    labels = np.array([5] * 90 + [2] * 9 + [11])  # gaps in the labels, one example of a class
+    order = draw(BalancedSampler(labels))
+    taken = labels[order]
+    assert [(taken == c).sum() for c in (2, 5, 11)] == [34, 33, 33]
+    large = np.bincount(order[taken == 5])
+    assert large.max() == 1  # some of the large class, none twice
+    small = np.bincount(order[taken == 2])[90:]
+    assert set(small.tolist()) == {3, 4}  # all of the small one, about equally often
+    assert (np.diff(taken) != 0).sum() > 40  # mixed
+    assert len(draw(BalancedSampler(split(), 5))) == 5
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SequentialSampler(0), "n must be an integer >= 1"),
+        (lambda: SubsetSampler([]), "at least one integer"),
+        (lambda: SubsetSampler([0.5]), "at least one integer, got float64"),
+        (lambda: SubsetSampler([[1]]), r"got int64 \(1, 1\)"),
+        (lambda: SubsetSampler([1, -1]), "must be >= 0, got -1"),
+        (lambda: WeightedSampler([]), "a sequence of numbers"),
+        (lambda: WeightedSampler([1, -1]), "finite and >= 0"),
+        (lambda: WeightedSampler([0, 0]), "one at least above 0"),
+        (lambda: WeightedSampler([1, np.inf]), "finite and >= 0"),
+        (lambda: WeightedSampler([1, np.nan]), "finite and >= 0"),
+        (lambda: WeightedSampler([1, 0, 1], 3, False), "there are 2 examples .* for count=3"),
+        (lambda: BalancedSampler([]), "at least one integer"),
+        (lambda: BalancedSampler(np.array([0.0])), "got float64"),
+    ],
+)
+def test_bad_samplers(make: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        make()
+
+
+def test_samplers_tell_themselves_apart() -> None:
+    texts = [
+        repr(s)
+        for s in (
+            SequentialSampler(3),
+            ShuffledSampler(3),
+            SubsetSampler([1, 2]),
+            SubsetSampler([2, 1]),
+            SubsetSampler([2, 1], False),
+            WeightedSampler([1, 2]),
+            WeightedSampler([1, 3]),
+            BalancedSampler(np.array([1, 2])),
+            BalancedSampler(np.array([2, 1])),
+        )
+    ]
+    assert len(set(texts)) == len(texts)
+    assert repr(SubsetSampler([1, 2])) == texts[2]
+
+
+# ------------------------------------------------------------------------------------- work ahead
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_in_order(threads: int) -> None:
+    def make(i: int) -> int:
+        time.sleep(0.002 * (i % 3 == 0))
+        return i * i
+
+    assert list(ahead(make, 3, 20, threads)) == [i * i for i in range(3, 20)]
+    assert list(ahead(make, 3, 3, threads)) == [] and list(ahead(make, 4, 5, threads)) == [16]
+    assert helpers() == []
+
+
+def test_the_queue_is_bounded_and_a_break_ends_the_threads() -> None:
+    begun: list[int] = []
+    for i in ahead(lambda i: begun.append(i) or i, 0, 1000, 2):  # type: ignore[func-returns-value]
+        time.sleep(0.01)  # the threads would run far ahead if they could
+        assert max(begun) <= i + 4
+        if i == 5:
+            assert helpers()
+            break
+    assert helpers() == [] and max(begun) <= 9
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_exception_comes_where_its_result_would(threads: int) -> None:
+    def make(i: int) -> int:
+        if i == 4:
+            raise ZeroDivisionError("number 4")
+        return i
+
+    got = []
+    with pytest.raises(ZeroDivisionError, match="number 4"):
+        for value in ahead(make, 0, 10, threads):
+            got.append(value)
+    assert got == [0, 1, 2, 3] and helpers() == []
+
+
+def test_threads_see_the_callers_settings() -> None:
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        list(ahead(lambda i: np.float32(1e38) * np.float32(10 + i), 0, 4, 2))
+    with pytest.raises(ParameterError, match="threads must be an integer >= 0"):
+        ahead(str, 0, 3, -1)
+
+
+# ----------------------------------------------------------------------------------------- the feed
+
+
+def taken(feed: Feed, backend: Backend, start: int = 0, epoch: int = 2) -> list[tuple[Any, ...]]:
+    """The epoch's batches as host arrays."""
+    result = []
+    for X, y in feed.batches(5, ShuffledSampler(feed.count), seed=9, epoch=epoch, start=start):
+        parts = (y.first, y.second) if hasattr(y, "first") else (y,)
+        weight = getattr(y, "weight", 1.0)
+        result.append((backend.asnumpy(X), *(backend.asnumpy(p) for p in parts), weight))
+    return result
+
+
+def assert_same(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        for x, y in zip(one, other, strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert getattr(x, "dtype", None) == getattr(y, "dtype", None)
+
+
+@pytest.fixture(scope="module")
+def want() -> list[tuple[Any, ...]]:
+    """An epoch on NumPy without threads."""
+    host = Backend("numpy", np, "numpy")
+    return taken(Feed(split(), "numpy", VARY, threads=0), host)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_a_seed_gives_the_same_batches_everywhere(
+    threads: int, backend: Backend, want: list[tuple[Any, ...]]
+) -> None:
+    """On each backend, resident or not, with any number of threads, from any batch on."""
+    for share in (0.5, 0.0):
+        feed = Feed(split(), backend.library, VARY, threads=threads, share=share)
+        assert feed.resident == (share > 0 or backend.library == "numpy")
+        assert_same(taken(feed, backend), want)
+        assert_same(taken(feed, backend, start=3), want[3:])
+        assert taken(feed, backend, start=5) == []
+    assert helpers() == []
+
+
+def test_epochs_and_seeds_differ(numpy_backend: Backend, want: list[tuple[Any, ...]]) -> None:
+    feed = Feed(split(), "numpy", VARY)
+    other = taken(feed, numpy_backend, epoch=3)
+    assert any((a[1] != b[1]).any() for a, b in zip(other, want, strict=True))
+    one, two = batch_generator(9, 2, 0), batch_generator(9, 2, 1)
+    words = {g.uniform((4,), np.float64, np).tobytes() for g in (one, two, order_generator(9, 2))}
+    assert len(words) == 3
+
+
+def test_plain_batches(backend: Backend) -> None:
+    data = split()
+    feed = Feed(data, backend.library)
+    got = list(feed.batches(10))
+    assert [len(y) for _, y in got] == [10, 10, 3]
+    for i, (X, y) in enumerate(got):
+        np.testing.assert_array_equal(backend.asnumpy(X), data.images[10 * i : 10 * i + 10])
+        np.testing.assert_array_equal(backend.asnumpy(y), data.labels[10 * i : 10 * i + 10])
+    order = np.concatenate([backend.asnumpy(y) for _, y in feed.batches(7, SubsetSampler([5, 6]))])
+    assert sorted(order) == [1, 2]
+
+
+def test_a_feed_normalises_as_it_is_told(numpy_backend: Backend) -> None:
+    feed = Feed(split(), "numpy", "cutout(100), mixup(1)", lambda X: X.astype("float64") + 5)
+    X, _ = next(feed.batches(4))
+    assert X.dtype == np.float64 and (X == 0).all()
+    plain = Feed(split(), "numpy", "flip(0)", lambda X: X.astype("float64") + 5)
+    assert next(plain.batches(4))[0].dtype == np.uint8  # nothing here wants floats
+
+
+def test_the_share_of_free_memory(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = split()
+    size = data.images.nbytes + data.labels.nbytes
+    monkeypatch.setattr(emulated.xp.cuda.runtime, "memGetInfo", lambda: (2 * size, 4 * size))
+    pool = emulated.xp.get_default_memory_pool()
+    monkeypatch.setattr(pool, "free_bytes", lambda: 0)
+    assert Feed(data, "cupy").resident and not Feed(data, "cupy", share=0.49).resident
+    monkeypatch.setattr(pool, "free_bytes", lambda: size)  # cached blocks can be had as well
+    assert Feed(data, "cupy", share=0.49).resident
+
+
+def test_a_device_that_turns_out_to_be_full(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_fits", lambda *_: True)
+    pool = emulated.xp.get_default_memory_pool()
+    before = pool.get_limit()
+    try:
+        pool.set_limit(size=pool.used_bytes() + 600)
+        feed = Feed(split(), "cupy")
+    finally:
+        pool.set_limit(size=before)
+    assert not feed.resident
+    X, _ = next(feed.batches(4))
+    np.testing.assert_array_equal(X.get(), split().images[:4])
+
+
+def test_batches_of_a_resident_set_cross_nothing(emulated: Backend) -> None:
+    feed = Feed(split(), "cupy", VARY)
+    list(feed.batches(5, ShuffledSampler(23)))
+    epoch = feed.batches(5, ShuffledSampler(23), seed=1)
+    with emulated.forbid("sync", "h2d", "d2h", "iterate"):
+        assert len(list(epoch)) == 5
+
+
+def test_large_sets_go_over_in_parts(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_BLOCK", 4 * split().images[0].nbytes)
+    with emulated.count() as events:
+        feed = Feed(split(), "cupy")
+    assert events["h2d"] == 6 + 1  # 23 images by 4, and the labels
+    X, _ = feed.batch(0, 23)
+    np.testing.assert_array_equal(X.get(), split().images)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda f: f.batches(0), "size must be an integer >= 1"),
+        (lambda f: f.batches(5, start=-1), "start must be an integer >= 0"),
+        (lambda f: f.batches(5, epoch=0.5), "epoch must be an integer"),
+        (lambda f: f.batches(5, SubsetSampler([1, 23])), r"indices 1\.\.23, the split has 23"),
+        (lambda f: Feed(split(), "numpy", threads=-1), "threads must be an integer >= 0"),
+        (lambda f: Feed(split(), "numpy", share=1.5), r"share must be in \[0.0, 1.0\]"),
+        (lambda f: Feed(split(), "numpy", "flop"), "unknown transform 'flop'.*'flip'"),
+    ],
+)
+def test_bad_feeds(call: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        call(Feed(split(), "numpy"))
+
+
+def test_the_images_of_the_split_stay(backend: Backend) -> None:
+    data = split()
+    before = data.images.copy()
+    data.images.flags.writeable = False
+    for X, _ in Feed(data, backend.library, VARY).batches(5):
+        X[...] = 0
+    for X, _ in Feed(data, backend.library, "flip").batches(5, ShuffledSampler(23)):
+        X[...] = 0
+    np.testing.assert_array_equal(data.images, before)
