@@ -45,6 +45,14 @@ class CheckpointError(GPULayersError, ValueError):
     """A saved model cannot be read: missing, truncated, corrupted or written by something else."""
 
 
+class InterchangeError(GPULayersError, ValueError):
+    """A network or an array has no counterpart in the other library's format."""
+
+
+class GradientError(GPULayersError, ArithmeticError):
+    """A backward pass is not the gradient of its forward pass."""
+
+
 class DivergedError(GPULayersError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
