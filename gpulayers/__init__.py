@@ -26,6 +26,7 @@ _SUBMODULES = (
 )
 _NAMES = {
     "available": "backend",
+    "check_gradients": "gradients",
     "set_default_dtype": "backend",
     "to_cpu": "backend",
     "to_gpu": "backend",
@@ -45,6 +46,7 @@ __all__ = [
     "activations",
     "available",
     "backend",
+    "check_gradients",
     "errors",
     "initializers",
     "layers",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
         wrappers,
     )
     from gpulayers.backend import available, set_default_dtype, to_cpu, to_gpu, use_backend
+    from gpulayers.gradients import check_gradients
     from gpulayers.ops import use_engine
     from gpulayers.training import Sequential, Trainer, load, load_data, save
 
