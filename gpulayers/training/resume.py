@@ -56,7 +56,8 @@ def restore(trainer: Trainer, path: Path) -> None:
         )
     try:
         saved = state["config"]
-        saved = {"clip_global_norm": None, **saved}  # not in checkpoints of version 0.1
+        absent = ("clip_global_norm", "transform", "sampler")  # in checkpoints of version 0.1
+        saved = {**dict.fromkeys(absent), **saved}
         for name, value in trainer.config.items():
             if saved[name] != value:
                 raise ParameterError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -19,18 +20,20 @@ from gpulayers.training import resume as _resume
 from gpulayers.training.checkpoint import save, write_atomically
 from gpulayers.training.data import Dataset, Normalizer
 from gpulayers.training.evaluation import BATCH, evaluate_feed
-from gpulayers.training.feed import Feed
+from gpulayers.training.feed import SHARE, Feed
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
+from gpulayers.training.mixed import MixedLoss
 from gpulayers.training.progress import NoProgress, Progress, make_progress
+from gpulayers.training.samplers import Sampler, ShuffledSampler
 from gpulayers.training.schedule import fit_schedule, is_blind
 from gpulayers.training.settings import count, device_backend, max_norm, parameter_dtype
 from gpulayers.training.step import Step
+from gpulayers.training.transforms import make_transform
 
 __all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer"]
 
 MODEL_FILE, BEST_FILE, LOG_FILE = "model.safetensors", "best.safetensors", "log.csv"
-_SHUFFLE_STREAM = 2**63  # far from the default generator's stream 0 and those it spawns
 _LOOK_STEPS = 50  # on a GPU: steps between two looks at the losses, each of which stalls it
 _LOOK_SECONDS = 0.2  # on the CPU a look is free; showing the figures is not
 
@@ -83,6 +86,16 @@ class Trainer:
     clip_global_norm : float, optional
         Scale the gradients of a step down to this norm, all together (see
         `optimizers.clip_global_norm`).
+    transform : str or transforms, optional
+        How training batches are varied, as `make_transform` takes it: ``"crop(4), flip"``. With
+        mixup the loss becomes `MixedLoss`, and the training accuracy counts the label that weighs
+        more.
+    sampler : Sampler, optional
+        Which examples an epoch takes, in which order; None is all of them, shuffled.
+    threads : int, optional
+        That prepare batches ahead; see `Feed`. The result does not depend on it.
+    device_share : float
+        Of a GPU's free memory that each split may take to live there; see `Feed`.
 
     Attributes
     ----------
@@ -120,12 +133,21 @@ class Trainer:
         info: dict[str, Any] | None = None,
         compile: bool | None = None,
         clip_global_norm: float | None = None,
+        transform: Any = None,
+        sampler: Sampler | None = None,
+        threads: int | None = None,
+        device_share: float = SHARE,
     ) -> None:
         self.network, self.data = network, data
         self.batch_size = count("batch_size", batch_size)
         self.epochs = count("epochs", epochs)
         self.seed = random.Generator(seed).key[0]  # checks it
+        self.transform = make_transform(transform)
+        self.sampler = ShuffledSampler(len(data.train)) if sampler is None else sampler
+        self.threads, self.device_share = threads, device_share
         self.loss = SoftmaxCrossEntropy() if loss is None else loss
+        if self.transform is not None and self.transform.mixes:
+            self.loss = MixedLoss(self.loss)
         self.out = None if out is None else Path(out)
         self.device = device_backend(device)
         self.dtype = parameter_dtype(dtype, network)
@@ -135,7 +157,7 @@ class Trainer:
         self.compile = compile
         self.clip_global_norm = max_norm(clip_global_norm)
         self.history = History()
-        self.steps = -(-len(data.train) // self.batch_size)  # batches in an epoch
+        self.steps = -(-len(self.sampler) // self.batch_size)  # batches in an epoch
         self.config: dict[str, Any] = {
             "data": data.name,
             "train_examples": len(data.train),
@@ -144,6 +166,8 @@ class Trainer:
             "dtype": self.dtype.name,
             "normalize": bool(normalize),
             "clip_global_norm": self.clip_global_norm,
+            "transform": None if self.transform is None else repr(self.transform),
+            "sampler": None if sampler is None else repr(sampler),
         }
         self._epoch = self._step = 0  # finished epochs; finished batches of the current one
         self._seconds = self._train_seconds = 0.0  # spent on the current epoch so far
@@ -213,7 +237,10 @@ class Trainer:
         place = backend.current_backend()
         if self.network.home is not None:
             self.network.to(place)
-        train, test = Feed(self.data.train, place), Feed(self.data.test, place)
+        normalize = functools.partial(self.network.pixels, dtype=self.dtype)
+        options = (self.threads, self.device_share)
+        train = Feed(self.data.train, place, self.transform, normalize, *options)
+        test = Feed(self.data.test, place, None, None, *options)
         progress.start(self.epochs, self.steps, self._epoch * self.steps + self._step)
         with DeferredInterrupt() as interrupt:
             while self._epoch < self.epochs:
@@ -230,22 +257,24 @@ class Trainer:
         network, size = self.network, self.batch_size
         xp, on_cpu = feed.xp, feed.xp is np
         losses, hits = self._buffers(xp)
-        generator = random.Generator(self.seed, _SHUFFLE_STREAM + self._epoch)
-        feed.set_order(generator.permutation(feed.count))
+        batches = feed.batches(size, self.sampler, self.seed, self._epoch, self._step)
         wants_loss = on_cpu or not all(
             is_blind(layer.optimizer.lr_scheduler) for _, layer in network.walk()
         )
-        shape = (min(size, feed.count), *self.data.train.images.shape[1:])
         by_plan = on_cpu if self.compile is None else self.compile
-        step = Step(network, self.loss, by_plan, shape, self.clip_global_norm, self._check_outputs)
+        step: Step | None = None
         X: Any = None
         first = looked = self._step
         begin = shown = time.perf_counter()
         while self._step < self.steps and not interrupt.requested:
             i = self._step
-            X, labels = feed.batch(i * size, (i + 1) * size)
+            X, labels = next(batches)
+            if step is None:
+                shape = (min(size, len(self.sampler)), *X.shape[1:])
+                limits = (self.clip_global_norm, self._check_outputs)
+                step = Step(network, self.loss, by_plan, shape, *limits)
             losses[i], outputs = step.forward(X, labels)
-            hits[i] = (outputs.argmax(axis=1) == labels).sum()
+            hits[i] = (outputs.argmax(axis=1) == getattr(labels, "main", labels)).sum()
             value = float(losses[i]) if wants_loss else None
             if value is not None and not math.isfinite(value):
                 self._diverged(i, value, X)
@@ -285,7 +314,7 @@ class Trainer:
         losses = backend.to_cpu(self._losses[: self._step]).astype(np.float64)
         hits = int(backend.to_cpu(self._hits[: self._step]).sum())
         sizes = np.full(self._step, float(self.batch_size))
-        count = min(self._step * self.batch_size, len(self.data.train))
+        count = min(self._step * self.batch_size, len(self.sampler))
         sizes[-1] = count - (self._step - 1) * self.batch_size
         summed = getattr(self.loss, "reduction", "mean") == "sum"
         total = losses.sum() if summed else float(losses @ sizes)
@@ -308,7 +337,7 @@ class Trainer:
             val_loss=result.loss,
             val_accuracy=result.accuracy,
             lr=self.learning_rate,
-            examples_per_second=len(self.data.train) / max(self._train_seconds, 1e-9),
+            examples_per_second=len(self.sampler) / max(self._train_seconds, 1e-9),
             seconds=self._seconds + spent,
         )
         best = max(self.history.column("val_accuracy"), default=-1.0)

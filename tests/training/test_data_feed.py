@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from gpulayers import random
-from gpulayers.errors import ParameterError
+from gpulayers.errors import ParameterError, ShapeError
 from gpulayers.training import (
     BalancedSampler,
+    Dataset,
     Feed,
     SequentialSampler,
     ShuffledSampler,
@@ -25,6 +27,7 @@ from gpulayers.training.feed import batch_generator, order_generator
 from gpulayers.training.prefetch import ahead
 from gpulayers.training.samplers import Sampler
 from tests.conftest import Backend
+from tests.training.networks import assert_same_run, dense, in_step, run
 
 VARY = "crop(2), flip, cutout(2), mixup(0.4)"
 
@@ -320,3 +323,47 @@ def test_the_images_of_the_split_stay(backend: Backend) -> None:
     for X, _ in Feed(data, backend.library, "flip").batches(5, ShuffledSampler(23)):
         X[...] = 0
     np.testing.assert_array_equal(data.images, before)
+
+
+# -------------------------------------------------------------------------------------- the trainer
+
+
+def test_training_does_not_depend_on_threads_or_place(digits: Dataset, backend: Backend) -> None:
+    few = Dataset("few", digits.train.take(slice(0, 100)), digits.test, digits.classes)
+    runs = [
+        run(dense(), few, transform=VARY, threads=threads, device_share=share, epochs=1)
+        for threads, share in ((0, 0.5), (3, 0.0))
+    ]
+    for trainer in runs:
+        trainer.network.to("numpy")
+    assert_same_run(*runs)
+    plain = run(dense(), few, epochs=1)
+    assert plain.history.step_losses != runs[0].history.step_losses
+    assert helpers() == []
+
+
+def test_a_varied_run_goes_on_exactly(digits: Dataset, tmp_path: Any, numpy_backend: Any) -> None:
+    """Stopped in the middle of an epoch, with everything that is drawn at random."""
+    options = {"transform": VARY, "sampler": BalancedSampler(digits.train, 130), "epochs": 2}
+    whole = run(dense(), digits, **options)
+    assert whole.steps == 5 and len(whole.history.step_losses) == 10
+    stop = in_step(dense(), 8, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="3 of 5 batches"):
+        run(stop, digits, out=tmp_path, **options)
+    resumed = run(dense(), digits, resume=tmp_path, threads=4, **options)
+    assert_same_run(whole, resumed)
+    for name, other in (("transform", None), ("sampler", None)):
+        with pytest.raises(ParameterError, match=f"resume: {name} is None, but the run"):
+            run(dense(), digits, resume=tmp_path, **{**options, name: other})
+
+
+def test_training_on_crops_of_another_size(digits: Dataset, numpy_backend: Any) -> None:
+    """The plan is made for the batches, not for the images they were cut from."""
+    smaller = digits.test.images[:, 1:-1, 1:-1]
+    X, _ = next(Feed(digits.train, "numpy", "crop(0, 8)").batches(32))
+    assert X.shape == (32, 8, 8, 1)
+    net = dense()
+    data = Dataset("crops", digits.train, digits.train, digits.classes)
+    with pytest.raises(ShapeError):  # validation has the whole images
+        run(net, data, transform="crop(0, 8)", epochs=1)
+    assert net.forward(smaller[:2], False).shape == (2, 10)
