@@ -72,6 +72,8 @@ class Feed:
         Examples.
     resident : bool
         Whether the images are where the batches are made.
+    image_shape : (rows, cols, channels)
+        Of the images in `batches`.
 
     Raises
     ------
@@ -93,6 +95,9 @@ class Feed:
         self.transform = make_transform(transform)
         if self.transform is not None and normalize is not None:
             self.transform = Compose(self.transform.transforms, normalize)
+        self.image_shape: tuple[int, ...] = split.images.shape[1:]
+        if self.transform is not None:
+            self.image_shape = self.transform.output_shape(self.image_shape)
         share = _spec.real("Feed", "share", share, 0.0, 1.0)
         self._images: Array = split.images
         self._labels: Array = split.labels

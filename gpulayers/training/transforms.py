@@ -71,6 +71,10 @@ class Transform(ABC):
             If the batch does not fit the transform.
         """
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape (rows, cols, channels) of an image that came in with `shape`."""
+        return shape
+
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings)
         return f"{type(self).__name__}({values})"
@@ -123,6 +127,9 @@ class RandomCrop(Transform):
     @property
     def fill(self) -> Any:
         return self._fill.value
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape if self.size is None else (*self.size, *shape[2:])
 
     def __call__(self, X: Array, labels: Any, generator: Generator) -> tuple[Array, Any]:
         n, rows, cols, _ = _shape("RandomCrop", X)
@@ -320,6 +327,12 @@ class Compose(Transform):
 
     def __repr__(self) -> str:
         return "Compose([" + ", ".join(map(repr, self.transforms)) + "])"
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        for transform in self.transforms:
+            if isinstance(transform, Transform):
+                shape = transform.output_shape(shape)
+        return shape
 
     def __call__(self, X: Array, labels: Any, generator: Generator) -> tuple[Array, Any]:
         for transform in self.transforms:

@@ -362,6 +362,7 @@ def test_training_on_crops_of_another_size(digits: Dataset, numpy_backend: Any) 
     smaller = digits.test.images[:, 1:-1, 1:-1]
     X, _ = next(Feed(digits.train, "numpy", "crop(0, 8)").batches(32))
     assert X.shape == (32, 8, 8, 1)
+    assert Feed(digits.train, "numpy", "flip, crop(0, 8)").image_shape == (8, 8, 1)
     net = dense()
     data = Dataset("crops", digits.train, digits.train, digits.classes)
     with pytest.raises(ShapeError):  # validation has the whole images
