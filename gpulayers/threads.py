@@ -2,7 +2,7 @@
 
 One level of threads is enough: where the library splits work over its threads, BLAS is held to one
 thread for that time (`single_threaded_blas`), because two pools on the same cores wait for one
-another.
+another. For many small operations it is the other way round (`threaded_blas`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from threadpoolctl import ThreadpoolController
 
 from gpulayers.errors import ParameterError
 
-__all__ = ["run_shares", "shares", "single_threaded_blas", "thread_count", "use_threads"]
+__all__ = [
+    "run_shares",
+    "shares",
+    "single_threaded_blas",
+    "thread_count",
+    "threaded_blas",
+    "use_threads",
+]
 
 VARIABLE = "GPULAYERS_THREADS"
 _count: ContextVar[int | None] = ContextVar("gpulayers_threads", default=None)
@@ -126,12 +133,36 @@ def _blas() -> list[Any]:
 
 
 class _Holders:
-    """How many users hold BLAS to one thread now, and what it had before the first of them."""
+    """How many users now hold BLAS to one thread, how many give it the library's threads, and what
+    it had before the first of them. Who holds it to one has its way."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.users = 0
-        self.before: list[int] = []
+        self.single = self.threaded = 0
+        self.count = 1  # the threads that those who give it threads give it
+        self.before: list[int | None] = []  # None: a BLAS that cannot be told
+        self.now: list[int | None] = []
+
+    def change(self, single: int = 0, threaded: int = 0, count: int | None = None) -> None:
+        """Add to the users of each kind, and tell the libraries what follows."""
+        libraries = _blas()
+        with self.lock:
+            if not self.single and not self.threaded:
+                self.before = [library.get_num_threads() for library in libraries]
+                self.now = self.before
+            self.single += single
+            self.threaded += threaded
+            self.count = count or self.count
+            self.tell(libraries)
+
+    def tell(self, libraries: list[Any]) -> None:
+        held = self.single or self.threaded
+        wanted = 1 if self.single else self.count
+        then = [before if before is None or not held else wanted for before in self.before]
+        for library, new, now in zip(libraries, then, self.now, strict=True):
+            if new is not None and new != now:
+                library.set_num_threads(new)
+        self.now = then
 
 
 _holders = _Holders()
@@ -139,29 +170,46 @@ _holders = _Holders()
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread for a ``with`` block; does nothing for a BLAS without that control.
+    """Hold BLAS to one thread for a ``with`` block; does nothing for a BLAS without that control,
+    and within `threaded_blas` or a share of `run_shares`.
 
     Several threads may be inside at a time; the last one to leave restores the former number.
     """
-    libraries, holders = _blas(), _holders
-    with holders.lock:
-        if holders.users == 0:
-            holders.before = [library.get_num_threads() or 1 for library in libraries]
-            _set_blas(libraries, [1] * len(libraries), holders.before)
-        holders.users += 1
+    if _is_serial():
+        yield
+        return
+    holders = _holders
+    holders.change(single=1)
     try:
         yield
     finally:
-        with holders.lock:
-            holders.users -= 1
-            if holders.users == 0:
-                _set_blas(libraries, holders.before, [1] * len(libraries))
+        holders.change(single=-1)
 
 
-def _set_blas(libraries: list[Any], counts: list[int], current: list[int]) -> None:
-    for library, count, now in zip(libraries, counts, current, strict=True):
-        if count != now:
-            library.set_num_threads(count)
+@contextlib.contextmanager
+def threaded_blas() -> Iterator[None]:
+    """Give BLAS the `thread_count` threads for a ``with`` block, and nothing else any.
+
+    For many small operations: handing Python's lock from one thread to another costs more than the
+    second thread gives there, while BLAS's threads need no lock. Within a share of `run_shares` it
+    does nothing; while another thread holds BLAS to one, it stays at one for both.
+    """
+    if _is_serial():
+        yield
+        return
+    holders = _holders
+    holders.change(threaded=1, count=thread_count())
+    _inside.value = True
+    try:
+        yield
+    finally:
+        _inside.value = False
+        holders.change(threaded=-1)
+
+
+def _is_serial() -> bool:
+    """Whether this thread computes a share, or lets BLAS alone use the threads."""
+    return getattr(_inside, "value", False)
 
 
 # --------------------------------------------------------------------------------- Python threads
@@ -231,8 +279,9 @@ def _forget_after_fork() -> None:
     global _pool, _inside, _holders
     held, _holders = _holders, _Holders()
     _pool, _inside = _Pool(), threading.local()
-    if held.users:  # the threads that would have given BLAS its number back are not here
-        _set_blas(_blas(), held.before, [1] * len(held.before))
+    if held.single or held.threaded:  # those that would have given BLAS its number back
+        held.single = held.threaded = 0  # are not here
+        held.tell(_blas())
 
 
 if hasattr(os, "register_at_fork"):
@@ -248,7 +297,7 @@ def shares(n: int, grain: int = 1) -> list[slice]:
     number of threads. Within a share of `run_shares` it is one slice.
     """
     grain = max(1, grain)
-    count = 1 if getattr(_inside, "value", False) else thread_count()
+    count = 1 if _is_serial() else thread_count()
     count = max(1, min(count, n // grain))
     step = -(-n // count)
     step = max(1, -(-step // grain) * grain)
@@ -263,7 +312,7 @@ def run_shares(work: Work, parts: list[slice]) -> None:
     (`numpy.errstate` is one) have the caller's values. The first exception of a share is raised
     here, after all have ended.
     """
-    if getattr(_inside, "value", False):
+    if _is_serial():
         for i, part in enumerate(parts):
             work(i, part)
         return

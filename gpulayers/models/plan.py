@@ -14,7 +14,8 @@ from gpulayers import backend, threads
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
-from gpulayers.models.plan_nodes import Node, ResidualNode, _backward, nodes_of
+from gpulayers.models.plan_node import Node, backward_through
+from gpulayers.models.plan_nodes import ResidualNode, nodes_of
 from gpulayers.ops._kernels import kernels_for, kernels_of_module
 from gpulayers.ops.workspace import Workspace
 
@@ -23,7 +24,7 @@ __all__ = ["CompiledNetwork"]
 _PRECISIONS = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
 _LOSSES = ("cross_entropy",)
 # Multiplications of a batch's forward pass from which Python threads pay: below, handing the
-# interpreter from one to the other costs more than the second core gives.
+# interpreter from one to the other costs more than the second core gives, and BLAS has the threads.
 _WORTH_THREADS = 3e8
 
 
@@ -165,7 +166,7 @@ class CompiledNetwork:
             self._run(copies[i], X[part], labels[part], scale)
 
         if len(parts) == 1:
-            with self._blas(), self._threads(len(X)):
+            with self._blas(len(X)):
                 work(0, parts[0])
         else:
             threads.run_shares(_in_context(work, len(parts)), parts)
@@ -186,7 +187,7 @@ class CompiledNetwork:
             else:
                 copy.losses = self.loss.forward(labels, logits)
                 dY = self.loss.backward()
-            _backward(copy.nodes, dY, False)
+            backward_through(copy.nodes, dY, False)
 
     def _collect(self, copies: list[_Copy], scale: float) -> float | Array:
         xp = backend.xp_of(copies[0].outputs)
@@ -228,17 +229,15 @@ class CompiledNetwork:
     def _is_small(self, n: int) -> bool:
         return n * self._work < _WORTH_THREADS
 
-    def _threads(self, n: int) -> contextlib.AbstractContextManager[object]:
-        """One thread for a batch too small for more, where they would be Python's."""
+    def _blas(self, n: int) -> contextlib.AbstractContextManager[None]:
+        """Who has the threads on the CPU. A small batch in pure NumPy: BLAS, in each product.
+        Otherwise the operations, and BLAS has one: its threads go on looking for work after a
+        product, on the cores of what follows it."""
+        if (self.network.home or backend.current_backend()) != "numpy":
+            return contextlib.nullcontext()
         if self._is_small(n) and not self._in_kernel_threads():
-            return threads.use_threads(1)
-        return contextlib.nullcontext()
-
-    def _blas(self) -> contextlib.AbstractContextManager[None]:
-        """BLAS at one thread on the CPU, where operations are cut for the threads themselves:
-        BLAS's go on looking for work after a product, on the cores of what follows it."""
-        place = self.network.home or backend.current_backend()
-        return threads.single_threaded_blas() if place == "numpy" else contextlib.nullcontext()
+            return threads.threaded_blas()
+        return threads.single_threaded_blas()
 
     def _in_kernel_threads(self) -> bool:
         """Whether operations run in threads (or on a GPU) of their own."""

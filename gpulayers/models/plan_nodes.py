@@ -7,12 +7,11 @@ layers' own `forward` and `backward` are not called but for what no node underst
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpulayers.activations import Identity, ReLU
-from gpulayers.backend import Array, xp_of
+from gpulayers.backend import Array
 from gpulayers.layers import (
     Add,
     BatchNorm1D,
@@ -32,11 +31,12 @@ from gpulayers.layers import (
     Upsample2D,
     ZeroPad2D,
 )
-from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
 from gpulayers.layers.base import LayerBase
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.network import Sequential
+from gpulayers.models.plan_conv import ConvNode, PooledNode
+from gpulayers.models.plan_node import Node, backward_through, contiguous
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._product import product
 
@@ -64,58 +64,6 @@ _BATCH_STATISTICS = (BatchNorm1D, BatchNorm2D)
 _SEVERAL_INPUTS = (Add, Multiply)
 
 
-class Node(ABC):
-    """One step of the chain.
-
-    Attributes
-    ----------
-    layers : the layers it stands for
-    name : str
-        As `CompiledNetwork.describe` prints it.
-    by_example : bool
-        Whether parts of a batch may be computed at the same time.
-    gradients : list of dict
-        After `backward`: for each layer its parameters' gradients by name, of this batch alone.
-    """
-
-    by_example = True
-
-    def __init__(self, layers: Sequence[Any], name: str) -> None:
-        self.layers = tuple(layers)
-        self.name = name
-        self.gradients: list[dict[str, Array]] = [{} for _ in layers]
-
-    @abstractmethod
-    def forward(self, X: Array) -> Array: ...
-
-    @abstractmethod
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        """Return the gradient of the input if `inputs`, and keep those of the parameters."""
-
-    def forget(self) -> None:
-        """Let go of the arrays of the batch, so that the workspace can use them again."""
-        self.gradients = [{} for _ in self.layers]
-
-    def gradient_arrays(self) -> Iterator[Array]:
-        """The gradients of the parameters that learn."""
-        for layer, grads in zip(self.layers, self.gradients, strict=True):
-            if layer.trainable:
-                yield from grads.values()
-
-    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
-        """Let each layer's optimizer take its step with these gradients."""
-        for layer, grads in zip(self.layers, gradients, strict=True):
-            if not layer.trainable or not layer.gradients:
-                continue
-            optimizer = layer.optimizer
-            optimizer.step()
-            for name in layer.gradients:
-                parameter = layer.parameters[name]
-                grad = grads[name].reshape(parameter.shape)
-                k = kernels_for(grad)
-                optimizer.update_planned(k, parameter, grad, name, cur_loss)
-
-
 class LayerNode(Node):
     """A layer by its own formulas, without the checks and the bookkeeping around them."""
 
@@ -131,7 +79,7 @@ class LayerNode(Node):
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         layer = self.layers[0]
         dX, self.gradients[0] = layer._backward(
-            _contiguous(dY), self._saved, params=layer.trainable, inputs=inputs
+            contiguous(dY), self._saved, params=layer.trainable, inputs=inputs
         )
         return dX if inputs else None
 
@@ -173,63 +121,6 @@ class PublicNode(Node):
             part.flush_gradients()
 
 
-class ConvNode(Node):
-    """A convolution with bias and ReLU, and the max pooling that follows it, if there is one.
-
-    Only the outputs are kept, no pre-activations; the gradient goes through pooling and ReLU at
-    once.
-    """
-
-    def __init__(self, conv: Any, pool: Any, relu: bool, extra: Sequence[Any] = ()) -> None:
-        layers = [conv, *extra, *([] if pool is None else [pool])]
-        name = "Conv2D" + (" + ReLU" if relu else "") + (" + max pooling" if pool else "")
-        super().__init__(layers, name)
-        self._conv, self._pool, self._relu = conv, pool, relu
-        self._saved: Any = None
-
-    def forward(self, X: Array) -> Array:
-        conv, pool, k = self._conv, self._pool, kernels_for(X)
-        W, b = conv.parameters["W"], conv.parameters["b"].reshape(-1)
-        window = check.window_2d(
-            conv.kernel_shape, conv.stride, conv.pad, conv.dilation, X.shape[1:3], self.name
-        )
-        if self._relu:
-            Y = k.conv2d_relu_forward(X, W, b, window)
-        else:
-            Y = k.conv2d_forward(X, W, b, window)
-        if pool is None:
-            self._saved = X, window, Y
-            return Y
-        around = check.window_2d(
-            pool.kernel_shape, pool.stride, pool.pad, 0, Y.shape[1:3], "Pool2D"
-        )
-        P, argmax = k.max_pool2d_forward(Y, around)
-        self._saved = X, window, P, argmax, Y.shape, around
-        return P
-
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        dY, k = _contiguous(dY), kernels_for(dY)
-        if self._pool is None:
-            X, window, Y = self._saved
-            dZ = k.relu_backward(dY, Y) if self._relu else dY
-        else:
-            X, window, P, argmax, shape, around = self._saved
-            if self._relu:
-                dZ = k.max_pool2d_relu_backward(dY, argmax, P, shape, around)
-            else:
-                dZ = k.max_pool2d_backward(dY, argmax, shape, around)
-        if self._conv.trainable:
-            dW, db = k.conv2d_param_grads(X, dZ, window)
-            self.gradients[0] = {"W": dW, "b": db}
-        if not inputs:
-            return None
-        return k.conv2d_input_grad(dZ, self._conv.parameters["W"], X.shape, window)
-
-    def forget(self) -> None:
-        super().forget()
-        self._saved = None
-
-
 class DenseNode(Node):
     """A dense layer with bias and ReLU (or none); only the output is kept."""
 
@@ -246,7 +137,7 @@ class DenseNode(Node):
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         layer, (X, Y) = self.layers[0], self._saved
-        dY, k = _contiguous(dY), kernels_for(dY)
+        dY, k = contiguous(dY), kernels_for(dY)
         dZ = k.relu_backward(dY, Y) if self._relu else dY
         if layer.trainable:
             self.gradients[0] = {"W": product(X.T, dZ), "b": k.bias_grad(dZ)}
@@ -280,25 +171,13 @@ class ResidualNode(Node):
         return Y + side
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
-        through = _backward(self.body, dY, inputs)
-        side = _backward(self.side, dY, inputs) if self.side is not None else dY
+        through = backward_through(self.body, dY, inputs)
+        side = backward_through(self.side, dY, inputs) if self.side is not None else dY
         return None if through is None or side is None else through + side
 
     def forget(self) -> None:
         for node in self.parts():
             node.forget()
-
-
-def _backward(nodes: list[Node], dY: Array, inputs: bool) -> Array | None:
-    """Through a chain, the last node first; the first one may leave out the input's gradient."""
-    grad: Any = dY
-    for i in range(len(nodes) - 1, -1, -1):
-        grad = nodes[i].backward(grad, inputs or i > 0)
-    return grad
-
-
-def _contiguous(array: Array) -> Array:
-    return array if array.flags.c_contiguous else xp_of(array).ascontiguousarray(array)
 
 
 # ------------------------------------------------------------------------------ which node for what
@@ -314,13 +193,22 @@ def has_own_methods(part: Any) -> bool:
 def nodes_of(layers: Sequence[Any]) -> Iterator[Node]:
     """Yield the nodes for a chain of layers: fused where layers in a row fit, else one each."""
     flat = list(_flattened(layers))
+    pooled: list[ConvNode] = []
     i = 0
     while i < len(flat):
         node, used = _fused(flat, i)
         if node is None:
             node, used = _single(flat[i]), 1
-        yield node
         i += used
+        if isinstance(node, ConvNode) and node.halves:
+            pooled.append(node)
+            continue
+        if pooled:
+            yield PooledNode(pooled)
+            pooled = []
+        yield node
+    if pooled:
+        yield PooledNode(pooled)
 
 
 def _flattened(layers: Sequence[Any]) -> Iterator[Any]:

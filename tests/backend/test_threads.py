@@ -276,6 +276,60 @@ def test_a_blas_without_control_is_left_alone(blas: FakeBlas, count: int | None)
     assert blas.told == []
 
 
+def test_blas_alone_has_the_threads(blas: FakeBlas) -> None:
+    with use_threads(3), threads.threaded_blas():
+        assert blas.count == 3
+        assert shares(100) == [slice(0, 100)]
+        with single_threaded_blas(), threads.threaded_blas():
+            assert blas.count == 3
+        seen: list[int] = []
+        run_shares(lambda i, part: seen.append(threading.get_ident()), [slice(0, 1)] * 4)
+        assert seen == [threading.get_ident()] * 4
+    assert len(shares(100)) == thread_count()
+    assert (blas.count, blas.told) == (7, [3, 7])
+    with pytest.raises(ZeroDivisionError), threads.threaded_blas():
+        _ = 1 / 0
+    assert blas.count == 7
+
+
+def test_who_holds_blas_to_one_thread_has_its_way(blas: FakeBlas) -> None:
+    """Two threads of a user, the blocks of each begun and ended in every order."""
+    entered, leave = threading.Barrier(2, timeout=20), threading.Event()
+
+    def other() -> None:
+        with threads.threaded_blas():
+            entered.wait()
+            leave.wait(20)
+
+    for order in ("single first", "threaded first"):
+        leave.clear()
+        thread = threading.Thread(target=other)
+        if order == "single first":
+            with single_threaded_blas():
+                thread.start()
+                entered.wait()
+                assert blas.count == 1
+            assert blas.count == thread_count()
+        else:
+            thread.start()
+            entered.wait()
+            with single_threaded_blas():
+                assert blas.count == 1
+                leave.set()
+                thread.join(20)
+                assert blas.count == 1
+        leave.set()
+        thread.join(20)
+        assert blas.count == 7, order
+
+
+def test_a_blas_without_control_gets_no_threads_either(blas: FakeBlas) -> None:
+    blas.count = None
+    with use_threads(3), threads.threaded_blas():
+        pass
+    assert blas.told == []
+
+
 def test_no_blas_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_blas", list)
     with single_threaded_blas():

@@ -24,6 +24,7 @@ from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Activation, Residual, Sequential
 from gpulayers.models import plan as plan_module
 from gpulayers.models.plan import CompiledNetwork
+from gpulayers.ops.cpu import _pooled
 from gpulayers.wrappers import Dropout as DropoutWrapper
 
 IMAGE = (12, 10, 2)
@@ -355,6 +356,46 @@ def test_methods_a_user_put_in_are_called(numpy_backend: Any) -> None:
     calls.clear()  # compile runs one example forward
     plan.step(X, labels)
     assert sorted(calls) == expected == ["0", "11", "4", "9"]
+    assert_alike(numpy_backend, planned, plain, 2e-5)
+
+
+def test_pooled_convolutions_with_what_is_not_finite(numpy_backend: Any) -> None:
+    """-inf in a pixel: ReLU makes 0 of it, so the loss is finite, and NaN of its gradient."""
+    plain, planned = twins(by_example, numpy_backend)
+    for network in (plain, planned):
+        W = network.layers[0].parameters["W"]
+        np.abs(W, out=W)
+    ((X, labels),) = batches(numpy_backend, 1, 6)
+    X[2, 5, 4, 1] = -np.inf
+    plan = planned.compile(batch_shape=X.shape)
+    loss = SoftmaxCrossEntropy()
+    with np.errstate(invalid="ignore"):
+        expected = loss.forward(labels, plain.forward(X))
+        plain.backward(loss.backward(), input_grad=False)
+        assert plan.gradients(X, labels) == pytest.approx(float(expected), rel=1e-5)
+    found = {a.size: a for a in plan.gradient_arrays()}
+    assert np.isfinite(float(expected)) and np.isnan(found[90]).any()
+    for name, gradient in plain.gradients.items():
+        np.testing.assert_allclose(
+            found[gradient.size].reshape(gradient.shape), gradient, 1e-4, 1e-5, err_msg=name
+        )
+
+
+def test_pooled_convolutions_whose_gradient_is_not_finite(
+    numpy_backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan then does all over again, one operation after the other."""
+    calls: list[bool] = []
+
+    def gives_up(self: Any, dY: Any, inputs: bool) -> None:
+        calls.append(inputs)
+
+    monkeypatch.setattr(_pooled.PooledConvolutions, "backward", gives_up)
+    plain, planned = twins(by_example, numpy_backend)
+    ((X, labels),) = batches(numpy_backend, 1, 6)
+    expected = plain_step(plain, SoftmaxCrossEntropy(), X, labels)
+    value = planned.compile(batch_shape=X.shape).step(X, labels)
+    assert float(value) == pytest.approx(expected, rel=1e-5) and calls == [False]
     assert_alike(numpy_backend, planned, plain, 2e-5)
 
 

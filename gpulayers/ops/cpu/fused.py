@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
+from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
-from gpulayers.ops.cpu import _winograd
+from gpulayers.ops.cpu import _pooled, _winograd
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
 from gpulayers.ops.cpu.conv import convolve
 from gpulayers.ops.reference.fused import ReferenceFused
@@ -22,6 +24,14 @@ class CpuFused(ReferenceFused):
 
     def conv2d_relu_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         return convolve(X, W, b, window, rectify=True)
+
+    def pooled_convolutions(
+        self, layers: Sequence[_pooled.Layer], x_shape: Shape4, dtype: np.dtype
+    ) -> _pooled.PooledConvolutions | None:
+        """Memory and plan for a chain of convolutions with ReLU and 2x2 max pooling, if it pays."""
+        if dtype.itemsize < 4 or not _pooled.serves(layers, x_shape):
+            return None
+        return _pooled.PooledConvolutions(layers, x_shape, dtype)
 
     def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
         if not window.is_pointwise and _winograd.serves(X, dZ.shape[3], window):

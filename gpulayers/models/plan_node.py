@@ -1,0 +1,76 @@
+"""What a step of a planned network is, and how a gradient goes back through a chain of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpulayers.backend import Array, xp_of
+from gpulayers.ops._kernels import kernels_for
+
+__all__ = ["Node", "backward_through", "contiguous"]
+
+
+class Node(ABC):
+    """One step of the chain.
+
+    Attributes
+    ----------
+    layers : the layers it stands for
+    name : str
+        As `CompiledNetwork.describe` prints it.
+    by_example : bool
+        Whether parts of a batch may be computed at the same time.
+    gradients : list of dict
+        After `backward`: for each layer its parameters' gradients by name, of this batch alone.
+    """
+
+    by_example = True
+
+    def __init__(self, layers: Sequence[Any], name: str) -> None:
+        self.layers = tuple(layers)
+        self.name = name
+        self.gradients: list[dict[str, Array]] = [{} for _ in layers]
+
+    @abstractmethod
+    def forward(self, X: Array) -> Array: ...
+
+    @abstractmethod
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        """Return the gradient of the input if `inputs`, and keep those of the parameters."""
+
+    def forget(self) -> None:
+        """Let go of the arrays of the batch, so that the workspace can use them again."""
+        self.gradients = [{} for _ in self.layers]
+
+    def gradient_arrays(self) -> Iterator[Array]:
+        """The gradients of the parameters that learn."""
+        for layer, grads in zip(self.layers, self.gradients, strict=True):
+            if layer.trainable:
+                yield from grads.values()
+
+    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
+        """Let each layer's optimizer take its step with these gradients."""
+        for layer, grads in zip(self.layers, gradients, strict=True):
+            if not layer.trainable or not layer.gradients:
+                continue
+            optimizer = layer.optimizer
+            optimizer.step()
+            for name in layer.gradients:
+                parameter = layer.parameters[name]
+                grad = grads[name].reshape(parameter.shape)
+                k = kernels_for(grad)
+                optimizer.update_planned(k, parameter, grad, name, cur_loss)
+
+
+def backward_through(nodes: Sequence[Node], dY: Array, inputs: bool) -> Array | None:
+    """Through a chain, the last node first; the first one may leave out the input's gradient."""
+    grad: Any = dY
+    for i in range(len(nodes) - 1, -1, -1):
+        grad = nodes[i].backward(grad, inputs or i > 0)
+    return grad
+
+
+def contiguous(array: Array) -> Array:
+    return array if array.flags.c_contiguous else xp_of(array).ascontiguousarray(array)
