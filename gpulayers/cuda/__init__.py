@@ -2,7 +2,7 @@
 
 `table` lists every kernel and its launch parameters, `compile.load_source` gives the source text;
 both work without CuPy, so that the kernels can be checked on machines without a GPU. `Cuda` is
-loaded on first use, since it imports CuPy.
+loaded on first use, since it imports CuPy; so is `Cublas`, the same with the products of CuPy.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpulayers.cuda.engine import Cublas as Cublas
     from gpulayers.cuda.engine import Cuda as Cuda
 
-__all__ = ["Cuda"]
+__all__ = ["Cublas", "Cuda"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Cuda":
-        from gpulayers.cuda.engine import Cuda
+    if name in __all__:
+        from gpulayers.cuda import engine
 
-        return Cuda
+        return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

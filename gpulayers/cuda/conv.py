@@ -1,127 +1,137 @@
-"""Convolution on a GPU: im2col and col2im kernels around cuBLAS products.
+"""Convolution on a GPU without a matrix of windows: the products read the image itself.
 
-Source: Chellapilla, Puri & Simard, "High performance convolutional neural networks for document
-processing" (2006), section 3.
+Source: Chetlur et al., "cuDNN: Efficient primitives for deep learning" (2014), section 3.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cupy
 
 from gpulayers.backend import Array
 from gpulayers.cuda import table
-from gpulayers.cuda.compile import launch, launch_elements
-from gpulayers.cuda.geometry import column_blocks, window_arguments
+from gpulayers.cuda.columns import CudaColumns
+from gpulayers.cuda.compile import launch
+from gpulayers.cuda.geometry import window_arguments
+from gpulayers.cuda.product import add_up, partial_sums, share_terms, tile_of
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops._product import product
-from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 
-
-def _vector(dtype: Any, channels: int, *arrays: Array) -> int:
-    """Elements a thread moves at once: 16 bytes, if the channels divide and the pointers align."""
-    step = table.VECTOR_BYTES // dtype.itemsize
-    aligned = all(a.data.ptr % table.VECTOR_BYTES == 0 for a in arrays)
-    return step if channels % step == 0 and aligned else 1
+#: the pooling that a convolution takes along: 2 x 2, stride 2, no padding
+POOLING = Window((2, 2), (2, 2))
 
 
-class CudaConv(Reference):
-    """im2col, its adjoint, the convolution products and the bias gradient."""
+def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool:
+    """Whether the kernels take such a convolution; else it goes by im2col and a product."""
+    n, rows, cols, channels = x_shape
+    lines = (n * rows * cols, n * math.prod(window.output_size(rows, cols)))
+    terms = window.taps * max(channels, filters) + 1
+    fits = max(*lines, terms) <= table.INT32_LIMIT
+    return fits and str(dtype) in table.KERNELS["conv2d_forward"].dtypes
 
-    def im2col(self, X: Array, window: Window) -> Array:
-        n, rows, cols, channels = X.shape
-        out = window.output_size(rows, cols)
-        columns = cupy.empty((n * math.prod(out), window.taps * channels), dtype=X.dtype)
-        step = _vector(X.dtype, channels, X, columns)
-        launch_elements(
-            "im2col" if step == 1 else "im2col_vector",
-            X.dtype,
-            columns.size // step,
-            (X, columns, columns.size // step, *window_arguments(X.shape, window)),
-            table.index_for(columns.size, X.size),
+
+def forward(
+    X: Array, W: Array, b: Array | None, window: Window, relu: bool, pooled: bool = False
+) -> tuple[Array, Array]:
+    """Return (Z, winners) of a convolution with bias and ReLU, if `relu`.
+
+    With `pooled`, Z is the maximum over the windows of `POOLING` and winners (uint8, of its shape)
+    the place in the window that gave it, 2 i + j; 4 where ReLU left zero. Else winners is empty.
+    """
+    n, rows, cols, _ = X.shape
+    out, filters = window.output_size(rows, cols), W.shape[3]
+    pixels = n * math.prod(out)
+    if pooled:
+        out = (out[0] // 2, out[1] // 2)
+        pixels = 4 * n * math.prod(out)
+    Z = cupy.empty((n, *out, filters), dtype=X.dtype)
+    winners = cupy.empty(Z.shape if pooled else 0, dtype=cupy.uint8)
+    if Z.size:
+        none = cupy.empty(0, dtype=X.dtype)
+        name, *tile = tile_of("conv2d_forward", X.dtype, filters)
+        args = (
+            *(X, W, none if b is None else b, Z, winners, pixels, filters),
+            *(b is not None, relu, pooled, *window_arguments(X.shape, window)),
         )
-        return columns
+        launch(name, X.dtype, (-(-pixels // tile[0]), -(-filters // tile[1])), args, "int32")
+    return Z, winners
 
-    def col2im(
-        self, columns: Array, x_shape: Shape4, window: Window, mode: str = "gather"
-    ) -> Array:
-        if mode == "scatter":
-            return self._scatter(columns, x_shape, window)
-        X = cupy.empty(x_shape, dtype=columns.dtype)
-        step = _vector(X.dtype, x_shape[3], X, columns)
-        launch_elements(
-            "col2im_gather" if step == 1 else "col2im_gather_vector",
-            X.dtype,
-            X.size // step,
-            (columns, X, X.size // step, *window_arguments(x_shape, window)),
-            table.index_for(columns.size, X.size),
+
+def input_grad(
+    dZ: Array,
+    W: Array,
+    x_shape: Shape4,
+    window: Window,
+    winners: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """Return dX; `winners`: dZ is that of `forward`'s pooled Z; `mask`: dX counts only where
+    this (X, the output of a ReLU) is positive."""
+    dX = cupy.empty(x_shape, dtype=dZ.dtype)
+    if dX.size:
+        none, pixels = cupy.empty(0, dtype=dZ.dtype), math.prod(x_shape[:3])
+        name, *tile = tile_of("conv2d_input_grad", dZ.dtype, x_shape[3])
+        args = (
+            *(dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, W),
+            *(none if mask is None else mask, dX, pixels, W.shape[3]),
+            *(mask is not None, winners is not None, *window_arguments(x_shape, window)),
         )
-        return X
+        grid = (-(-pixels // tile[0]), -(-x_shape[3] // tile[1]))
+        launch(name, dZ.dtype, grid, args, "int32")
+    return dX
 
-    def _scatter(self, columns: Array, x_shape: Shape4, window: Window) -> Array:
-        # the atomics add in the arithmetic type, so half precision is rounded once, at the end
-        wide = cupy.float64 if columns.dtype == cupy.float64 else cupy.float32
-        X = cupy.zeros(x_shape, dtype=wide)
-        launch_elements(
-            "col2im_scatter",
-            columns.dtype,
-            columns.size,
-            (columns, X, columns.size, *window_arguments(x_shape, window)),
-            table.index_for(columns.size, X.size),
-        )
-        return X.astype(columns.dtype, copy=False)
 
-    def _unrolled(self, X: Array, window: Window) -> Array:
-        """The columns of X: X itself where each output sees just its own pixel."""
-        return X.reshape(-1, X.shape[3]) if window.is_pointwise else self.im2col(X, window)
+def weight_grad(
+    X: Array, dZ: Array, window: Window, bias: bool, winners: Array | None = None
+) -> Array:
+    """Return dW as (taps * channels, filters), with `bias` the bias's gradient as one row more;
+    `winners` as for `input_grad`."""
+    filters = dZ.shape[3]
+    rows = window.taps * X.shape[3] + bias
+    pixels = math.prod(dZ.shape[:3]) * (1 if winners is None else 4)
+    grads = cupy.empty((rows, filters), dtype=X.dtype)
+    if not grads.size:
+        return grads
+    name, *tile = tile_of("conv2d_weight_grad", X.dtype, filters)
+    parts, span = share_terms(rows, filters, pixels, (tile[0], tile[1]))
+    partial = partial_sums(parts, rows, filters, X)
+    args = (
+        *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, grads, partial),
+        *(pixels, filters, span, bias, winners is not None, *window_arguments(X.shape, window)),
+    )
+    grid = (-(-rows // tile[0]), -(-filters // tile[1]), parts)
+    launch(name, X.dtype, grid, args, "int32")
+    if parts > 1:
+        add_up(partial, grads, None, False, None)
+    return grads
+
+
+class CudaConv(CudaColumns):
+    """The products of float32 and float64 images; what they do not take goes by im2col."""
 
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
-        n, rows, cols, _ = X.shape
-        out_ch = W.shape[3]
-        Z = product(self._unrolled(X, window), W.reshape(-1, out_ch))
-        if b is not None:
-            self._add_bias(Z, b)
-        return Z.reshape(n, *window.output_size(rows, cols), out_ch)
-
-    def _add_bias(self, Z: Array, b: Array) -> None:
-        args = (Z, b, Z.size, Z.shape[-1])
-        launch_elements("bias_add", Z.dtype, Z.size, args, table.index_for(Z.size))
+        if not serves(X.dtype, X.shape, window, W.shape[3]):
+            return super().conv2d_forward(X, W, b, window)
+        return forward(X, W, b, window, relu=False)[0]
 
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
-        out_ch = W.shape[3]
-        columns = product(dZ.reshape(-1, out_ch), W.reshape(-1, out_ch).T)
-        if window.is_pointwise:
-            return columns.reshape(x_shape)
-        return self.col2im(columns, x_shape, window)
+        if not serves(dZ.dtype, x_shape, window, W.shape[3]):
+            return super().conv2d_input_grad(dZ, W, x_shape, window)
+        return input_grad(dZ, W, x_shape, window)
 
     def conv2d_weight_grad(self, X: Array, dZ: Array, window: Window) -> Array:
-        channels, out_ch = X.shape[3], dZ.shape[3]
-        shape = (*window.kernel, channels, out_ch)
-        if dZ.size == 0:
-            return cupy.zeros(shape, dtype=X.dtype)
-        dW = product(self._unrolled(X, window).T, dZ.reshape(-1, out_ch))
-        return dW.reshape(shape)
+        if not serves(X.dtype, X.shape, window, dZ.shape[3]):
+            return super().conv2d_weight_grad(X, dZ, window)
+        return weight_grad(X, dZ, window, bias=False).reshape(*window.kernel, X.shape[3], -1)
 
-    def bias_grad(self, dZ: Array) -> Array:
-        channels = dZ.shape[-1]
-        if dZ.size == 0:
-            return cupy.zeros(channels, dtype=dZ.dtype)
-        rows = dZ.size // channels
-        block = table.KERNELS["column_sums"].block
-        width, across, down = column_blocks(rows, channels, block)
-        # a thread counts past the last row by one stride of the whole grid
-        index = table.index_for(dZ.size, rows + down * block)
-        sums = cupy.empty(channels, dtype=dZ.dtype)
-        if down == 1:
-            launch("column_sums", dZ.dtype, (across, 1), (dZ, sums, rows, channels, width), index)
-            return sums
-        wide = cupy.float64 if dZ.dtype == cupy.float64 else cupy.float32
-        partial = cupy.empty((down, channels), dtype=wide)
-        args = (dZ, partial, rows, channels, width)
-        launch("column_sums_partial", dZ.dtype, (across, down), args, index)
-        args = (partial, sums, down, channels, width)
-        launch("column_sums_final", dZ.dtype, (across, 1), args, "int32")
-        return sums
+    def conv2d_relu_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
+        if not serves(X.dtype, X.shape, window, W.shape[3]):
+            return super().conv2d_relu_forward(X, W, b, window)
+        return forward(X, W, b, window, relu=True)[0]
+
+    def conv2d_param_grads(self, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
+        if not serves(X.dtype, X.shape, window, dZ.shape[3]):
+            return super().conv2d_param_grads(X, dZ, window)
+        grads = weight_grad(X, dZ, window, bias=True)
+        return grads[:-1].reshape(*window.kernel, X.shape[3], -1), grads[-1]

@@ -23,7 +23,8 @@ def _add_bias(Z: Array, b: Array, relu: bool) -> Array:
 
 
 class CudaFused(Reference):
-    """Bias and ReLU go together after a product; ReLU's slope is told by its output."""
+    """Bias and ReLU go together after a product that does not take them along; ReLU's slope is told
+    by its output."""
 
     def conv2d_relu_forward(
         self: Any, X: Array, W: Array, b: Array | None, window: Window
@@ -32,7 +33,7 @@ class CudaFused(Reference):
             return Reference.conv2d_relu_forward(self, X, W, b, window)
         return _add_bias(self.conv2d_forward(X, W, None, window), b, relu=True)
 
-    def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
+    def dense_forward(self: Any, X: Array, W: Array, b: Array, relu: bool) -> Array:
         return _add_bias(product(X, W), b, relu)
 
     def relu_backward(self, dY: Array, Y: Array) -> Array:

@@ -216,6 +216,38 @@ _SPECS = (
         (*_A2, INDEX, INT, INT),
         barriers=True,
     ),
+    # ---- gemm.cu and conv.cu; the _narrow forms work on tiles 16 columns wide instead of 64
+    *(
+        KernelSpec(
+            f"gemm{suffix}",
+            "gemm.cu",
+            f"gemm<{{T}}, {{Acc}}, {width}>",
+            (*(ARRAY,) * 6, *(INT,) * 12),
+            dtypes=dtypes,
+            barriers=True,
+        )
+        for suffix, width, dtypes in (("", 64, tuple(C_TYPES)), ("_narrow", 16, ("float32",)))
+    ),
+    KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
+    *(
+        KernelSpec(
+            name + suffix,
+            "conv.cu",
+            f"{name}<{{T}}, {{Acc}}, {width}>",
+            (*(ARRAY,) * 5, *(INT,) * numbers, *WINDOW),
+            dtypes=dtypes,
+            barriers=True,
+        )
+        for suffix, width, dtypes in (
+            ("", 64, ("float32", "float64")),
+            ("_narrow", 16, ("float32",)),
+        )
+        for name, numbers in (
+            ("conv2d_forward", 5),
+            ("conv2d_input_grad", 4),
+            ("conv2d_weight_grad", 5),
+        )
+    ),
     # ---- softmax.cu; the _long forms give a row to a whole block instead of a warp
     *(
         KernelSpec(

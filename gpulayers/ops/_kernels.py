@@ -279,11 +279,12 @@ class Kernels(Protocol):
 
 # --------------------------------------------------------------------------------- choosing one
 
-ENGINES = ("auto", "numpy", "compiled", "reference")
+ENGINES = ("auto", "numpy", "compiled", "raw", "cublas", "reference")
 _IMPLEMENTATIONS = {
     "numpy": ("gpulayers.ops.cpu", "Cpu"),
     "compiled": ("gpulayers.ops.compiled", "Compiled"),
-    "cupy": ("gpulayers.cuda", "Cuda"),
+    "raw": ("gpulayers.cuda", "Cuda"),
+    "cublas": ("gpulayers.cuda", "Cublas"),
     "reference": ("gpulayers.ops.reference", "Reference"),
 }
 _loaded: dict[tuple[str, str], Kernels] = {}
@@ -317,6 +318,8 @@ class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
         ``"auto"``: on the CPU the compiled kernels where they are built (``gpulayers info`` says),
         else the fast NumPy code; on a GPU the CUDA kernels.
         ``"numpy"``, ``"compiled"``: that one on the CPU; on a GPU as ``"auto"``.
+        ``"raw"``, ``"cublas"``: on a GPU with matrix products by our own kernels, or by CuPy's
+        cuBLAS; on the CPU as ``"auto"``.
         ``"reference"``: the array formulas of `gpulayers.ops.reference` on either, to read along
         or to compare with.
 
@@ -357,10 +360,10 @@ def _implementation_name(engine: str, library: str) -> str:
     if engine == "reference":
         return engine
     if library == "cupy":
-        return library
+        return "cublas" if engine == "cublas" else "raw"
     if engine == "compiled":
         _require_compiled("GPULAYERS_ENGINE")
-    if engine == "auto":
+    if engine in ("auto", "raw", "cublas"):
         from gpulayers.ops import compiled
 
         return "numpy" if compiled.unavailable_reason() else "compiled"

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from tests.kernels import (
     cases_activation,
     cases_batchnorm,
+    cases_conv,
     cases_embedding,
+    cases_gemm,
     cases_im2col,
     cases_pool,
     cases_random,
@@ -26,6 +28,8 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "im2col.cu": cases_im2col.CASES,
     "pool.cu": cases_pool.CASES,
     "activation.cu": cases_activation.CASES,
+    "gemm.cu": cases_gemm.CASES,
+    "conv.cu": cases_conv.CASES,
     "softmax.cu": cases_softmax.CASES,
     "standardize.cu": cases_standardize.CASES,
     "batchnorm.cu": cases_batchnorm.CASES,

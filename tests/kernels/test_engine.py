@@ -31,7 +31,7 @@ def both(device: Backend, operation: str, *args: Any, factor: float = 1.0) -> An
 
     on_device = [put(a) for a in args]
     engine = kernels_for(*[a for a in on_device if isinstance(a, device.xp.ndarray)])
-    assert type(engine).__name__ == "Cuda"
+    assert type(engine).__name__ in ("Cuda", "Cublas")
     # half precision: the reference in float32, since the kernels sum in it
     wide = [
         a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float16 else a
@@ -78,23 +78,6 @@ def test_convolution(device: Backend, dtype: str, window: Window, channels: int,
 def test_col2im_modes(device: Backend, dtype: str, mode: str) -> None:
     columns = numbers(2 * math.prod(WINDOW.output_size(7, 6)), 6 * 4, dtype=dtype)
     both(device, "col2im", columns, (2, 7, 6, 4), WINDOW, mode)
-
-
-@pytest.mark.emulated
-def test_a_convolution_launches_what_it_says_and_nothing_else(emulated: Backend) -> None:
-    x, w, b = (emulated.asarray(numbers(*s)) for s in ((2, 7, 6, 4), (3, 2, 4, 5), (5,)))
-    point = emulated.asarray(numbers(1, 1, 4, 5))
-    engine = kernels_for(x)
-    with emulated.count() as events, emulated.forbid("sync", "h2d", "d2h"):
-        z = engine.conv2d_forward(x, w, b, WINDOW)
-        assert (events["launch"], events["kernel:im2col<float, int, 4>"]) == (3, 1)
-        assert events["kernel:bias_add<float, float, int>"] == 1
-        engine.conv2d_input_grad(z, w, x.shape, WINDOW)
-        assert (events["launch"], events["kernel:col2im_gather<float, float, int, 4>"]) == (5, 1)
-        z = engine.conv2d_forward(x, point, None, POINT)
-        assert events["launch"] == 6, "a 1x1 window needs no im2col"
-        engine.conv2d_input_grad(z, point, x.shape, POINT)
-        assert events["launch"] == 7, "nor col2im"
 
 
 def test_arrays_that_do_not_align_take_scalar_loads(device: Backend) -> None:
@@ -264,7 +247,7 @@ def test_updates_are_in_place(device: Backend, shape: tuple[int, ...], dtype: st
 # ------------------------------------------------------------------------- which kernel is launched
 
 
-def _launched(events: Any) -> set[str]:
+def launched(events: Any) -> set[str]:
     return {event.removeprefix("kernel:") for event in events if event.startswith("kernel:")}
 
 
@@ -272,10 +255,10 @@ def test_long_rows_get_a_block_each(emulated: Backend) -> None:
     short, long = (emulated.asarray(numbers(2, n)) for n in (1023, 1024))
     with emulated.count() as events:
         kernels_for(short).softmax_forward(short)
-    assert _launched(events) == {"softmax_forward<float, float, int, 32>"}
+    assert launched(events) == {"softmax_forward<float, float, int, 32>"}
     with emulated.count() as events:
         kernels_for(long).softmax_forward(long)
-    assert _launched(events) == {"softmax_forward<float, float, int, 256>"}
+    assert launched(events) == {"softmax_forward<float, float, int, 256>"}
 
 
 def test_identity_launches_nothing(emulated: Backend) -> None:
@@ -283,7 +266,7 @@ def test_identity_launches_nothing(emulated: Backend) -> None:
     with emulated.count() as events:
         assert kernels_for(z).bias_activation(z, None, activations.Identity()) is z
         assert kernels_for(z).activation_backward(dy, z, activations.Identity()) is dy
-    assert not _launched(events)
+    assert not launched(events)
 
 
 def test_64_bit_indices_once_any_array_needs_them(
@@ -325,7 +308,7 @@ def test_64_bit_indices_once_any_array_needs_them(
         engine.sgd_update(z, z.copy(), z.copy(), 0.1, 0.9)
         engine.bias_grad(emulated.asarray(numbers(8, 2)))  # its threads count beyond the limit
         engine.philox_words(emulated.xp, (1, 2), 0, 101)
-    for name in _launched(events):
+    for name in launched(events):
         assert "long long" in name, name
 
 

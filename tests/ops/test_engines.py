@@ -61,7 +61,7 @@ def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(
         ParameterError,
-        match="use_engine: unknown engine 'fast', expected one of auto, numpy, compiled, reference",
+        match="use_engine: unknown engine 'fast', expected one of auto, numpy, compiled, raw",
     ):
         use_engine("fast")
     assert current_engine() in _kernels.ENGINES

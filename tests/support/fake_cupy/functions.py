@@ -75,7 +75,7 @@ def check_product(name: str, operands: list[ndarray], subscripts: Any = None) ->
     floating = any(a.dtype.kind in "fcV" for a in operands)
     if name == "einsum" and not (isinstance(subscripts, str) and _contracts(subscripts)):
         return
-    if floating and state.recording is not None and not state.cublas_in_capture:
+    if floating and state.recording is not None:
         raise NotImplementedError(NO_CUBLAS)
     if name == "matmul" and any(a.dtype.name == "bfloat16" and a.ndim > 2 for a in operands):
         raise DeviceRuleError("CuPy 14 cannot multiply batches of bfloat16: use 2-D operands")

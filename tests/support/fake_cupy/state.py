@@ -111,7 +111,6 @@ class State:
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
         self.sources: dict[str, str] = {}  # kernel source -> file name shown in reports
         self.launch_log: deque[tuple[str, Any]] = deque(maxlen=1000)
-        self.cublas_in_capture = False  # True: as if products went through a handle of our own
         self.stream: Any = None  # the current stream; cuda.py puts the null stream here
         self._counters: list[Counter[str]] = []
         self._forbidden: list[frozenset[str]] = []

@@ -1,0 +1,236 @@
+// Convolution of NHWC images without a matrix of windows: its numbers are read from the image when a product wants
+// them ("implicit GEMM"; Chetlur et al., "cuDNN: Efficient primitives for deep learning", 2014, section 3).
+//
+// A plan compiles these kernels for one shape: -DSPECIALISE="rows = 28, ..." fixes the geometry, and the divisions
+// below become multiplications. `pooled` says that a 2 x 2 max pooling follows, stride 2: pixels are then numbered
+// window by window, and gradients are the pooled ones with the number of each window's winner (4: none).
+#include "common.cuh"
+#include "window.cuh"
+#include "tile.cuh"
+
+#ifndef SPECIALISE
+#define SPECIALISE
+#endif
+
+struct Geometry {
+    int rows, cols, channels, out_rows, out_cols, kernel_rows, kernel_cols;
+    int stride_rows, stride_cols, pad_top, pad_left, dilation_rows, dilation_cols;
+};
+
+#define GEOMETRY                                                                                                   \
+    {rows,        cols,        channels, out_rows, out_cols,      kernel_rows, kernel_cols,                          \
+     stride_rows, stride_cols, pad_top,  pad_left, dilation_rows, dilation_cols}
+
+// An output pixel: its place among all of them and, if pooled, its place in its window (0..3).
+struct Pixel {
+    int image, row, col, quarter;
+};
+
+__device__ __forceinline__ Pixel pixel_of(const Geometry& g, int number, bool pooled)
+{
+    Pixel pixel;
+    pixel.quarter = pooled ? number % 4 : 0;
+    const int window = pooled ? number / 4 : number;
+    const int rows = pooled ? g.out_rows / 2 : g.out_rows;
+    const int cols = pooled ? g.out_cols / 2 : g.out_cols;
+    const int line = window / cols;
+    pixel.image = line / rows;
+    pixel.row = line - pixel.image * rows;
+    pixel.col = window - line * cols;
+    if (pooled) {
+        pixel.row = 2 * pixel.row + pixel.quarter / 2;
+        pixel.col = 2 * pixel.col + pixel.quarter % 2;
+    }
+    return pixel;
+}
+
+// A tap of the window and one of `depth` channels.
+struct Tap {
+    int row, col, channel;
+};
+
+__device__ __forceinline__ Tap tap_of(const Geometry& g, int number, int depth)
+{
+    Tap tap;
+    const int place = number / depth;
+    tap.channel = number - place * depth;
+    tap.row = place / g.kernel_cols;
+    tap.col = place - tap.row * g.kernel_cols;
+    return tap;
+}
+
+// The windows of an image, one an output pixel: the matrix that im2col would write. Taps beyond it: one of ones.
+template <typename T, typename Acc>
+struct Windows {
+    const T* image;
+    Geometry g;
+    int pixels, taps, ones;
+    bool pooled;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc window_value(const Windows<T, Acc>& w, int number, int tap_number)
+{
+    if (tap_number == w.ones) return static_cast<Acc>(1);
+    if (number >= w.pixels || tap_number >= w.taps) return static_cast<Acc>(0);
+    const Pixel pixel = pixel_of(w.g, number, w.pooled);
+    const Tap tap = tap_of(w.g, tap_number, w.g.channels);
+    const int row = pixel.row * w.g.stride_rows - w.g.pad_top + tap.row * w.g.dilation_rows;
+    const int col = pixel.col * w.g.stride_cols - w.g.pad_left + tap.col * w.g.dilation_cols;
+    if (row < 0 || row >= w.g.rows || col < 0 || col >= w.g.cols) return static_cast<Acc>(0);
+    const long long line = static_cast<long long>(pixel.image) * w.g.rows + row;
+    return static_cast<Acc>(w.image[(line * w.g.cols + col) * w.g.channels + tap.channel]);
+}
+
+// Lines are pixels, terms are taps ...
+template <typename T, typename Acc>
+struct PixelsByTaps {
+    Windows<T, Acc> windows;
+    bool terms_lie_together;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const PixelsByTaps<T, Acc>& source, int line, int term)
+{
+    return window_value(source.windows, line, term);
+}
+
+// ... or the other way round.
+template <typename T, typename Acc>
+struct TapsByPixels {
+    Windows<T, Acc> windows;
+    bool terms_lie_together;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const TapsByPixels<T, Acc>& source, int line, int term)
+{
+    return window_value(source.windows, term, line);
+}
+
+// The gradient of an output, or what pooling leaves of it: dz and, if pooled, the winners.
+template <typename T, typename Acc>
+struct Gradient {
+    const T* dz;
+    const unsigned char* winners;
+    Geometry g;
+    int filters;
+    bool pooled;
+};
+
+// At an output pixel.
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc gradient_value(const Gradient<T, Acc>& source, int image, int row, int col, int filter)
+{
+    const int rows = source.pooled ? source.g.out_rows / 2 : source.g.out_rows;
+    const int cols = source.pooled ? source.g.out_cols / 2 : source.g.out_cols;
+    const int at_row = source.pooled ? row / 2 : row;
+    const int at_col = source.pooled ? col / 2 : col;
+    if (at_row >= rows || at_col >= cols) return static_cast<Acc>(0);
+    const long long line = static_cast<long long>(image) * rows + at_row;
+    const long long place = (line * cols + at_col) * source.filters + filter;
+    if (source.pooled && source.winners[place] != (row % 2) * 2 + col % 2) return static_cast<Acc>(0);
+    return static_cast<Acc>(source.dz[place]);
+}
+
+// Lines are filters, terms are output pixels.
+template <typename T, typename Acc>
+struct FiltersByPixels {
+    Gradient<T, Acc> gradient;
+    int pixels;
+    bool terms_lie_together;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const FiltersByPixels<T, Acc>& source, int line, int term)
+{
+    if (line >= source.gradient.filters || term >= source.pixels) return static_cast<Acc>(0);
+    const Pixel pixel = pixel_of(source.gradient.g, term, source.gradient.pooled);
+    return gradient_value(source.gradient, pixel.image, pixel.row, pixel.col, line);
+}
+
+// Lines are input pixels, terms are the taps (with filters for channels) by which outputs see them.
+template <typename T, typename Acc>
+struct InputsByTaps {
+    Gradient<T, Acc> gradient;
+    int pixels, taps;
+    bool terms_lie_together;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const InputsByTaps<T, Acc>& source, int line, int term)
+{
+    const Geometry& g = source.gradient.g;
+    if (line >= source.pixels || term >= source.taps) return static_cast<Acc>(0);
+    const int strip = line / g.cols;
+    const int image = strip / g.rows;
+    const Tap tap = tap_of(g, term, source.gradient.filters);
+    const int row = window_at(strip - image * g.rows + g.pad_top - tap.row * g.dilation_rows, g.stride_rows, g.out_rows);
+    const int col = window_at(line - strip * g.cols + g.pad_left - tap.col * g.dilation_cols, g.stride_cols, g.out_cols);
+    if (row < 0 || col < 0) return static_cast<Acc>(0);
+    return gradient_value(source.gradient, image, row, col, tap.channel);
+}
+
+// The filters with channels for lines and (tap, filter) for terms: w is (taps, channels, filters).
+template <typename T, typename Acc>
+struct ChannelsByTaps {
+    const T* w;
+    int channels, filters, terms;
+    bool terms_lie_together;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const ChannelsByTaps<T, Acc>& source, int line, int term)
+{
+    if (line >= source.channels || term >= source.terms) return static_cast<Acc>(0);
+    const int tap = term / source.filters;
+    const long long row = static_cast<long long>(tap) * source.channels + line;
+    return static_cast<Acc>(source.w[row * source.filters + (term - tap * source.filters)]);
+}
+
+// z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners.
+template <typename T, typename Acc, int WIDTH>
+__global__ void conv2d_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias,
+                               T* __restrict__ z, unsigned char* __restrict__ winners, int pixels, int filters,
+                               int has_bias, int relu, int pooled, WINDOW_PARAMETERS)
+{
+    SPECIALISE;
+    const int taps = kernel_rows * kernel_cols * channels;
+    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pixels, taps, -1, pooled != 0}, true};
+    const Matrix<T, Acc> right = {w, filters, taps, 1, filters, -1, false};
+    const Target<T, Acc> target = {z,       nullptr, bias,          nullptr, winners,   pixels,
+                                   filters, has_bias != 0, false, relu != 0, pooled != 0};
+    work_out_tile<T, Acc, WIDTH>(left, right, target, taps, taps);
+}
+
+// dx (pixels, channels) = what the windows hand back to the inputs; has_mask: times [mask > 0].
+template <typename T, typename Acc, int WIDTH>
+__global__ void conv2d_input_grad(const T* __restrict__ dz, const unsigned char* __restrict__ winners,
+                                  const T* __restrict__ w, const T* __restrict__ mask, T* __restrict__ dx, int pixels,
+                                  int filters, int has_mask, int pooled, WINDOW_PARAMETERS)
+{
+    SPECIALISE;
+    const int taps = kernel_rows * kernel_cols * filters;
+    const InputsByTaps<T, Acc> left = {{dz, winners, GEOMETRY, filters, pooled != 0}, pixels, taps, true};
+    const ChannelsByTaps<T, Acc> right = {w, channels, filters, taps, true};
+    const Target<T, Acc> target = {dx,       nullptr, nullptr,       mask,  nullptr, pixels,
+                                   channels, false,   has_mask != 0, false, false};
+    work_out_tile<T, Acc, WIDTH>(left, right, target, taps, taps);
+}
+
+// dw (taps * channels, filters) = windows of x, transposed, times dz; and, a row more, the bias's gradient.
+template <typename T, typename Acc, int WIDTH>
+__global__ void conv2d_weight_grad(const T* __restrict__ x, const T* __restrict__ dz,
+                                   const unsigned char* __restrict__ winners, T* __restrict__ dw,
+                                   Acc* __restrict__ partial, int pixels, int filters, int span, int has_bias,
+                                   int pooled, WINDOW_PARAMETERS)
+{
+    SPECIALISE;
+    const int taps = kernel_rows * kernel_cols * channels;
+    const int ones = has_bias ? taps : -1;
+    const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pixels, taps, ones, pooled != 0}, false};
+    const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, pixels, false};
+    const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, has_bias ? taps + 1 : taps,
+                                   filters, false,   false,   false,   false};
+    work_out_tile<T, Acc, WIDTH>(left, right, target, pixels, span);
+}

@@ -1,0 +1,135 @@
+"""Matrix products on a GPU by a kernel of our own: no cuBLAS, which CuPy refuses in a captured
+stream, and what follows a product (bias, ReLU, its slope) in the same pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+
+from gpulayers.backend import Array
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.errors import BackendError
+from gpulayers.ops._sums import sum_dtype
+from gpulayers.ops.reference import Reference
+
+# Blocks share the terms of a sum where the product alone gives fewer than this many; a number of
+# its own, not the device's, so that results are the same on every GPU.
+_BLOCKS = 128
+# terms that a block should have at least
+_LEAST_TERMS = 64
+_NARROW, _WIDE = 16, 64
+
+
+def tile_of(name: str, dtype: Any, cols: int) -> tuple[str, int, int]:
+    """(kernel, rows and columns of its tile) for a product of `cols` columns."""
+    narrow = f"{name}_narrow"
+    if cols <= _NARROW and dtype.name in table.KERNELS[narrow].dtypes:
+        return narrow, 4096 // _NARROW, _NARROW
+    return name, 4096 // _WIDE, _WIDE
+
+
+def share_terms(rows: int, cols: int, terms: int, tile: tuple[int, int]) -> tuple[int, int]:
+    """(parts, span): how many blocks share the terms of a tile's sums, and how many each has."""
+    tiles = -(-rows // tile[0]) * -(-cols // tile[1])
+    parts = max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
+    span = max(-(-terms // parts), 1)
+    return -(-terms // span) or 1, span
+
+
+def partial_sums(parts: int, rows: int, cols: int, like: Array) -> Array:
+    """Room for the products of `parts` blocks; none for a single one."""
+    return cupy.empty((parts, rows, cols) if parts > 1 else 0, dtype=sum_dtype(like))
+
+
+def add_up(partial: Array, out: Array, bias: Array | None, relu: bool, mask: Array | None) -> None:
+    """out = the sum of the partial products in their order, and what follows it."""
+    none = cupy.empty(0, dtype=out.dtype)
+    parts, cols = partial.shape[0], out.shape[-1]
+    flags = (bias is not None, relu, mask is not None)
+    args = (
+        *(partial, none if bias is None else bias, none if mask is None else mask, out),
+        *(out.size, parts, cols, *flags),
+    )
+    index = table.index_for(partial.size)
+    launch_elements("sum_parts", out.dtype, out.size, args, index)
+
+
+def gemm(
+    A: Array,
+    B: Array,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Array | None = None,
+    relu: bool = False,
+    mask: Array | None = None,
+    bias_row: bool = False,
+) -> Array:
+    """Return op(A) op(B), op the matrix or its transpose; rows may lie apart.
+
+    Parameters
+    ----------
+    bias : (cols,), optional
+        Added to every row.
+    relu : bool
+        Cut the result off at zero.
+    mask : of the result's shape, optional
+        The result counts only where this is positive: the way back through a ReLU.
+    bias_row : bool
+        One row more, the sums of op(B)'s columns.
+
+    Raises
+    ------
+    BackendError
+        If a side has more than 2**31 - 1025 lines.
+    """
+    rows, terms = A.shape[::-1] if transpose_a else A.shape
+    cols = B.shape[0] if transpose_b else B.shape[1]
+    rows += bias_row
+    if max(rows, terms, cols) > table.INT32_LIMIT:
+        raise BackendError(
+            f"gemm: a product of {rows} x {terms} x {cols}, each may be {table.INT32_LIMIT} at most"
+        )
+    out = cupy.empty((rows, cols), dtype=A.dtype)
+    if not out.size:
+        return out
+    name, *tile = tile_of("gemm", A.dtype, cols)
+    parts, span = share_terms(rows, cols, terms, (tile[0], tile[1]))
+    partial = partial_sums(parts, rows, cols, A)
+    none = cupy.empty(0, dtype=A.dtype)
+    a, a_line = _laid_out(A)
+    b, b_line = _laid_out(B)
+    args = (
+        *(a, b, none if bias is None else bias, none if mask is None else mask, out, partial),
+        *(rows, cols, terms, span),
+        *((1, a_line) if transpose_a else (a_line, 1)),
+        *((1, b_line) if transpose_b else (b_line, 1)),
+        *(rows - 1 if bias_row else -1, bias is not None, relu, mask is not None),
+    )
+    grid = (-(-rows // tile[0]), -(-cols // tile[1]), parts)
+    launch(name, A.dtype, grid, args, "int32")
+    if parts > 1:
+        add_up(partial, out, bias, relu, mask)
+    return out
+
+
+def _laid_out(A: Array) -> tuple[Array, int]:
+    """The memory of a matrix as one contiguous array, and how far apart its rows start."""
+    if A.flags.c_contiguous:
+        return A, max(A.shape[1], 1)
+    if not A.size or A.strides[1] != A.itemsize or A.strides[0] < A.shape[1] * A.itemsize:
+        return cupy.ascontiguousarray(A), max(A.shape[1], 1)
+    step = A.strides[0] // A.itemsize
+    extent = (A.shape[0] - 1) * step + A.shape[1]
+    return cupy.ndarray((extent,), dtype=A.dtype, memptr=A.data), step
+
+
+class CudaProduct(Reference):
+    """The product, and a dense layer's with what follows it."""
+
+    def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:
+        return gemm(A, B, transpose_a, transpose_b)
+
+    def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
+        return gemm(X, W, bias=b, relu=relu)

@@ -1,0 +1,144 @@
+"""conv.cu: everything asymmetric; with the pooling that follows; sums shared by blocks."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from tests.kernels import gold
+from tests.kernels.arrays import Launcher, close, load, poisoned, random, rounded, store
+from tests.kernels.gold import Geometry
+
+#: rows of out_cols that odd sizes leave out of the pooling
+SKEW = Geometry(2, 7, 6, 3, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2))
+POOLED = Geometry(2, 6, 7, 2, (3, 2), (1, 1), (1, 1, 0, 0))
+POINT = Geometry(1, 3, 3, 1, (1, 1))
+FILTERS = 5
+NONE = np.zeros(0, np.uint8)
+
+
+def _grid(name: str, rows: int, cols: int, parts: int = 1) -> tuple[int, int, int]:
+    width = 16 if name.endswith("narrow") else 64
+    return -(-rows * width // 4096), -(-cols // width), parts
+
+
+def _windows(x: np.ndarray, g: Geometry) -> np.ndarray:
+    return gold.im2col(x, g)
+
+
+def _pool(g: Geometry) -> Geometry:
+    return Geometry(g.n, *g.out, FILTERS, (2, 2), (2, 2))
+
+
+def forward(
+    launcher: Launcher,
+    g: Geometry,
+    name: str = "conv2d_forward",
+    dtype: str = "float32",
+    index: str = "int32",
+    follow: bool = True,
+    pooled: bool = False,
+) -> None:
+    x, image = rounded(random(*g.shape), dtype)
+    w, filters = rounded(random(g.columns_shape[1], FILTERS, seed="w"), dtype)
+    bias, shift = rounded(random(FILTERS, seed="b"), dtype)
+    if pooled and dtype == "float32":  # a first maximum among equals, and NaN before all
+        x, image = rounded(np.round(image), dtype)
+        w, filters = rounded(np.round(filters), dtype)
+        image[0, 1, 1, 0] = x[0, 1, 1, 0] = np.nan
+    want = (_windows(image, g) @ filters).reshape(g.n, *g.out, FILTERS)
+    shape = _pool(g).out_shape if pooled else want.shape
+    winners = poisoned(shape if pooled else 0, "uint8")
+    want_winners = None
+    if pooled:
+        want, want_winners = gold.max_pool(want, _pool(g))
+    if follow:
+        want = np.where(want + shift <= 0, 0, want + shift)
+    z = poisoned(shape, dtype)
+    pixels = (4 if pooled else 1) * z.size // FILTERS
+    numbers = (pixels, FILTERS, follow, follow, pooled, *g.numbers)
+    grid = _grid(name, pixels, FILTERS)
+    launcher.launch(name, dtype, index, grid, (x, w, bias, z, winners, *numbers))
+    close(z, want, dtype, factor=4)
+    if want_winners is not None:
+        np.testing.assert_array_equal(
+            winners, np.where(load(z, dtype) > 0, want_winners, 4) if follow else want_winners
+        )
+
+
+def _gradient(g: Geometry, dtype: str, pooled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dz as stored, the winners, and dz at every output pixel."""
+    if not pooled:
+        stored, dz = rounded(random(*g.out, FILTERS, g.n, seed="dz").transpose(3, 0, 1, 2), dtype)
+        return stored, NONE, dz
+    pool = _pool(g)
+    stored, dy = rounded(random(*pool.out_shape, seed="dy"), dtype)
+    winners = np.arange(dy.size, dtype=np.uint8).reshape(dy.shape) % 5
+    alive = np.where(winners < 4, dy, 0)
+    return stored, winners, gold.max_pool_grad(alive, winners % 4, pool)
+
+
+def input_grad(
+    launcher: Launcher,
+    g: Geometry,
+    name: str = "conv2d_input_grad",
+    dtype: str = "float32",
+    index: str = "int32",
+    masked: bool = False,
+    pooled: bool = False,
+) -> None:
+    stored, winners, dz = _gradient(g, dtype, pooled)
+    w, filters = rounded(random(g.columns_shape[1], FILTERS, seed="w"), dtype)
+    mask, gate = rounded(random(*g.shape, seed="mask"), dtype)
+    dx = poisoned(g.shape, dtype)
+    pixels = dx.size // g.ch
+    numbers = (pixels, FILTERS, masked, pooled, *g.numbers)
+    grid = _grid(name, pixels, g.ch)
+    launcher.launch(name, dtype, index, grid, (stored, winners, w, mask, dx, *numbers))
+    want = gold.col2im(dz.reshape(-1, FILTERS) @ filters.T, g)
+    close(dx, np.where(gate > 0, want, 0) if masked else want, dtype, factor=4)
+
+
+def weight_grad(
+    launcher: Launcher,
+    g: Geometry,
+    name: str = "conv2d_weight_grad",
+    dtype: str = "float32",
+    index: str = "int32",
+    bias: bool = True,
+    pooled: bool = False,
+    parts: int = 1,
+) -> None:
+    x, image = rounded(random(*g.shape), dtype)
+    stored, winners, dz = _gradient(g, dtype, pooled)
+    pixels = (4 if pooled else 1) * stored.size // FILTERS
+    rows = g.columns_shape[1] + bias
+    grads = poisoned((rows, FILTERS), dtype)
+    partial = poisoned((parts, rows, FILTERS) if parts > 1 else 0, dtype)
+    numbers = (pixels, FILTERS, -(-pixels // parts), bias, pooled, *g.numbers)
+    grid = _grid(name, rows, FILTERS, parts)
+    launcher.launch(name, dtype, index, grid, (x, stored, winners, grads, partial, *numbers))
+    want = _windows(image, g).T @ dz.reshape(-1, FILTERS)
+    if bias:
+        want = np.vstack([want, dz.reshape(-1, FILTERS).sum(axis=0)])
+    got = store(load(partial, dtype).sum(axis=0), dtype) if parts > 1 else grads
+    close(got, want, dtype, factor=8)
+
+
+_FORMS = (forward, input_grad, weight_grad)
+CASES = [
+    *(functools.partial(f, g=SKEW) for f in _FORMS),
+    *(functools.partial(f, g=SKEW, dtype="float64", index="int64") for f in _FORMS),
+    *(functools.partial(f, g=POOLED, pooled=True, index="int64") for f in _FORMS),
+    functools.partial(forward, g=SKEW, name="conv2d_forward_narrow", follow=False),
+    functools.partial(input_grad, g=SKEW, name="conv2d_input_grad_narrow", masked=True),
+    functools.partial(weight_grad, g=SKEW, name="conv2d_weight_grad_narrow", bias=False),
+    functools.partial(forward, g=POOLED, name="conv2d_forward_narrow", pooled=True, index="int64"),
+    functools.partial(input_grad, g=POINT, name="conv2d_input_grad_narrow", index="int64"),
+    functools.partial(
+        weight_grad, g=POOLED, name="conv2d_weight_grad_narrow", index="int64", parts=3
+    ),
+    functools.partial(forward, g=POOLED, follow=False, pooled=True),
+    functools.partial(weight_grad, g=SKEW, parts=2),
+]

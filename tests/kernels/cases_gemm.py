@@ -1,0 +1,89 @@
+"""gemm.cu: sides that overhang tiles by one or more, all layouts, shared sums, what follows."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from tests.kernels.arrays import (
+    COMBINATIONS,
+    WIDE,
+    Launcher,
+    blocks,
+    close,
+    load,
+    poisoned,
+    random,
+    rounded,
+    store,
+)
+
+#: columns of a tile
+WIDTH = {"gemm": 64, "gemm_narrow": 16}
+
+
+def _matrix(
+    rows: int, cols: int, dtype: str, transposed: bool, apart: int
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Its memory, with `apart` numbers between the lines that nobody may use, its values, and how
+    far apart rows and columns lie."""
+    values = random(rows, cols, seed=f"{dtype}{apart}")
+    lying = values.T if transposed else values
+    padded = np.full((lying.shape[0], lying.shape[1] + apart), np.nan)
+    padded[:, : lying.shape[1]] = lying
+    stored = store(padded, dtype)
+    step = padded.shape[1]
+    return stored, load(store(values, dtype), dtype), (1, step) if transposed else (step, 1)
+
+
+def product(
+    launcher: Launcher,
+    size: tuple[int, int, int],
+    dtype: str = "float32",
+    index: str = "int32",
+    name: str = "gemm",
+    layout: str = "nn",
+    parts: int = 1,
+    extras: bool = False,
+    apart: int = 0,
+) -> None:
+    rows, cols, terms = size
+    ones = rows - 1 if extras else -1
+    a, x, a_steps = _matrix(rows - extras, terms, dtype, layout[0] == "t", apart)
+    b, y, b_steps = _matrix(terms, cols, dtype, layout[1] == "t", apart)
+    bias, shift = rounded(random(cols, seed="bias"), dtype)
+    mask, gate = rounded(random(rows, cols, seed="mask"), dtype)
+    c = poisoned((rows, cols), dtype)
+    partial = poisoned((parts, rows, cols) if parts > 1 else 0, WIDE[dtype])
+    span = -(-terms // parts)
+    width = WIDTH[name]
+    grid = (-(-rows * width // 4096), -(-cols // width), parts)
+    numbers = (rows, cols, terms, span, *a_steps, *b_steps, ones, extras, extras, extras)
+    launcher.launch(name, dtype, index, grid, (a, b, bias, mask, c, partial, *numbers))
+    if parts > 1:
+        args = (partial, bias, mask, c, c.size, parts, cols, extras, extras, extras)
+        launcher.launch("sum_parts", dtype, index, blocks(c.size, "sum_parts"), args)
+    want = np.zeros((rows, cols))
+    for k in range(terms):
+        want[: rows - extras] += np.outer(x[:, k], y[k])
+        want[rows - extras :] += y[k]
+    if extras:
+        want = np.where(gate > 0, np.maximum(want + shift, 0), 0)
+    close(c, want, dtype, factor=4)
+
+
+CASES = [
+    *(functools.partial(product, size=(66, 67, 19), dtype=d, index=i) for d, i in COMBINATIONS),
+    *(
+        functools.partial(product, size=(5, 9, 37), dtype=d, index=i, parts=3, extras=True)
+        for d, i in (*COMBINATIONS, ("float32", "int64"))
+    ),
+    functools.partial(product, size=(65, 3, 17), layout="nt", apart=3, extras=True),
+    functools.partial(product, size=(3, 65, 17), layout="tn", apart=2),
+    functools.partial(product, size=(4, 6, 5), layout="tt", apart=1),
+    functools.partial(product, size=(258, 17, 11), name="gemm_narrow", extras=True),
+    functools.partial(product, size=(7, 5, 9), name="gemm_narrow", layout="tt", index="int64"),
+    functools.partial(product, size=(1, 1, 1)),
+    functools.partial(product, size=(2, 3, 0)),
+]

@@ -1,0 +1,116 @@
+"""Products and what is made of them: our own kernels and cuBLAS, in the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers.errors import BackendError
+from gpulayers.ops import use_engine
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._product import product
+from tests.conftest import Backend
+from tests.kernels.test_engine import POINT, WINDOW, both, launched, numbers
+from tests.support.compare import assert_close, assert_same_bits
+
+
+@pytest.mark.emulated
+def test_a_convolution_is_one_launch(emulated: Backend) -> None:
+    x, w, b = (emulated.asarray(numbers(*s)) for s in ((2, 7, 6, 4), (3, 2, 4, 5), (5,)))
+    engine = kernels_for(x)
+    with emulated.count() as events, emulated.forbid("sync", "h2d", "d2h"):
+        z = engine.conv2d_relu_forward(x, w, b, WINDOW)
+        engine.conv2d_input_grad(z, w, x.shape, WINDOW)
+        engine.conv2d_param_grads(x, z, WINDOW)
+    assert events["launch"] == 3
+    assert launched(events) == {
+        f"conv2d_{name}<float, float, 16>" for name in ("forward", "input_grad", "weight_grad")
+    }
+
+
+@pytest.mark.emulated
+def test_with_cublas_a_convolution_goes_by_columns(emulated: Backend) -> None:
+    x, w, b = (emulated.asarray(numbers(*s)) for s in ((2, 7, 6, 4), (3, 2, 4, 5), (5,)))
+    point = emulated.asarray(numbers(1, 1, 4, 5))
+    with use_engine("cublas"), emulated.count() as events, emulated.forbid("sync", "h2d", "d2h"):
+        engine = kernels_for(x)
+        z = engine.conv2d_forward(x, w, b, WINDOW)
+        assert (events["launch"], events["kernel:im2col<float, int, 4>"]) == (3, 1)
+        assert events["kernel:bias_add<float, float, int>"] == 1
+        engine.conv2d_input_grad(z, w, x.shape, WINDOW)
+        assert (events["launch"], events["kernel:col2im_gather<float, float, int, 4>"]) == (5, 1)
+        z = engine.conv2d_forward(x, point, None, POINT)
+        assert events["launch"] == 6, "a 1x1 window needs no im2col"
+        engine.conv2d_input_grad(z, point, x.shape, POINT)
+        assert events["launch"] == 7, "nor col2im"
+
+
+@pytest.mark.parametrize("engine", ["raw", "cublas"])
+def test_what_a_planned_step_computes(device: Backend, engine: str) -> None:
+    x, w, b = numbers(2, 7, 6, 3), numbers(3, 2, 3, 5), numbers(5)
+    dz = numbers(2, *WINDOW.output_size(7, 6), 5)
+    with use_engine(engine):
+        both(device, "conv2d_relu_forward", x, w, b, WINDOW, factor=3)
+        both(device, "conv2d_relu_forward", x, w, None, WINDOW, factor=3)
+        both(device, "conv2d_param_grads", x, dz, WINDOW, factor=3)
+        both(device, "conv2d_weight_grad", x, dz, WINDOW, factor=3)
+        for relu in (False, True):
+            both(device, "dense_forward", numbers(7, 20), numbers(20, 5), b, relu, factor=3)
+
+
+# --------------------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("size", [(3, 70, 5), (1, 1, 1), (2, 3, 400), (0, 3, 2), (3, 0, 2)])
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt", "apart"])
+def test_product(device: Backend, size: tuple[int, int, int], layout: str) -> None:
+    rows, cols, terms = size
+    a, b = numbers(rows, terms), numbers(terms, cols, seed=1)
+    want = a.astype("f8") @ b
+
+    def lying(values: np.ndarray, how: str) -> Any:
+        if layout == "apart":  # some columns of a wider matrix: rows of which lie apart
+            wide = np.full((values.shape[0], values.shape[1] + 3), np.nan, "f4")
+            wide[:, 2:-1] = values
+            return device.asarray(wide)[:, 2:-1]
+        return device.asarray(values.T.copy()).T if how == "t" else device.asarray(values)
+
+    got = product(lying(a, layout[0]), lying(b, layout[1]))
+    assert got.dtype == np.float32
+    assert got.shape == want.shape
+    assert_close(got, want, factor=3)
+
+
+def test_product_without_terms(device: Backend) -> None:
+    empty = device.asarray(np.zeros((3, 0), "f4"))
+    assert_close(product(empty, empty.T), np.zeros((3, 3)))
+
+
+def test_a_long_sum_is_shared_and_repeatable(emulated: Backend) -> None:
+    a, b = (emulated.asarray(numbers(3000, 4, seed=s)) for s in range(2))
+    with emulated.count() as events:
+        first = product(a.T, b)
+    assert events["kernel:sum_parts<float, float, int>"] == 1
+    assert_close(first, emulated.asnumpy(a).astype("f8").T @ emulated.asnumpy(b), factor=3)
+    assert_same_bits(product(a.T, b), emulated.asnumpy(first))
+
+
+def test_a_product_too_large_for_the_kernel_is_refused(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpulayers.cuda import table
+
+    monkeypatch.setattr(table, "INT32_LIMIT", 10)
+    a = device.asarray(numbers(11, 2))
+    with pytest.raises(BackendError, match="gemm: a product of 11 x 2 x 11, each may be 10"):
+        product(a, a.T)
+
+
+def test_what_the_kernel_does_not_take_goes_by_columns(emulated: Backend) -> None:
+    from gpulayers.cuda.conv import serves
+
+    assert serves("float32", (1, 40000, 40000, 1), POINT, 1)
+    assert not serves("float32", (2, 40000, 40000, 1), POINT, 1), "more than 2**31 pixels"
+    assert not serves("float16", (1, 4, 4, 1), POINT, 1)
