@@ -1,7 +1,7 @@
 /* The thread pool.
  *
- * Each worker waits for a ticket of its own, first by looking for some microseconds, then asleep on
- * a condition variable: operations of a training step follow one another closely, and waking a
+ * Each worker waits for a ticket of its own, first by looking for a while, then asleep on a
+ * condition variable: operations of a training step follow one another closely, and waking a
  * thread costs as much as a small operation takes.
  */
 #define _GNU_SOURCE
@@ -16,7 +16,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_THREADS 64
-#define SPIN_NS 50000 /* how long to look before sleeping */
+/* How long to look before sleeping. Between two operations of a layer Python takes some hundred
+ * microseconds, and waking a thread of a virtual machine tens of them. */
+#define SPIN_NS 400000
 
 typedef struct {
     gl_task task;
@@ -154,7 +156,7 @@ int gl_shares(int64_t n, int64_t grain) {
 }
 
 static void wait_for_workers(void) {
-    int64_t end = now_ns() + 4 * SPIN_NS;
+    int64_t end = now_ns() + SPIN_NS;
     do {
         for (int i = 0; i < 64; i++) {
             if (atomic_load_explicit(&pool.pending, memory_order_acquire) == 0) return;
