@@ -1,15 +1,18 @@
-"""The command ``gpulayers``: train, evaluate, info.
+"""The command ``gpulayers``: info, train, evaluate, predict, export, bench, demo, completion.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from gpulayers.cli.arguments import make_parser
+from gpulayers.cli.arguments import make_parser, parse
+from gpulayers.cli.output import set_up_logging
 from gpulayers.cli.threads import limit_threads
 from gpulayers.errors import GPULayersError, ParameterError, suggest
 
@@ -30,12 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     if not arguments[0].startswith("-") and arguments[0] not in commands:
         parser.error(f"unknown command {arguments[0]!r}{suggest(arguments[0], commands)}")
-    options = parser.parse_args(arguments)
-    limit_threads(options)
-    if getattr(options, "debug", False):
-        return _run(options)
+    options = parse(parser, arguments)
+    if options.debug:
+        return _run(options, parser)
     try:
-        return _run(options)
+        return _run(options, parser)
     except ParameterError as error:
         return _complain(str(error), USAGE)
     except GPULayersError as error:
@@ -55,15 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(text, FAILED)
 
 
-def _run(options: object) -> int:
-    command = options.command  # pyright: ignore[reportAttributeAccessIssue]
-    if command == "info":
-        from gpulayers.cli.info import run
-    elif command == "evaluate":
-        from gpulayers.cli.evaluate import run
-    else:
-        from gpulayers.cli.train import run
-    return run(options)  # pyright: ignore[reportArgumentType]
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if getattr(options, "config", None) is not None:
+        from gpulayers.cli.config import apply_config
+
+        apply_config(options, parser)
+    limit_threads(options)
+    set_up_logging(options)
+    return importlib.import_module(f"gpulayers.cli.{options.command}").run(options)
 
 
 def _complain(text: str, code: int, label: str = "error: ") -> int:

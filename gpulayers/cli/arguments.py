@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gpulayers
+from gpulayers.cli import values
+from gpulayers.cli.commands import COMMANDS, EXIT_CODES
 from gpulayers.errors import suggest
 
-__all__ = ["DEFAULTS", "RUN_OPTIONS", "make_parser"]
+__all__ = ["DEFAULTS", "RUN_OPTIONS", "make_parser", "parse", "subparsers"]
 
 # What a run depends on; kept in its checkpoints. The options themselves default to None, so that
-# --resume can tell what was asked for from what was not.
+# --resume and --config can tell what was asked for from what was not.
 DEFAULTS: dict[str, Any] = {
     "data": "mnist-10k",
     "data_dir": None,
@@ -31,51 +32,109 @@ DEFAULTS: dict[str, Any] = {
 RUN_OPTIONS = tuple(DEFAULTS)
 DEVICES = ("auto", "cpu", "gpu")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps paragraphs, keeps the lines of examples and tables as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # whose own lines stand further in
+            self._action_max_length += 2
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
     """Return the parser and the names of the commands."""
     parser = argparse.ArgumentParser(
-        prog="gpulayers", description="Neural-network layers with gradients one can read."
+        prog="gpulayers",
+        description="Neural-network layers with gradients one can read.",
+        epilog="gpulayers COMMAND --help shows its options, with examples.\n\n" + EXIT_CODES,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=gpulayers.__version__)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    train = commands.add_parser(
-        "train",
-        help="train a network (without options: LeNet-5 on 10,000 MNIST digits)",
-        description="Train a network; without options LeNet-5 on 10,000 MNIST digits, which are "
-        "inside the package. The results go to runs/<model>-<data>/.",
-        allow_abbrev=False,
+    adders = {
+        "train": _train_options,
+        "evaluate": _evaluate_options,
+        "predict": _predict_options,
+        "export": _export_options,
+        "bench": _bench_options,
+        "demo": _demo_options,
+        "completion": _completion_options,
+    }
+    for name, (line, description, examples) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=description,
+            epilog=_example_text(examples),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        if name in adders:
+            adders[name](command)
+        _common_options(command, json=name not in ("demo", "completion"))
+    return parser, tuple(COMMANDS)
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; an unknown option ends the process with code 2 and the nearest known option."""
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = subparsers(parser)[options.command]
+        names = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        known = [name for name in command._option_string_actions if name.startswith("--")]
+        hint = suggest(names[0], known) if names else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _example_text(examples: tuple[tuple[str, str], ...]) -> str:
+    width = max((len(line) for line, note in examples if note), default=0)
+    lines = [f"  {line:<{width}}  # {note}" if note else f"  {line}" for line, note in examples]
+    return "examples:\n" + "\n".join(lines)
+
+
+def _common_options(parser: argparse.ArgumentParser, json: bool) -> None:
+    if json:
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="print one JSON document; everything else goes to standard error",
+        )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", help="say more, on standard error"
     )
-    _train_options(train)
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="loss, accuracy and confusions of a trained network on a test set",
-        description="Loss, accuracy and confusions of a trained network on a test set.",
-        allow_abbrev=False,
-    )
-    evaluate.add_argument("path", metavar="MODEL", help="a run's folder, or a checkpoint (.npz)")
-    _data_options(evaluate, "the set it was trained with")
-    evaluate.add_argument("--batch-size", type=_positive_int, default=256, metavar="N")
-    _device_option(evaluate)
-    evaluate.add_argument("--json", action="store_true", help="print the results as JSON")
-    info = commands.add_parser(
-        "info",
-        help="what computes here (NumPy or a GPU), and why",
-        description="Print the array library, device and versions picked, and why.",
-        allow_abbrev=False,
-    )
-    for command in (train, evaluate, info):
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser, ("train", "evaluate", "info")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file with options as keys (batch-size = 64); other options go before it",
+    )
     _data_options(train, DEFAULTS["data"])
     train.add_argument("--model", metavar="NAME", help="lenet (default), mlp, vgg-small, resnet9")
-    train.add_argument("--epochs", type=_positive_int, metavar="N", help="passes over the data")
-    train.add_argument("--batch-size", type=_positive_int, metavar="N", help="default 64")
-    train.add_argument("--lr", type=_learning_rate, metavar="X", help="first learning rate")
+    train.add_argument(
+        "--epochs", type=values.positive_int, metavar="N", help="passes over the data"
+    )
+    train.add_argument("--batch-size", type=values.positive_int, metavar="N", help="default 64")
+    train.add_argument("--lr", type=values.positive, metavar="X", help="first learning rate")
     train.add_argument(
         "--optimizer",
         metavar="NAME",
@@ -87,17 +146,96 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         help="constant, exponential (default), cosine, onecycle, warmup, noam, king",
     )
     train.add_argument(
-        "--clip-norm", type=_positive, metavar="X", help="scale longer gradients down to this norm"
+        "--clip-norm",
+        type=values.positive,
+        metavar="X",
+        help="scale longer gradients down to this norm",
     )
-    train.add_argument("--seed", type=_seed, metavar="N", help="default 0")
-    train.add_argument(
-        "--dtype", type=_one_of(DTYPES), metavar="NAME", help="float32 (default), " + "float64, ..."
-    )
+    train.add_argument("--seed", type=values.seed, metavar="N", help="default 0")
+    _dtype_option(train)
     _device_option(train)
     train.add_argument("--out", metavar="DIR", help="folder for the results, not yet a run's")
     train.add_argument("--resume", metavar="PATH", help="go on with a run (folder or checkpoint)")
-    train.add_argument("--quiet", action="store_true", help="no progress, only the results")
-    train.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
+    _model_argument(evaluate)
+    _data_options(evaluate, "the set it was trained with")
+    _batch_option(evaluate, 256)
+    _device_option(evaluate)
+
+
+def _predict_options(predict: argparse.ArgumentParser) -> None:
+    _model_argument(predict)
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or .npy arrays")
+    predict.add_argument(
+        "--top",
+        type=values.positive_int,
+        default=3,
+        metavar="N",
+        help="classes to name for each image (default 3)",
+    )
+    predict.add_argument("--invert", action="store_true", help="dark things on a bright ground")
+    predict.add_argument(
+        "--digit",
+        action="store_true",
+        help="cut out and centre the ink as was done for MNIST (implies gray)",
+    )
+    _batch_option(predict, 256)
+    _device_option(predict)
+
+
+def _export_options(export: argparse.ArgumentParser) -> None:
+    _model_argument(export)
+    export.add_argument("out", metavar="OUT", help="file to write: .onnx, .safetensors or .npz")
+    export.add_argument(
+        "--uint8",
+        action="store_true",
+        help="ONNX: take pixels 0..255 and standardise them inside, as the training did",
+    )
+    export.add_argument("--force", action="store_true", help="write over an existing file")
+
+
+def _bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "--model", default="lenet", metavar="NAME", help="lenet (default), mlp, vgg-small, resnet9"
+    )
+    _batch_option(bench, 64)
+    bench.add_argument(
+        "--seconds",
+        type=values.positive,
+        default=2.0,
+        metavar="X",
+        help="time for each measurement (default 2)",
+    )
+    bench.add_argument("--profile", action="store_true", help="the time of each layer")
+    _dtype_option(bench)
+    _device_option(bench)
+
+
+def _demo_options(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument(
+        "--checkpoint", metavar="MODEL", help="a trained network: a run's folder, or a checkpoint"
+    )
+    demo.add_argument(
+        "--port",
+        type=values.port,
+        default=8321,
+        metavar="N",
+        help="default 8321; 0 for any free port",
+    )
+    demo.add_argument("--open", action="store_true", help="open the page in the browser")
+    _device_option(demo)
+
+
+def _completion_options(completion: argparse.ArgumentParser) -> None:
+    completion.add_argument(
+        "shell", metavar="SHELL", type=values.one_of(SHELLS), help=", ".join(SHELLS)
+    )
+
+
+def _model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="MODEL", help="a run's folder, or a checkpoint")
 
 
 def _data_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -114,61 +252,29 @@ def _data_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _device_option(parser: argparse.ArgumentParser) -> None:
+def _batch_option(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
-        "--device",
-        type=_one_of(DEVICES),
-        metavar="NAME",
-        help="auto (default: a GPU if one answers), cpu, gpu",
+        "--batch-size",
+        type=values.positive_int,
+        default=default,
+        metavar="N",
+        help=f"images computed at once (default {default})",
     )
 
 
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text.lower() not in names:
-            raise argparse.ArgumentTypeError(
-                f"expected one of {', '.join(names)}, got {text!r}{suggest(text, names)}"
-            )
-        return text.lower()
-
-    return check
+def _dtype_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        type=values.one_of(DTYPES),
+        metavar="NAME",
+        help=", ".join(("float32 (default)", *DTYPES[:2], DTYPES[3])),
+    )
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"expected an integer in 0..2**64-1, got {text!r}")
-    return value
-
-
-def _learning_rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=values.one_of(DEVICES),
+        metavar="NAME",
+        help="auto (default: a GPU if one answers), cpu, gpu",
+    )

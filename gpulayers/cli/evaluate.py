@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from gpulayers import backend
+from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.errors import ParameterError
 from gpulayers.training import Sequential, load_checkpoint, load_data
@@ -27,8 +27,12 @@ def run(options: Namespace) -> int:
             raise ParameterError(f"{path} does not say what it was trained on; give --data")
         data = load_data(name, options.data_dir or settings.get("data_dir"))
         tested = split_results(checkpoint.network, data, batch_size=options.batch_size)
+        verbose(options, f"{backend.describe()}\n\n{checkpoint.network.table(data.input_shape)}\n")
     if options.json:
-        print(json.dumps({"model": str(path), "data": data.name, **tested}, indent=1))
+        print_json({"model": str(path), "data": data.name, **tested})
+        return 0
+    if options.quiet:
+        print(f"{tested['accuracy']:.4f}")
         return 0
     rows = [
         ("test accuracy", f"{tested['accuracy']:.2%}"),

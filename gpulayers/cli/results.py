@@ -12,6 +12,7 @@ import numpy as np
 
 import gpulayers
 from gpulayers import backend
+from gpulayers.cli.config import CONFIG_FILE
 from gpulayers.training import Trainer, confusion_matrix, evaluate, per_class, plot_curves
 from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.metrics import markdown_table
@@ -84,6 +85,7 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
         str(out / MODEL_FILE): "the trained network, and all that --resume needs",
         str(out / BEST_FILE): f"the network of the best epoch ({results['best_epoch']})",
         str(out / LOG_FILE): "the figures of each epoch",
+        str(out / CONFIG_FILE): "the settings; --config repeats the run",
     }
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     files[str(out / "results.json")] = "all results"

@@ -33,6 +33,7 @@ def limit_threads(options: Namespace) -> None:
     if "numpy" in sys.modules or any(name in os.environ for name in VARIABLES):
         return
     saved = getattr(options, "resume", None) or getattr(options, "path", None)
+    saved = saved or getattr(options, "checkpoint", None)
     model = _saved_model(Path(saved)) if saved else getattr(options, "model", None)
     if (model or DEFAULTS["model"]).lower() in SMALL_MODELS:
         for name in VARIABLES[:2]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from argparse import Namespace
@@ -11,11 +10,14 @@ from typing import Any
 
 from gpulayers import backend
 from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
+from gpulayers.cli.config import CONFIG_FILE, config_text
+from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import collect, show, write
 from gpulayers.errors import CheckpointError, ParameterError
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Sequential, build
-from gpulayers.training import Trainer, load_checkpoint, load_data
+from gpulayers.training import DATASETS, Trainer, load_checkpoint, load_data
+from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.data import Dataset
 from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.resume import checkpoint_path
@@ -35,8 +37,12 @@ def run(options: Namespace) -> int:
     chosen = {name: getattr(options, name) for name in RUN_OPTIONS}
     trainer, out = _resumed(options, chosen) if options.resume else _new(options, chosen)
     trainer.out = out
+    settings = trainer.info["options"]
+    text = config_text(_reproducing(trainer, settings))
+    write_atomically(out / CONFIG_FILE, text.encode())
     if not options.quiet:
         _announce(trainer, sys.stderr if options.json else sys.stdout)
+    verbose(options, f"\n{backend.describe()}\n\n{text}")
     try:
         trainer.fit()
     except KeyboardInterrupt as stop:
@@ -47,7 +53,7 @@ def run(options: Namespace) -> int:
     results = collect(trainer)
     files = write(trainer, out, results)
     if options.json:
-        print(json.dumps(results, indent=1))
+        print_json(results)
     else:
         show(results, files)
     return 0
@@ -128,9 +134,24 @@ def _trainer(
         dtype=settings["dtype"],
         clip_global_norm=settings.get("clip_norm"),
         progress=_progress(options),
-        info={"options": settings},
+        info={
+            "options": settings,
+            "purpose": {"classes": list(data.classes), "input_shape": list(data.input_shape)},
+        },
         **more,
     )
+
+
+def _reproducing(trainer: Trainer, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with everything that was left open filled in, and paths that hold anywhere."""
+    with backend.use_backend(trainer.device):
+        place = backend.current_backend()
+    found = {**settings, "device": "gpu" if place == "cupy" else "cpu", "dtype": trainer.dtype.name}
+    if trainer.data.name not in DATASETS:
+        found["data"] = str(Path(settings["data"]).expanduser().resolve())
+    if settings["data_dir"] is not None:
+        found["data_dir"] = str(Path(settings["data_dir"]).expanduser().resolve())
+    return found
 
 
 def _stem(name: str) -> str:

@@ -62,6 +62,7 @@ def test_train_leaves_model_curves_tables_and_says_where(tiny, tmp_path, capsys)
     folder = tmp_path / "runs" / "mlp-tiny"
     names = {
         "best.safetensors",
+        "config.toml",
         "curves.png",
         "log.csv",
         "model.safetensors",
@@ -231,7 +232,15 @@ def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
         (["train", "--lr", "nan"], "positive number, got 'nan'"),
         (["train", "--lr", "-0.1"], "positive number"),
         (["train", "--seed", "-1"], "0..2**64-1"),
-        (["train", "--epoch", "3"], "unrecognized arguments"),
+        (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean '--epochs'?)"),
+        (["evaluate", "--bach-size=3", "a"], "did you mean '--batch-size'"),
+        (["bench", "more"], "unrecognized arguments: more"),
+        (["train", "-q", "-v"], "not allowed with"),
+        (["predict", "a"], "IMAGE"),
+        (["export", "a", "a.onxx"], "did you mean '.onnx'"),
+        (["export", "a", "a.npz", "--uint8"], "must end in .onnx"),
+        (["completion", "bsh"], "did you mean 'bash'"),
+        (["demo", "--port", "70000"], "0..65535, got '70000'"),
         (["evaluate"], "MODEL"),
     ],
 )
@@ -355,11 +364,20 @@ def test_info(capsys):
 def test_help_and_version(capsys):
     import gpulayers
 
-    for arguments in (["--help"], ["train", "--help"], ["evaluate", "--help"], ["info", "--help"]):
+    commands = ("train", "evaluate", "predict", "export", "bench", "demo", "info", "completion")
+    for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 0
-        assert "usage: gpulayers" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert "usage: gpulayers" in text
+        if arguments[0] == "--help":
+            assert all(f"\n    {command}" in text for command in commands)
+            assert "130  stopped with Ctrl-C" in text
+        else:
+            assert (
+                "examples:\n" in text and f"gpulayers {arguments[0]}" in text.split("examples:")[1]
+            )
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out.strip() == gpulayers.__version__

@@ -1,0 +1,45 @@
+"""What commands print: the result on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from argparse import Namespace
+from typing import Any
+
+__all__ = ["note", "print_json", "set_up_logging", "verbose"]
+
+
+def print_json(document: Any) -> None:
+    """Print the one JSON document of ``--json``; NaN and infinity, which JSON lacks, as null."""
+    print(json.dumps(_plain(document), indent=1))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
+def note(options: Namespace, text: str) -> None:
+    """Say something on standard error, unless ``--quiet``."""
+    if not options.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def verbose(options: Namespace, text: str) -> None:
+    """Say something on standard error with ``--verbose``."""
+    if options.verbose:
+        print(text, file=sys.stderr, flush=True)
+
+
+def set_up_logging(options: Namespace) -> None:
+    """With ``--verbose`` the library's log messages go to standard error."""
+    if getattr(options, "verbose", False):
+        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+        logging.getLogger("gpulayers").setLevel(logging.DEBUG)

@@ -1,0 +1,60 @@
+"""What an option's value must look like; each check returns the value or says what was expected."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+
+from gpulayers.errors import suggest
+
+__all__ = ["one_of", "port", "positive", "positive_int", "seed"]
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """A check for one of `names`, in any case."""
+
+    def check(text: str) -> str:
+        if text.lower() not in names:
+            raise argparse.ArgumentTypeError(
+                f"expected one of {', '.join(names)}, got {text!r}{suggest(text, names)}"
+            )
+        return text.lower()
+
+    return check
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def _integer(text: str, least: int, most: float, expected: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An integer above 0."""
+    return _integer(text, 1, math.inf, "a positive integer")
+
+
+def seed(text: str) -> int:
+    """An integer of 64 bits."""
+    return _integer(text, 0, 2**64 - 1, "an integer in 0..2**64-1")
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 stands for any free one."""
+    return _integer(text, 0, 65535, "a port, 0..65535")
