@@ -5,6 +5,15 @@ history = Trainer(network, data, epochs=3).fit()
 """
 
 from gpulayers.models import Residual, Sequential
+from gpulayers.training.callbacks import (
+    BestModel,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    JSONLogger,
+    TensorBoardLogger,
+    WeightAverage,
+)
 from gpulayers.training.checkpoint import Checkpoint, load, load_checkpoint, save
 from gpulayers.training.data import (
     DATASETS,
@@ -45,14 +54,19 @@ from gpulayers.training.transforms import (
 __all__ = [
     "DATASETS",
     "BalancedSampler",
+    "BestModel",
+    "CSVLogger",
+    "Callback",
     "Checkpoint",
     "Compose",
     "Cutout",
     "Dataset",
+    "EarlyStopping",
     "Epoch",
     "Evaluation",
     "Feed",
     "History",
+    "JSONLogger",
     "MixedLabels",
     "MixedLoss",
     "Mixup",
@@ -67,8 +81,10 @@ __all__ = [
     "ShuffledSampler",
     "Split",
     "SubsetSampler",
+    "TensorBoardLogger",
     "Trainer",
     "Transform",
+    "WeightAverage",
     "WeightedSampler",
     "accuracy",
     "batches",

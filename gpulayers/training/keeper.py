@@ -10,11 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpulayers.errors import CheckpointError
+from gpulayers.training import settings
 from gpulayers.training.atomic import PART
 from gpulayers.training.checkpoint import read_checkpoint
 from gpulayers.training.safetensors import UnreadableError
 
-__all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "OLDER", "Keeper", "checkpoint_path"]
+__all__ = [
+    "BEST_FILE",
+    "LOG_FILE",
+    "MODEL_FILE",
+    "OLDER",
+    "Keeper",
+    "checkpoint_path",
+    "position_name",
+]
 
 MODEL_FILE, BEST_FILE, LOG_FILE = "model.safetensors", "best.safetensors", "log.csv"
 OLDER = "checkpoints"  # folder of the checkpoints before the last one
@@ -34,10 +43,17 @@ class Keeper:
         How many checkpoints stay, the last one included.
     batches, seconds : int, float or None
         How often a checkpoint is due inside an epoch.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range.
     """
 
     def __init__(self, keep_last: int, batches: int | None, seconds: float | None) -> None:
-        self.keep_last, self.batches, self.seconds = keep_last, batches, seconds
+        self.keep_last = settings.count("keep_last", keep_last)
+        self.batches = settings.optional_count("checkpoint_batches", batches)
+        self.seconds = settings.seconds("checkpoint_seconds", seconds)
         self.folder: Path | None = None
         self.started_from: Path | None = None  # the file that a resumed run was read from
         self._position: str | None = None  # of the file under the first name, if it is this run's

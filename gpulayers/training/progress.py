@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import IO, Protocol
 
-from gpulayers._progress import Bar, Lines, make_display
-from gpulayers.training.history import Epoch
+from gpulayers._progress import Bar, Lines, in_notebook, make_display
+from gpulayers.errors import ParameterError, suggest
+from gpulayers.training.curve import CurveProgress
+from gpulayers.training.history import Epoch, History
 
-__all__ = ["BarProgress", "LineProgress", "NoProgress", "Progress", "make_progress"]
+__all__ = [
+    "BarProgress",
+    "LineProgress",
+    "NoProgress",
+    "Progress",
+    "choose_progress",
+    "make_progress",
+]
 
 
 class Progress(Protocol):
@@ -112,6 +121,33 @@ def make_progress(stream: IO[str] | None = None) -> Progress:
     """
     display = make_display(stream)
     return BarProgress(display) if isinstance(display, Bar) else LineProgress(stream)
+
+
+def choose_progress(progress: bool | str | Progress, history: History) -> Progress:
+    """Return the display that a `Trainer`'s argument means.
+
+    Parameters
+    ----------
+    progress : True, False, "curve" or Progress
+        "curve" is `CurveProgress` in a notebook, and elsewhere what True is.
+    history : History
+        Of the run, which may have epochs already.
+
+    Raises
+    ------
+    ParameterError
+        If it is another string.
+    """
+    if isinstance(progress, str):
+        if progress != "curve":
+            raise ParameterError(
+                f"Trainer: progress must be True, False, 'curve' or a display, got {progress!r}"
+                f"{suggest(progress, ('curve',))}"
+            )
+        return CurveProgress(history) if in_notebook() else make_progress()
+    if progress is True:
+        return make_progress()
+    return progress or NoProgress()
 
 
 def _line(record: Epoch, epochs: int) -> str:

@@ -5,33 +5,66 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpulayers import backend
+import numpy as np
+
 from gpulayers.errors import CheckpointError, ParameterError
 from gpulayers.models import Sequential
 from gpulayers.training.checkpoint import load_checkpoint
 from gpulayers.training.history import History
 from gpulayers.training.keeper import checkpoint_path
+from gpulayers.training.samplers import Sampler
+from gpulayers.training.settings import data_sum
+
+# settings that are not in the checkpoints of version 0.1, which had none of them
+_ABSENT = {
+    "clip_global_norm": None,
+    "accumulate": 1,
+    "label_smoothing": 0.0,
+    "transform": None,
+    "sampler": None,
+}
 
 if TYPE_CHECKING:
     from gpulayers.training.trainer import Trainer
 
-__all__ = ["checkpoint_path", "restore", "state_of", "transplant"]
+__all__ = ["checkpoint_path", "config_of", "restore", "state_of", "transplant"]
+
+
+def config_of(
+    trainer: Trainer, normalize: bool, label_smoothing: float, sampler: Sampler | None
+) -> dict[str, Any]:
+    """What the result depends on besides the network, in plain values."""
+    return {
+        "data": trainer.data.name,
+        "train_examples": len(trainer.data.train),
+        "data_sum": data_sum(trainer.data.train),
+        "batch_size": trainer.batch_size,
+        "seed": trainer.seed,
+        "dtype": trainer.dtype.name,
+        "normalize": bool(normalize),
+        "clip_global_norm": trainer.clip_global_norm,
+        "accumulate": trainer.accumulate,
+        "label_smoothing": float(label_smoothing),
+        "transform": None if trainer.transform is None else repr(trainer.transform),
+        "sampler": None if sampler is None else repr(sampler),
+    }
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """Everything besides the network that the rest of the run depends on."""
-    step = trainer._step
+    history = trainer.history.to_dict()
+    history["step_losses"] = np.array(history["step_losses"], np.float64)
     return {
         "config": trainer.config,
         "epochs": trainer.epochs,
         "epoch": trainer._epoch,
-        "step": step,
+        "step": trainer._step,
         "seconds": trainer._seconds,
         "train_seconds": trainer._train_seconds,
-        "losses": None if trainer._losses is None else backend.to_cpu(trainer._losses),
-        "hits": None if trainer._hits is None else backend.to_cpu(trainer._hits),
+        **trainer._tally.state(),
         "random": trainer._random_state,
-        "history": trainer.history.to_dict(),
+        "history": history,
+        "callbacks": trainer.callbacks.state(),
     }
 
 
@@ -43,7 +76,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     CheckpointError
         If the file cannot be read, was not written by a Trainer, or is of another network.
     ParameterError
-        If data, batch size, seed, dtype or normalisation differ, or no epoch is left to run.
+        If data, batch size, seed, dtype, callbacks or another setting differ.
     """
     path = checkpoint_path(path)
     custom = [type(trainer.network), *(type(layer) for _, layer in trainer.network.walk())]
@@ -55,9 +88,7 @@ def restore(trainer: Trainer, path: Path) -> None:
             "a new training"
         )
     try:
-        saved = state["config"]
-        absent = ("clip_global_norm", "transform", "sampler")  # in checkpoints of version 0.1
-        saved = {**dict.fromkeys(absent), **saved}
+        saved = {"data_sum": trainer.config["data_sum"], **_ABSENT, **state["config"]}
         for name, value in trainer.config.items():
             if saved[name] != value:
                 raise ParameterError(
@@ -72,11 +103,14 @@ def restore(trainer: Trainer, path: Path) -> None:
         raise CheckpointError(
             f"the training state in {path} is incomplete ({error!r}); use an older checkpoint"
         ) from error
+    trainer.callbacks.load(state.get("callbacks", []), str(path))
     transplant(checkpoint.network, trainer.network, str(path))
     trainer._epoch, trainer._step, trainer.history = epoch, step, history
     trainer._random_state = random_state
-    trainer._losses, trainer._hits = losses, hits
+    trainer._tally.load(losses, hits)
     trainer._seconds, trainer._train_seconds = seconds, train_seconds
+    trainer._keeper.started_from = path
+    trainer.saved = (path, epoch, step)
 
 
 def transplant(source: Sequential, target: Sequential, where: str) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gpulayers.initializers import SchedulerInitializer
+from gpulayers.models import Sequential
 from gpulayers.schedulers import (
     ConstantScheduler,
     CosineScheduler,
@@ -17,7 +18,7 @@ from gpulayers.schedulers import (
     WarmupScheduler,
 )
 
-__all__ = ["fit_schedule", "is_blind"]
+__all__ = ["fit_schedule", "is_blind", "learning_rate"]
 
 _BLIND = (
     ConstantScheduler,
@@ -82,3 +83,14 @@ def is_blind(scheduler: Any) -> bool:
     if isinstance(scheduler, WarmupScheduler):
         return is_blind(scheduler.scheduler)
     return isinstance(scheduler, _BLIND)
+
+
+def learning_rate(network: Sequential) -> float:
+    """The learning rate of the last step, of the first layer that learns; 0 if none does."""
+    for _, layer in network.walk():
+        if layer.trainable and layer.gradients:
+            optimizer = layer.optimizer
+            if is_blind(optimizer.lr_scheduler):
+                return float(optimizer.lr_scheduler(max(optimizer.cur_step, 1)))
+            return float(getattr(optimizer.lr_scheduler, "current_lr", math.nan))
+    return 0.0

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
 
 from gpulayers import _spec, backend
 from gpulayers.errors import ParameterError, suggest
+from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
+from gpulayers.training.data import Split
+from gpulayers.training.mixed import MixedLoss
+from gpulayers.training.transforms import Compose, Mixup
 
-__all__ = ["count", "device_backend", "max_norm", "parameter_dtype"]
+__all__ = [
+    "count",
+    "data_sum",
+    "device_backend",
+    "losses",
+    "max_norm",
+    "optional_count",
+    "parameter_dtype",
+    "seconds",
+]
 
 DEVICES = {"cpu": "numpy", "gpu": "cupy", "auto": "auto", "numpy": "numpy", "cupy": "cupy"}
 
@@ -75,3 +89,52 @@ def count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ParameterError(f"Trainer: {name} must be a positive integer, got {value!r}")
     return int(value)
+
+
+def optional_count(name: str, value: Any) -> int | None:
+    """As `count`, or None."""
+    return None if value is None else count(name, value)
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """Return a time as a float, or None; ParameterError unless it is finite and above 0."""
+    return None if value is None else float(_spec.real("Trainer", name, value, 0.0, open_low=True))
+
+
+def losses(loss: Any, label_smoothing: float, transform: Compose | None) -> tuple[Any, Any]:
+    """Return the losses of validation and of training.
+
+    Raises
+    ------
+    ParameterError
+        If smoothing is asked for beside a loss that is given, or out of range.
+    """
+    smoothed = SoftmaxCrossEntropy(label_smoothing=label_smoothing)  # checks it
+    if loss is None:
+        loss, training = SoftmaxCrossEntropy(), smoothed
+    elif label_smoothing:
+        raise ParameterError(
+            "Trainer: label_smoothing is for the default loss; give your own loss the smoothing"
+        )
+    else:
+        training = loss
+    for method in ("forward", "backward", "loss"):
+        if not callable(getattr(training, method, None)):
+            raise ParameterError(
+                "Trainer: the loss needs the methods forward(labels, outputs), backward() and "
+                f"loss(labels, outputs), got {loss!r}"
+            )
+    if transform is not None and any(isinstance(t, Mixup) for t in transform.transforms):
+        training = MixedLoss(training)
+    return loss, training
+
+
+def data_sum(split: Split) -> int:
+    """A checksum of the labels and of some images, so that another dataset is noticed."""
+    total = zlib.crc32(np.ascontiguousarray(split.labels, "<i8").data)
+    shape = (*split.images.shape, split.images.dtype.name)
+    total = zlib.crc32(repr(shape).encode(), total)
+    if isinstance(split.images, np.ndarray):
+        few = split.images[:: max(1, len(split.images) // 32)]
+        total = zlib.crc32(np.ascontiguousarray(few).reshape(-1).view(np.uint8).data, total)
+    return total

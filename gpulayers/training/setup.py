@@ -1,0 +1,56 @@
+"""What a trainer does to a network before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.errors import ShapeError
+from gpulayers.models import Pixels, Sequential
+from gpulayers.training.data import Dataset, Normalizer, Split
+from gpulayers.training.schedule import fit_schedule
+
+__all__ = ["output_check", "set_up"]
+
+
+def set_up(
+    network: Sequential,
+    train: Split,
+    optimizer: Any,
+    schedule: Any,
+    normalize: bool,
+    steps: int,
+    epochs: int,
+) -> None:
+    """Give a network optimizers, schedules (for so many steps an epoch) and what is done to bytes.
+
+    Raises
+    ------
+    ParameterError
+        If the optimizer or the schedule is unknown.
+    """
+    if optimizer is not None:
+        network.set_optimizer(optimizer)
+    if schedule is not None:
+        for _, layer in network.walk():
+            lr = getattr(layer.optimizer, "lr", 0.01)
+            layer.optimizer.lr_scheduler = fit_schedule(schedule, lr, steps, epochs).copy()
+    network.pixels = Pixels()
+    if normalize and train.images.dtype == np.uint8:
+        channels = Normalizer.fit(train)
+        network.pixels = Pixels(channels.mean.tolist(), channels.std.tolist())
+
+
+def output_check(name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:
+    """A function of the outputs' shape that raises ShapeError if the classes do not fit in."""
+
+    def check(shape: tuple[int, ...]) -> None:
+        if len(shape) != 2 or shape[1] < len(data.classes):
+            raise ShapeError(
+                f"Trainer: {data.name} has {len(data.classes)} classes, so {name} must give "
+                f"outputs (n, {len(data.classes)}), got {shape}"
+            )
+
+    return check
