@@ -14,6 +14,7 @@ import pytest
 from gpulayers import activations, threads
 from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.ops import sequence, use_engine
+from gpulayers.ops.cpu import sequence as cpu_sequence
 from gpulayers.ops.sequence import Trace, Weights
 from gpulayers.ops.workspace import Workspace
 from tests.conftest import Backend, switched_to
@@ -205,6 +206,16 @@ def test_any_number_of_threads(fast: Backend, name: str, dtype: str, count: int)
         first, second = call.run(), call.run()
     for what, array in first.items():
         assert_same_bits(second[what], array)
+
+
+@main_kinds
+@pytest.mark.parametrize("count", [2, 5])
+def test_examples_shared_out(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pure NumPy, what large batches do: a part of the examples for each thread."""
+    monkeypatch.setattr(cpu_sequence, "_NUMBERS", 1)
+    with use_engine("numpy"), threads.use_threads(count):
+        for shape in (MANY, (2, 13, 70, 24)):
+            Call(name, shape, "float64", mask=ragged(*shape[:2])).check()
 
 
 @every_kind

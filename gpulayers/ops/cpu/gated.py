@@ -1,7 +1,6 @@
 """Recurrent networks with gates over whole sequences on the CPU; see `sequence` beside this file.
 
-sigmoid(z) = (1 + tanh(z / 2)) / 2, with the half taken into the weights: so all gates of an LSTM
-are one tanh. A gate nearly shut is then off by a unit in the last place of 1, not of its value.
+The weights of gates are taken negative, so that a gate is 1 / (1 + exp(what the product gives)).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu.sequence import (
     CpuSequence,
     States,
+    StepProducts,
     accumulators_of,
     gradients,
     is_cut,
@@ -45,25 +45,24 @@ class CpuGated(CpuSequence):
             return super().lstm_forward(X, first, mask, weights, act, gate)
         h = len(weights.recurrent)
         A, C = states_of(X, first, weights, 2)
-        # halved: all but the candidate
-        half = np.repeat(np.array([0.5, 0.5, 1, 0.5], X.dtype), h)
-        shift = np.repeat(np.array([0.5, 0.5, 0, 0.5], X.dtype), h)
-        W_a = np.multiply(weights.recurrent, half, out=new_like(weights.recurrent))
-        W_x = np.multiply(weights.input, half, out=new_like(weights.input))
-        gates = project(X, W_x, weights.biases[0] * half)
+        sign = np.repeat(np.array([-1, -1, 1, -1], X.dtype), h)  # of gates: exp(-Z) is wanted
+        W_a = np.multiply(weights.recurrent, sign, out=new_like(weights.recurrent))
+        W_x = np.multiply(weights.input, sign, out=new_like(weights.input))
+        gates = workspace.empty((*C[1:].shape[:2], 4 * h), X.dtype)
+        products = StepProducts(X, W_a, W_x, weights.biases[0] * sign, A, gates)
         seen = workspace.empty(C[1:].shape, X.dtype)  # tanh(C_t)
 
         def share(_: int, part: slice) -> None:
-            from_state, product = new_like(gates[0, part]), new_like(C[0, part])
+            free, product = new_like(gates[0, part]), new_like(C[0, part])
+            candidate = new_like(product)
             for t in range(len(X)):
                 g, c, a, tanh_c = gates[t, part], C[t + 1, part], A[t + 1, part], seen[t, part]
-                np.matmul(A[t, part], W_a, out=from_state)
-                np.add(g, from_state, out=g)
-                np.tanh(g, out=g)
-                np.multiply(g, half, out=g)
-                np.add(g, shift, out=g)
+                products.of(t, part, free)
+                np.tanh(g[:, 2 * h : 3 * h], out=candidate)
+                _logistic_of_negative(g)  # the candidate goes along: all numbers side by side
+                g[:, 2 * h : 3 * h] = candidate
                 np.multiply(g[:, :h], C[t, part], out=c)
-                np.multiply(g[:, h : 2 * h], g[:, 2 * h : 3 * h], out=product)
+                np.multiply(g[:, h : 2 * h], candidate, out=product)
                 np.add(c, product, out=c)
                 np.tanh(c, out=tanh_c)
                 np.multiply(g[:, 3 * h :], tanh_c, out=a)
@@ -71,7 +70,8 @@ class CpuGated(CpuSequence):
                     np.copyto(c, C[t, part], where=~mask[t, part])
                     np.copyto(a, A[t, part], where=~mask[t, part])
 
-        over_examples(X, share)
+        with np.errstate(over="ignore"):
+            over_examples(gates, share)
         return Trace(X, mask, (A, C), (gates, None, seen))
 
     def lstm_backward(
@@ -95,7 +95,7 @@ class CpuGated(CpuSequence):
         dZ, through_A = workspace.empty(gates.shape, gates.dtype), new_like(seen)
         accumulators = accumulators_of(trace, last)
 
-        def factors(_: int, part: slice) -> None:
+        def factors(part: slice) -> None:
             """What dC_t (first three blocks) and dA_t (the last) are multiplied by."""
             g, d, tanh_c, to_C = gates[part], dZ[part], seen[part], through_A[part]
             update, candidate, output = (g[..., k * h : (k + 1) * h] for k in (1, 2, 3))
@@ -136,8 +136,8 @@ class CpuGated(CpuSequence):
                     np.matmul(d, weights.recurrent.T, out=back)
                     np.copyto(total, back, where=mask[t, part])
 
-        over_steps(X, factors)
-        over_examples(X, share)
+        over_steps(dZ, factors)
+        over_examples(gates, share)
         return gradients(trace, dZ, weights, params, inputs, accumulators)
 
     # ---- gated recurrent unit
@@ -155,13 +155,14 @@ class CpuGated(CpuSequence):
             return super().gru_forward(X, first, mask, weights, act, gate)
         h = len(weights.recurrent)
         (A,) = states_of(X, first, weights, 1)
-        # halved: the two gates; the input's columns are [n, z, r], the state's [z, r, M]
-        half = np.repeat(np.array([1, 0.5, 0.5], X.dtype), h)
+        # the input's columns are [n, z, r], the state's [z, r, M]
+        sign = np.repeat(np.array([1, -1, -1], X.dtype), h)
         W_a, W_x = new_like(weights.recurrent), new_like(weights.input)
-        np.multiply(weights.recurrent, np.roll(half, -h), out=W_a)
-        np.multiply(weights.input, half, out=W_x)
-        bias, ba = weights.biases[0][: 3 * h] * half, weights.biases[0][3 * h :]
-        gates = project(X, W_x, bias)
+        np.multiply(weights.recurrent, np.roll(sign, -h), out=W_a)
+        np.multiply(weights.input, sign, out=W_x)
+        bias, ba = weights.biases[0][: 3 * h] * sign, weights.biases[0][3 * h :]
+        gates = workspace.empty((*A[1:].shape[:2], 3 * h), X.dtype)
+        project(X, W_x, bias, gates)
         M = workspace.empty(A[1:].shape, X.dtype)
 
         def share(_: int, part: slice) -> None:
@@ -172,9 +173,7 @@ class CpuGated(CpuSequence):
                 np.matmul(old, W_a, out=from_state)
                 np.add(zr, from_state[:, : 2 * h], out=zr)
                 np.add(from_state[:, 2 * h :], ba, out=m)
-                np.tanh(zr, out=zr)
-                np.multiply(zr, 0.5, out=zr)
-                np.add(zr, 0.5, out=zr)
+                _logistic_of_negative(zr)
                 np.multiply(zr[:, h:], m, out=product)
                 np.add(candidate, product, out=candidate)
                 np.tanh(candidate, out=candidate)
@@ -184,7 +183,8 @@ class CpuGated(CpuSequence):
                 if mask is not None:
                     np.copyto(new, old, where=~mask[t, part])
 
-        over_examples(X, share)
+        with np.errstate(over="ignore"):
+            over_examples(gates, share)
         return Trace(X, mask, (A,), (gates, M, None))
 
     def gru_backward(
@@ -208,7 +208,7 @@ class CpuGated(CpuSequence):
         dZ = workspace.empty((*A[1:].shape[:2], 4 * h), X.dtype)
         (accumulator,) = accumulators_of(trace, last)
 
-        def factors(_: int, part: slice) -> None:
+        def factors(part: slice) -> None:
             """What dA_t is multiplied by: [dZ_n, dZ_z, dZ_r, dM] are all multiples of it."""
             N, G_z, G_r = (gates[part, :, k * h : (k + 1) * h] for k in range(3))
             n, z, r, m = (dZ[part, :, k * h : (k + 1) * h] for k in range(4))
@@ -247,6 +247,13 @@ class CpuGated(CpuSequence):
                     np.add(back, dA_t, out=back)
                     np.copyto(total, back, where=mask[t, part])
 
-        over_steps(X, factors)
-        over_examples(X, share)
+        over_steps(dZ, factors)
+        over_examples(gates, share)
         return gradients(trace, dZ, weights, params, inputs, (accumulator,))
+
+
+def _logistic_of_negative(z: Array) -> None:
+    """1 / (1 + exp(z)), in place; where exp overflows it is 0."""
+    np.exp(z, out=z)
+    np.add(z, 1, out=z)
+    np.divide(1, z, out=z)

@@ -2,8 +2,9 @@
 
 - What needs no state is computed for all steps at once: the input's products, the slopes of the
   activations, the gradients of the weights.
-- Each thread goes through all steps with examples of its own, with BLAS at one thread: the product
-  of one step is too small to be worth waking threads for.
+- The operations of one step are so short that two Python threads would wait for one another's lock
+  most of the time: so one thread goes through the steps, and BLAS uses the others for the products.
+  Of large batches each thread takes a part through all steps.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.reference.sequence import ReferenceSequence
 
 States = tuple[Array, ...]
 
 _COPY_BYTES = 1 << 17  # of a block of examples that is turned around inside the cache
-_EXAMPLES = 8  # a thread should have at least, ...
-_ROWS = 64  # ... of rows of a product, ...
-_COLUMNS = 64  # ... or of its columns
+_NUMBERS = 1 << 16  # pre-activations of one step that are worth a thread
+_CACHED = 1 << 16  # numbers that a bias is added to before they leave the cache
+_TALL = 8  # rows of a step's product from which its matrix may be read for each step anew
 _TANH = ("tanh", 0.0, 0.0)  # a built-in activation's `kernel`
 
 
@@ -43,8 +45,13 @@ class CpuSequence(ReferenceSequence):
     def time_last(self, X: Array) -> Array:
         n_t, n, ch = X.shape
         out = workspace.empty((n, ch, n_t), X.dtype)
-        for part in _example_blocks(n, ch * n_t * X.itemsize):
-            out[part] = X[:, part].transpose(1, 2, 0)
+        # by way of an example's own matrix (n_t, ch): its rows are then close to one another
+        cut = _example_blocks(n, ch * n_t * X.itemsize)
+        near = workspace.empty((cut[0].stop if cut else 0, n_t, ch), X.dtype)
+        for part in cut:
+            own = near[: min(part.stop, n) - part.start]
+            own[...] = X[:, part].transpose(1, 0, 2)
+            out[part] = own.transpose(0, 2, 1)
         return out
 
     def joined(self, arrays: list[Array], axis: int) -> Array:
@@ -61,14 +68,15 @@ class CpuSequence(ReferenceSequence):
         if act.kernel is None or X.itemsize == 2:
             return super().rnn_forward(X, first, mask, weights, act)
         (A,) = states_of(X, first, weights, 1)
-        Z = project(X, weights.input, weights.biases[0] + weights.biases[1])
+        Z = workspace.empty((*A[1:].shape[:2], A.shape[2]), X.dtype)
+        bias = weights.biases[0] + weights.biases[1]
+        products = StepProducts(X, weights.recurrent, weights.input, bias, A, Z)
 
         def share(_: int, part: slice) -> None:
-            from_state = new_like(A[0, part])
+            free = new_like(A[0, part])
             for t in range(len(X)):
+                products.of(t, part, free)
                 z, new = Z[t, part], A[t + 1, part]
-                np.matmul(A[t, part], weights.recurrent, out=from_state)
-                np.add(z, from_state, out=z)
                 if act.kernel == _TANH:
                     np.tanh(z, out=new)
                 else:
@@ -76,7 +84,7 @@ class CpuSequence(ReferenceSequence):
                 if mask is not None:
                     np.copyto(new, A[t, part], where=~mask[t, part])
 
-        over_examples(X, share)
+        over_examples(Z, share)
         return Trace(X, mask, (A,), (Z,))
 
     def rnn_backward(
@@ -96,7 +104,7 @@ class CpuSequence(ReferenceSequence):
         dZ = workspace.empty(Z.shape, Z.dtype)
         (accumulator,) = accumulators_of(trace, last)
 
-        def slopes(_: int, part: slice) -> None:
+        def slopes(part: slice) -> None:
             if act.kernel == _TANH:  # 1 - A_t^2; where a step is left out, zero is multiplied
                 after = A[1:][part]
                 np.multiply(after, after, out=dZ[part])
@@ -120,8 +128,8 @@ class CpuSequence(ReferenceSequence):
                     np.matmul(dz, weights.recurrent.T, out=back)
                     np.copyto(total, back, where=mask[t, part])
 
-        over_steps(X, slopes)
-        over_examples(X, share)
+        over_steps(dZ, slopes)
+        over_examples(Z, share)
         return gradients(trace, dZ, weights, params, inputs, (accumulator,))
 
 
@@ -162,32 +170,70 @@ def _example_blocks(n: int, bytes_each: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
-def over_examples(X: Array, share: Callable[[int, slice], None]) -> None:
-    threads.run_shares(share, threads.shares(X.shape[1], _EXAMPLES))
+def over_examples(Z: Array, share: Callable[[int, slice], None]) -> None:
+    """Call ``share(i, part)`` for parts of the examples, each with all steps of (n_t, n, width)."""
+    n, width = Z.shape[1:]
+    parts = threads.shares(n, -(-_NUMBERS // max(1, width)))
+    if len(parts) > 1:
+        threads.run_shares(share, parts)
+        return
+    with threads.threaded_blas():
+        share(0, slice(0, n))
 
 
-def over_steps(X: Array, share: Callable[[int, slice], None]) -> None:
-    threads.run_shares(share, threads.shares(len(X)))
+def over_steps(Z: Array, work: Callable[[slice], None]) -> None:
+    """Call ``work(part)`` for parts of the steps."""
+    parts = threads.shares(len(Z), max(1, _NUMBERS // max(1, Z[0].size)))
+    threads.run_shares(lambda _, part: work(part), parts)
 
 
 # ------------------------------------------------------------------------- products of all steps
 
 
-def project(X: Array, W: Array, bias: Array) -> Array:
-    """X W + bias, for all steps."""
+class StepProducts:
+    """Z_t = A_{t-1} W_a + X_t W_x + bias, one step after another.
+
+    With few inputs that is one product, of rows [A_{t-1}, X_t, 1]; otherwise what comes from the
+    inputs is there before the first step.
+    """
+
+    def __init__(self, X: Array, W_a: Array, W_x: Array, bias: Array, A: Array, Z: Array) -> None:
+        n_t, n, n_in = X.shape
+        h, width = W_a.shape
+        self.A, self.Z, self.W, self.h = A, Z, W_a, h
+        self.rows: Array | None = None
+        if n < _TALL or n_in > h:
+            project(X, W_x, bias, Z)
+            return
+        rows = self.rows = workspace.empty((n_t, n, h + n_in + 1), X.dtype)
+        rows[:, :, h:-1], rows[:, :, -1] = X, 1
+        self.W = workspace.empty((h + n_in + 1, width), X.dtype)
+        self.W[:h], self.W[h:-1], self.W[-1] = W_a, W_x, bias
+
+    def of(self, t: int, part: slice, free: Array) -> None:
+        """Write Z_t of some examples; `free` is an array of its size to work in."""
+        if self.rows is None:
+            np.matmul(self.A[t, part], self.W, out=free)
+            np.add(self.Z[t, part], free, out=self.Z[t, part])
+        else:
+            row = self.rows[t, part]
+            row[:, : self.h] = self.A[t, part]
+            np.matmul(row, self.W, out=self.Z[t, part])
+
+
+def project(X: Array, W: Array, bias: Array, out: Array) -> None:
+    """out = X W + bias, for all steps."""
     n_t, n, n_in = X.shape
-    out = workspace.empty((n_t, n, W.shape[1]), X.dtype)
-    _rows_product(X.reshape(n_t * n, n_in), W, out.reshape(n_t * n, W.shape[1]), bias)
-    return out
+    x, rows = X.reshape(n_t * n, n_in), out.reshape(n_t * n, W.shape[1])
+    with threads.threaded_blas():
+        for part in blocks(slice(0, len(rows)), max(1, _CACHED // rows.shape[1])):
+            np.matmul(x[part], W, out=rows[part])
+            np.add(rows[part], bias, out=rows[part])
 
 
-def _rows_product(A: Array, B: Array, out: Array, bias: Array | None = None) -> None:
-    def share(_: int, part: slice) -> None:
-        np.matmul(A[part], B, out=out[part])
-        if bias is not None:
-            np.add(out[part], bias, out=out[part])
-
-    threads.run_shares(share, threads.shares(len(A), _ROWS))
+def _product(A: Array, B: Array, out: Array) -> None:
+    with threads.threaded_blas():
+        np.matmul(A, B, out=out)
 
 
 def gradients(
@@ -202,18 +248,13 @@ def gradients(
     dX = grads = None
     if inputs:
         dX = new_like(trace.X)
-        _rows_product(from_input, weights.input.T, dX.reshape(n_t * n, n_in))
+        _product(from_input, weights.input.T, dX.reshape(n_t * n, n_in))
     if params:
         X, A_prev = trace.X.reshape(n_t * n, n_in), A[:-1].reshape(n_t * n, h)
         dW_a, dW_x = new_like(weights.recurrent), new_like(weights.input)
         db = workspace.empty((1, rows.shape[1]), rows.dtype)
-        ones = np.ones((1, n_t * n), rows.dtype)
-
-        def share(_: int, part: slice) -> None:
-            np.matmul(A_prev.T, from_state[:, part], out=dW_a[:, part])
-            np.matmul(X.T, from_input[:, part], out=dW_x[:, part])
-
-        np.matmul(ones, rows, out=db)
-        threads.run_shares(share, threads.shares(width, _COLUMNS))
+        _product(A_prev.T, from_state, dW_a)
+        _product(X.T, from_input, dW_x)
+        _product(np.ones((1, n_t * n), rows.dtype), rows, db)
         grads = Weights(dW_a, dW_x, (db[0], db[0])[: len(weights.biases)])
     return SequenceGradients(dX, grads, states)
