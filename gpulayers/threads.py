@@ -24,6 +24,7 @@ from threadpoolctl import ThreadpoolController
 from gpulayers.errors import ParameterError
 
 __all__ = [
+    "is_serial",
     "run_shares",
     "shares",
     "single_threaded_blas",
@@ -175,7 +176,7 @@ def single_threaded_blas() -> Iterator[None]:
 
     Several threads may be inside at a time; the last one to leave restores the former number.
     """
-    if _is_serial():
+    if is_serial():
         yield
         return
     holders = _holders
@@ -194,7 +195,7 @@ def threaded_blas() -> Iterator[None]:
     second thread gives there, while BLAS's threads need no lock. Within a share of `run_shares` it
     does nothing; while another thread holds BLAS to one, it stays at one for both.
     """
-    if _is_serial():
+    if is_serial():
         yield
         return
     holders = _holders
@@ -207,7 +208,7 @@ def threaded_blas() -> Iterator[None]:
         holders.change(threaded=-1)
 
 
-def _is_serial() -> bool:
+def is_serial() -> bool:
     """Whether this thread computes a share, or lets BLAS alone use the threads."""
     return getattr(_inside, "value", False)
 
@@ -297,7 +298,7 @@ def shares(n: int, grain: int = 1) -> list[slice]:
     number of threads. Within a share of `run_shares` it is one slice.
     """
     grain = max(1, grain)
-    count = 1 if _is_serial() else thread_count()
+    count = 1 if is_serial() else thread_count()
     count = max(1, min(count, n // grain))
     step = -(-n // count)
     step = max(1, -(-step // grain) * grain)
@@ -312,7 +313,7 @@ def run_shares(work: Work, parts: list[slice]) -> None:
     (`numpy.errstate` is one) have the caller's values. The first exception of a share is raised
     here, after all have ended.
     """
-    if _is_serial():
+    if is_serial():
         for i, part in enumerate(parts):
             work(i, part)
         return

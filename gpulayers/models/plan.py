@@ -16,7 +16,8 @@ from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeErro
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import ResidualNode, nodes_of
-from gpulayers.ops._kernels import kernels_for, kernels_of_module
+from gpulayers.models.plan_recorded import Recordings, Results
+from gpulayers.ops._kernels import current_engine, kernels_for, kernels_of_module, use_engine
 from gpulayers.ops.workspace import Workspace
 
 __all__ = ["CompiledNetwork"]
@@ -95,6 +96,8 @@ class CompiledNetwork:
         self._copies = [first]
         self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain
         self._by_example = self._plain_loss and all(n.by_example for n in first.nodes)
+        self._recordings = Recordings(first.nodes, network.dtype)
+        self._updates: Any = None
         self._work = _multiplications(first, self._zeros()) if self._by_example else math.inf
         self.outputs: Any = None
 
@@ -154,13 +157,15 @@ class CompiledNetwork:
         X = self._checked(X)
         if self._plain_loss:
             self._check_labels(labels, len(X))
+        scale = 1.0
+        if self._plain_loss and self.loss.reduction == "mean":
+            scale = 1.0 / max(len(X), 1)
+        if self._plain_loss and self._run_recorded(self._copies[0], X, labels, scale):
+            return self._collect(self._copies[:1], scale)
         parts = self._parts(len(X))
         while len(self._copies) < len(parts):
             self._copies.append(_Copy(self.network.layers))
         copies = self._copies[: len(parts)]
-        scale = 1.0
-        if self._plain_loss and self.loss.reduction == "mean":
-            scale = 1.0 / max(len(X), 1)
 
         def work(i: int, part: slice) -> None:
             self._run(copies[i], X[part], labels[part], scale)
@@ -176,7 +181,7 @@ class CompiledNetwork:
 
     def _run(self, copy: _Copy, X: Array, labels: Array, scale: float) -> None:
         """Forward, loss and backward of one part of the batch."""
-        with copy.workspace:
+        with copy.workspace, use_engine(current_engine()):  # looked up once, not by each operation
             copy.forget()
             copy.workspace.next_round()
             logits = copy.forward(X)
@@ -188,6 +193,24 @@ class CompiledNetwork:
                 copy.losses = self.loss.forward(labels, logits)
                 dY = self.loss.backward()
             backward_through(copy.nodes, dY, False)
+
+    def _run_recorded(self, copy: _Copy, X: Array, labels: Array, scale: float) -> bool:
+        """`_run` as calls that were noted down, where that is possible."""
+
+        def run(workspace: Workspace, labels: Array) -> Results:
+            copy.workspace = workspace
+            try:
+                with threads.single_threaded_blas():
+                    self._run(copy, X, labels, scale)
+            finally:
+                copy.workspace = Workspace()
+            return copy.outputs, copy.losses
+
+        results = self._recordings.run(X, labels, scale, run)
+        if results is None:
+            return False
+        copy.outputs, copy.losses = results
+        return True
 
     def _collect(self, copies: list[_Copy], scale: float) -> float | Array:
         xp = backend.xp_of(copies[0].outputs)
@@ -204,6 +227,7 @@ class CompiledNetwork:
     def gradient_arrays(self) -> list[Array]:
         """The gradients that `gradients` gave, of all parameters that learn; to be read, or changed
         in place before `update`."""
+        self._recordings.shown = True
         return [grad for node in self._copies[0].leaves() for grad in node.gradient_arrays()]
 
     def update(self, cur_loss: float | None = None) -> None:
@@ -214,11 +238,29 @@ class CompiledNetwork:
         cur_loss : float, optional
             For schedules that look at the loss.
         """
-        with self._copies[0].workspace:
-            for node in self._copies[0].leaves():
-                node.update(cur_loss, node.gradients)
+        with self._copies[0].workspace, use_engine(current_engine()):
+            self._update(cur_loss)
         for copy in self._copies:
             copy.forget()
+
+    def _update(self, cur_loss: float | None) -> None:
+        rules = self._rules()
+        try:
+            for node in self._copies[0].leaves():
+                node.update(cur_loss, node.gradients, rules)
+        finally:
+            if rules is not None:
+                rules.run()
+
+    def _rules(self) -> Any:
+        """What does all updates in one call; None where there is no such thing."""
+        place = self.network.home or backend.current_backend()
+        maker = getattr(kernels_of_module(backend.module(place)), "updates", None)
+        if maker is None:
+            return None
+        if type(self._updates) is not maker:
+            self._updates = maker(self.network.dtype)
+        return self._updates
 
     def _parts(self, n: int) -> list[slice]:
         """How a batch is cut: one part, or one for each thread in pure NumPy."""

@@ -8,7 +8,7 @@ from typing import Any
 from gpulayers import threads
 from gpulayers.backend import Array
 from gpulayers.layers import _arguments as check
-from gpulayers.models.plan_node import Node, backward_through, contiguous
+from gpulayers.models.plan_node import BySize, Node, backward_through, contiguous
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
@@ -21,6 +21,8 @@ class ConvNode(Node):
     Only the outputs are kept, no pre-activations; the gradient goes through pooling and ReLU at
     once.
     """
+
+    recordable = True
 
     def __init__(self, conv: Any, pool: Any, relu: bool, extra: Sequence[Any] = ()) -> None:
         layers = [conv, *extra, *([] if pool is None else [pool])]
@@ -46,6 +48,11 @@ class ConvNode(Node):
         )
         rows, cols = window.output_size(x_shape[1], x_shape[2])
         return window, (x_shape[0], rows // 2, cols // 2, self.weights[0].shape[3])
+
+    def settings(self) -> Any:
+        conv, pool = self._conv, self._pool
+        after = None if pool is None else (pool.kernel_shape, pool.stride, pool.pad)
+        return conv.kernel_shape, conv.stride, conv.pad, conv.dilation, after
 
     def as_gradients(self, dW: Array, db: Array) -> list[dict[str, Array]]:
         """These gradients, as `gradients` holds them."""
@@ -110,12 +117,17 @@ class PooledNode(Node):
     kept for the batch sizes it meets; everything else goes through the nodes one by one.
     """
 
+    recordable = True
+
     def __init__(self, nodes: list[ConvNode]) -> None:
         layers = [layer for node in nodes for layer in node.layers]
         super().__init__(layers, "\n".join(node.name for node in nodes))
         self.nodes = nodes
-        self._plans: dict[Any, Any] = {}
+        self._plans = BySize()
         self._saved: Any = None
+
+    def settings(self) -> Any:
+        return [node.settings() for node in self.nodes]
 
     def forward(self, X: Array) -> Array:
         plan = self._plan(X)
@@ -155,15 +167,15 @@ class PooledNode(Node):
         if make is None or getattr(k, "threaded", False):
             return None
         key = X.shape, X.dtype, len(threads.shares(len(X)))
-        if key not in self._plans:
-            shapes, shape = [], X.shape
-            for node in self.nodes:
-                window, shape = node.window(shape)
-                shapes.append((node.weights[0].shape, window))
-            while len(self._plans) > 1:  # a whole batch, and the last one of an epoch
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = make(shapes, X.shape, X.dtype)
-        return self._plans[key]
+        return self._plans.get(key, lambda: make(self._layers(X.shape), X.shape, X.dtype))
+
+    def _layers(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], Window]]:
+        """The shape of W and the window of each, for images of this shape."""
+        layers = []
+        for node in self.nodes:
+            window, shape = node.window(shape)
+            layers.append((node.weights[0].shape, window))
+        return layers
 
     def forget(self) -> None:
         super().forget()

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.ops._kernels import kernels_for
 
-__all__ = ["Node", "backward_through", "contiguous"]
+__all__ = ["BySize", "Node", "backward_through", "contiguous"]
+
+
+class BySize:
+    """What was made for batches of a size, for the last two sizes: a whole batch, and the last one
+    of an epoch."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            while len(self._made) > 1:
+                del self._made[next(iter(self._made))]
+            self._made[key] = make()
+        return self._made[key]
 
 
 class Node(ABC):
@@ -22,11 +37,15 @@ class Node(ABC):
         As `CompiledNetwork.describe` prints it.
     by_example : bool
         Whether parts of a batch may be computed at the same time.
+    recordable : bool
+        Whether the compiled kernels compute all of it, in the same calls for every batch of a size
+        as long as the parameters and `settings` are the same.
     gradients : list of dict
         After `backward`: for each layer its parameters' gradients by name, of this batch alone.
     """
 
     by_example = True
+    recordable = False
 
     def __init__(self, layers: Sequence[Any], name: str) -> None:
         self.layers = tuple(layers)
@@ -44,14 +63,21 @@ class Node(ABC):
         """Let go of the arrays of the batch, so that the workspace can use them again."""
         self.gradients = [{} for _ in self.layers]
 
+    def settings(self) -> Any:
+        """What the calls of its kernels depend on, but for batch and parameters."""
+        return None
+
     def gradient_arrays(self) -> Iterator[Array]:
         """The gradients of the parameters that learn."""
         for layer, grads in zip(self.layers, self.gradients, strict=True):
             if layer.trainable:
                 yield from grads.values()
 
-    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
-        """Let each layer's optimizer take its step with these gradients."""
+    def update(
+        self, cur_loss: float | None, gradients: list[dict[str, Array]], rules: Any = None
+    ) -> None:
+        """Let each layer's optimizer take its step with these gradients; `rules` does the
+        updates, by default the kernels for the arrays."""
         for layer, grads in zip(self.layers, gradients, strict=True):
             if not layer.trainable or not layer.gradients:
                 continue
@@ -59,8 +85,10 @@ class Node(ABC):
             optimizer.step()
             for name in layer.gradients:
                 parameter = layer.parameters[name]
-                grad = grads[name].reshape(parameter.shape)
-                k = kernels_for(grad)
+                grad = grads[name]
+                if grad.shape != parameter.shape:
+                    grad = grad.reshape(parameter.shape)
+                k = kernels_for(grad) if rules is None else rules
                 optimizer.update_planned(k, parameter, grad, name, cur_loss)
 
 

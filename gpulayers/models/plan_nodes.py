@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gpulayers import threads
 from gpulayers.activations import Identity, ReLU
 from gpulayers.backend import Array
 from gpulayers.layers import (
@@ -36,7 +37,7 @@ from gpulayers.layers.base import LayerBase
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.network import Sequential
 from gpulayers.models.plan_conv import ConvNode, PooledNode
-from gpulayers.models.plan_node import Node, backward_through, contiguous
+from gpulayers.models.plan_node import BySize, Node, backward_through, contiguous
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._product import product
 
@@ -70,6 +71,7 @@ class LayerNode(Node):
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
         self.by_example = type(layer) in _BY_EXAMPLE
+        self.recordable = type(layer) is Flatten  # a view
         self._saved: Any = None
 
     def forward(self, X: Array) -> Array:
@@ -113,7 +115,9 @@ class PublicNode(Node):
     def forget(self) -> None:
         """The part keeps its own gradients until its update."""
 
-    def update(self, cur_loss: float | None, gradients: list[dict[str, Array]]) -> None:
+    def update(
+        self, cur_loss: float | None, gradients: list[dict[str, Array]], rules: Any = None
+    ) -> None:
         part = self.layers[0]
         if part.trainable:
             part.update(cur_loss)
@@ -124,24 +128,46 @@ class PublicNode(Node):
 class DenseNode(Node):
     """A dense layer with bias and ReLU (or none); only the output is kept."""
 
+    recordable = True
+
     def __init__(self, layer: Any, relu: bool, extra: Sequence[Any] = ()) -> None:
         super().__init__([layer, *extra], "FullyConnected" + (" + ReLU" if relu else ""))
         self._relu = relu
+        self._plans = BySize()
         self._saved: Any = None
 
     def forward(self, X: Array) -> Array:
-        p = self.layers[0].parameters
-        Y = kernels_for(X).dense_forward(X, p["W"], p["b"].reshape(-1), self._relu)
-        self._saved = X, Y
+        p, plan = self.layers[0].parameters, self._plan(X)
+        W, b = p["W"], p["b"].reshape(-1)
+        if plan is not None:
+            Y = plan.forward(X, W, b)
+        else:
+            Y = kernels_for(X).dense_forward(X, W, b, self._relu)
+        self._saved = X, Y, plan
         return Y
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
-        layer, (X, Y) = self.layers[0], self._saved
-        dY, k = contiguous(dY), kernels_for(dY)
+        layer, (X, Y, plan) = self.layers[0], self._saved
+        dY, W = contiguous(dY), layer.parameters["W"]
+        if plan is not None:
+            gradients, dX = plan.backward(dY, X, Y, W, layer.trainable, inputs)
+            if gradients is not None:
+                self.gradients[0] = dict(zip("Wb", gradients, strict=True))
+            return dX
+        k = kernels_for(dY)
         dZ = k.relu_backward(dY, Y) if self._relu else dY
         if layer.trainable:
             self.gradients[0] = {"W": product(X.T, dZ), "b": k.bias_grad(dZ)}
-        return product(dZ, layer.parameters["W"].T) if inputs else None
+        return product(dZ, W.T) if inputs else None
+
+    def _plan(self, X: Array) -> Any:
+        """Pure NumPy's memory and way for a thread that computes alone; None otherwise."""
+        k: Any = kernels_for(X)
+        make = getattr(k, "dense_layer", None)
+        if make is None or getattr(k, "threaded", False) or not threads.is_serial():
+            return None
+        shape = self.layers[0].parameters["W"].shape
+        return self._plans.get((len(X), X.dtype), lambda: make(len(X), shape, X.dtype, self._relu))
 
     def forget(self) -> None:
         super().forget()

@@ -284,8 +284,7 @@ class PooledConvolutions:
     def backward(self, dY: Array, inputs: bool) -> tuple[Gradients, Array | None] | None:
         """Return dW and db of each layer, and dX if `inputs`; None as `forward`.
 
-        Once after each `forward`, whose columns it writes over. The gradients are kept in place
-        until the next one.
+        Once after each `forward`, whose columns it writes over.
         """
         dX = workspace.empty(self.x_shape, self.dtype) if inputs else None
         done = [True] * len(self.shares)
@@ -302,4 +301,11 @@ class PooledConvolutions:
             for stage, more in zip(first.stages, other.stages, strict=True):
                 stage.dW += more.dW
                 stage.db += more.db
-        return [(stage.dW, stage.db) for stage in first.stages], dX
+        gradients = [(self._kept(stage.dW), self._kept(stage.db)) for stage in first.stages]
+        return gradients, dX
+
+    def _kept(self, array: Array) -> Array:
+        """A copy that the next batch does not write over."""
+        copy = workspace.empty(array.shape, self.dtype)
+        copy[...] = array
+        return copy

@@ -11,7 +11,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
-from gpulayers.ops.cpu import _pooled, _winograd
+from gpulayers.ops.cpu import _dense, _pooled, _winograd
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
 from gpulayers.ops.cpu.conv import convolve
 from gpulayers.ops.reference.fused import ReferenceFused
@@ -32,6 +32,12 @@ class CpuFused(ReferenceFused):
         if dtype.itemsize < 4 or not _pooled.serves(layers, x_shape):
             return None
         return _pooled.PooledConvolutions(layers, x_shape, dtype)
+
+    def dense_layer(
+        self, n: int, shape: tuple[int, int], dtype: np.dtype, relu: bool
+    ) -> _dense.DenseLayer | None:
+        """Memory for a dense layer that one thread computes, for batches of `n` examples."""
+        return None if dtype.itemsize < 4 or not n else _dense.DenseLayer(n, shape, dtype, relu)
 
     def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
         if not window.is_pointwise and _winograd.serves(X, dZ.shape[3], window):
