@@ -12,6 +12,7 @@ _SUBMODULES = (
     "backend",
     "errors",
     "initializers",
+    "interchange",
     "layers",
     "losses",
     "models",
@@ -34,6 +35,8 @@ _NAMES = {
     "use_engine": "ops",
     "Sequential": "training",
     "Trainer": "training",
+    "profile": "models",
+    "summarize": "models",
     "load": "training",
     "load_data": "training",
     "save": "training",
@@ -49,6 +52,7 @@ __all__ = [
     "check_gradients",
     "errors",
     "initializers",
+    "interchange",
     "layers",
     "load",
     "load_data",
@@ -57,10 +61,12 @@ __all__ = [
     "modules",
     "ops",
     "optimizers",
+    "profile",
     "random",
     "save",
     "schedulers",
     "set_default_dtype",
+    "summarize",
     "to_cpu",
     "to_gpu",
     "training",
@@ -76,6 +82,7 @@ if TYPE_CHECKING:
         backend,
         errors,
         initializers,
+        interchange,
         layers,
         losses,
         models,
@@ -90,6 +97,7 @@ if TYPE_CHECKING:
     )
     from gpulayers.backend import available, set_default_dtype, to_cpu, to_gpu, use_backend
     from gpulayers.gradients import check_gradients
+    from gpulayers.models import profile, summarize
     from gpulayers.ops import use_engine
     from gpulayers.training import Sequential, Trainer, load, load_data, save
 

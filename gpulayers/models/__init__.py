@@ -4,6 +4,8 @@ from gpulayers.models._model import Model
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.composite import Composite
 from gpulayers.models.network import Pixels, Sequential
+from gpulayers.models.summary import Summary, summarize
+from gpulayers.models.timing import Profile, profile
 from gpulayers.models.vae import BernoulliVAE
 from gpulayers.models.vocabulary import Vocabulary
 from gpulayers.models.w2v import Word2Vec
@@ -18,13 +20,17 @@ __all__ = [
     "Composite",
     "Model",
     "Pixels",
+    "Profile",
     "Residual",
     "Sequential",
+    "Summary",
     "Vocabulary",
     "Word2Vec",
     "build",
     "lenet",
     "mlp",
+    "profile",
     "resnet9",
+    "summarize",
     "vgg_small",
 ]

@@ -16,7 +16,6 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError, ShapeError
-from gpulayers.layers._group import LayerGroup
 from gpulayers.models.composite import Composite
 from gpulayers.ops.workspace import Workspace
 
@@ -302,32 +301,30 @@ class Sequential(Composite):
                 return self.layer_name(i)
         return None
 
-    def table(self, input_shape: tuple[int, ...]) -> str:
-        """Return a table of the layers with output shapes and parameter counts.
+    def table(self, input_shape: tuple[int, ...], batch_size: int = 1) -> str:
+        """Return a table of the layers: output shape, parameters, FLOPs, memory of training.
+
+        Text for `print`; `summarize` gives the same as numbers. It is not called `summary`, which
+        is numpy-ml's: a dictionary from which `set_params` restores.
 
         Parameters
         ----------
         input_shape : shape of one example, e.g. (28, 28, 1)
-            One example of zeros is run through the network, which creates the parameters if
-            they do not exist yet.
+            Parameters that do not exist yet are created.
+        batch_size : int
+            Of so many examples.
+
+        Raises
+        ------
+        ParameterError, GPULayersError
+            As `summarize`.
         """
-        X = backend.module(self.home or backend.current_backend()).zeros(
-            (1, *input_shape), self.dtype
-        )
-        rows = [("layer", "output", "parameters"), ("input", str(tuple(input_shape)), "")]
-        for layer in self.layers:
-            X = layer.forward(X, False)
-            if isinstance(layer, LayerGroup):
-                count = layer.parameter_count
-            else:
-                count = sum(int(g.size) for g in layer.gradients.values())
-            rows.append((type(layer).__name__, str(tuple(X.shape[1:])), f"{count:,}"))
-        rows.append(("total", "", f"{self.parameter_count:,}"))
-        widths = [max(len(row[c]) for row in rows) for c in range(3)]
-        lines = [
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows
-        ]
-        return "\n".join(lines)
+        from gpulayers.models._watch import example
+        from gpulayers.models.summary import summarize
+
+        if any(array is None for array in self.parameters.values()):
+            self.forward(*example(self, input_shape), retain_derived=False)
+        return str(summarize(self, input_shape, batch_size))
 
     def __getitem__(self, i: int) -> Any:
         return self.layers[i]

@@ -299,9 +299,10 @@ def test_parameter_count_and_table():
     expected = (9 * 4 + 4) + (9 * 16 + 4) + (4 + 4) + (100 * 10 + 10)
     assert net.parameter_count == expected
     lines = table.splitlines()
-    assert lines[0].split() == ["layer", "output", "parameters"]
-    assert lines[-1].split() == ["total", f"{expected:,}"]
-    assert lines[3].split() == ["Residual", "(10,", "10,", "4)", "156"]
+    assert lines[0].split()[:3] == ["layer", "output", "parameters"]
+    assert lines[-2].split()[:2] == ["total", f"{expected:,}"]
+    assert lines[3].split()[:5] == ["1", "Residual", "(10,", "10,", "4)"]
+    assert lines[4].split()[:6] == ["1.body.0", "Conv2D", "(10,", "10,", "4)", "148"]
 
 
 def test_the_first_layer_with_a_value_that_is_not_finite_is_named():
