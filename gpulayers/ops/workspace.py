@@ -20,7 +20,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 
-__all__ = ["Workspace", "active", "empty", "zeros"]
+__all__ = ["Workspace", "active", "empty", "trusted", "zeros"]
 
 VARIABLE = "GPULAYERS_WORKSPACE"
 SMALL = 1 << 13  # bytes below which NumPy's own allocation is as fast
@@ -48,6 +48,8 @@ class Workspace:
     ----------
     limit : int, optional
         Bytes to keep at most; beyond them arrays are fresh ones.
+    small : int
+        Bytes below which arrays are fresh ones.
 
     Attributes
     ----------
@@ -55,8 +57,8 @@ class Workspace:
         Of all buffers kept.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None = None, small: int = SMALL) -> None:
+        self.limit, self.small = limit, small
         self._buffers: dict[int, list[_Buffer]] = {}
         self._round = 0
         self._owner = threading.RLock()
@@ -80,8 +82,22 @@ class Workspace:
         if mine:
             self._owner.release()
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[int | None]]:
-        return Workspace, (self.limit,)
+    def __reduce__(self) -> tuple[type[Workspace], tuple[int | None, int]]:
+        return Workspace, (self.limit, self.small)
+
+    def holds(self, address: int) -> bool:
+        """Whether a buffer begins at this address."""
+        return any(
+            buffer.array.__array_interface__["data"][0] == address
+            for kept in self._buffers.values()
+            for buffer in kept
+        )
+
+    def fill(self, byte: int) -> None:
+        """Overwrite all buffers, in use or not."""
+        for kept in self._buffers.values():
+            for buffer in kept:
+                buffer.array.fill(byte)
 
     def next_round(self) -> None:
         """Say that a step begins; buffers idle for many steps are let go."""
@@ -105,7 +121,7 @@ class Workspace:
         nbytes = dtype.itemsize
         for n in shape:
             nbytes *= n
-        if nbytes < SMALL:
+        if nbytes < self.small:
             return np.empty(shape, dtype)
         size = -(-nbytes // _PAGE) * _PAGE
         kept = self._buffers.setdefault(size, [])
@@ -150,7 +166,7 @@ def _count_when_free() -> int:
 _FREE = _count_when_free()
 _active: ContextVar[Workspace | None] = ContextVar("gpulayers_workspace", default=None)
 # Without the interpreter lock a count may be out of date the moment it is read.
-_trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
+trusted = getattr(sys, "_is_gil_enabled", lambda: True)()
 # Who looks for memory errors wants every array by itself: GPULAYERS_WORKSPACE=0.
 _threads_have_own = os.environ.get(VARIABLE, "1") != "0"
 
@@ -162,7 +178,7 @@ def active() -> Workspace | None:
     but does not own it.
     """
     workspace = _active.get()
-    if workspace is None or not _trusted or workspace._thread != threading.get_ident():
+    if workspace is None or not trusted or workspace._thread != threading.get_ident():
         return None
     return workspace
 
@@ -181,7 +197,7 @@ _own = _Own()
 def _current() -> Workspace | None:
     """The workspace to take from; None where reference counts cannot be trusted."""
     workspace = active()
-    if workspace is not None or not _trusted or not _threads_have_own:
+    if workspace is not None or not trusted or not _threads_have_own:
         return workspace
     _own.calls += 1
     if _own.calls % _CALLS == 0:

@@ -248,14 +248,12 @@ class BuiltIn(OptimizerBase):
         goes to `update_`."""
         entry: Any = self.cache.get(param_name)
         states = [entry[key] for key in self._state_names] if isinstance(entry, dict) else [entry]
-        arrays = (param, grad, *states)
-        fits = all(
-            type(a) is type(param)
-            and a.dtype == param.dtype
-            and a.shape == param.shape
-            and a.flags.c_contiguous
-            for a in arrays
-        )
+        dtype, shape, fits = param.dtype, param.shape, True
+        for array in (param, grad, *states):
+            if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
+                fits = False
+                break
+            fits = fits and array.flags.c_contiguous
         plain = self.clip_value is None and self.clip_norm is None
         decays = self.weight_decay and not self._decoupled
         if not fits or not plain or decays or type(self).update_ is not BuiltIn.update_:

@@ -334,7 +334,7 @@ def test_many_threads_never_share_memory() -> None:
 def test_without_the_interpreter_lock_nothing_is_used_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workspace, "_trusted", False)
+    monkeypatch.setattr(workspace, "trusted", False)
     with Workspace() as space:
         assert workspace.empty((SIZE,), np.float32).base is None
         assert not workspace.zeros((SIZE,), np.float32).any()

@@ -11,6 +11,7 @@ from gpulayers.ops.compiled.library import report, unavailable_reason
 from gpulayers.ops.compiled.normalization import CompiledNormalization
 from gpulayers.ops.compiled.pool import CompiledPool
 from gpulayers.ops.compiled.product import CompiledProduct
+from gpulayers.ops.compiled.recorded import Recorder, Updates
 from gpulayers.ops.compiled.sequence import CompiledSequence
 from gpulayers.ops.compiled.softmax import CompiledSoftmax
 from gpulayers.ops.compiled.update import CompiledUpdate
@@ -34,3 +35,5 @@ class Compiled(
     """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
 
     threaded = True  # operations divide their work among the threads themselves
+    recorder = Recorder  # notes calls down, which can then be run again
+    updates = Updates

@@ -7,7 +7,7 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.compiled import activation, conv, pool, softmax
 from gpulayers.ops.compiled.library import DTYPES
-from gpulayers.ops.compiled.product import SMALL, product_into
+from gpulayers.ops.compiled.product import product_into, worth_c
 from gpulayers.ops.cpu.fused import CpuFused
 from gpulayers.ops.window import Window
 
@@ -33,7 +33,7 @@ class CompiledFused(CpuFused):
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         (m, k), n = X.shape, W.shape[1]
-        if X.dtype not in DTYPES or m * n * k < SMALL:
+        if X.dtype not in DTYPES or not worth_c(m, n, k):
             return super().dense_forward(X, W, b, relu)
         Y = workspace.empty((m, n), X.dtype)
         product_into(X, W, Y, bias=b, relu=relu)

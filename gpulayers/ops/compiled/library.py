@@ -88,7 +88,35 @@ def address(array: Any) -> int | None:
         return array.__array_interface__["data"][0]
 
 
-_threads = threading.local()
+class _Local(threading.local):
+    """Of each thread: the number of threads the library was told, who watches its calls."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.watcher: Callable[[Function, Any, list[Any], Any], None] | None = None
+
+
+_local = _Local()
+
+
+def watched(
+    watcher: Callable[[Function, Any, list[Any], Any], None] | None,
+) -> Callable[[Function, Any, list[Any], Any], None] | None:
+    """Have ``watcher(function, dtype, arguments, result)`` called after each call of this thread;
+    return the one before."""
+    before, _local.watcher = _local.watcher, watcher
+    return before
+
+
+def is_watched() -> bool:
+    """Whether this thread's calls are noted down: then all that can be is left to C."""
+    return _local.watcher is not None
+
+
+def symbol(name: str, dtype: Any) -> int | None:
+    """The address of a function of the library, None where there is none."""
+    function = getattr(_load().library, f"{name}_{'f32' if dtype == np.float32 else 'f64'}", None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
 
 
 class Function:
@@ -114,16 +142,19 @@ class Function:
 
     def __call__(self, dtype: Any, *arguments: Any) -> Any:
         count = thread_count()
-        if getattr(_threads, "count", 0) != count:
+        if _local.count != count:
             library = _load().library
             if library is not None:
                 library.gl_set_threads(count)
-                _threads.count = count
+                _local.count = count
         function = self._of.get(dtype) or self._resolve(dtype)
         values = list(arguments)
         for i in self._arrays:
             values[i] = address(values[i])
-        return function(*values)
+        result = function(*values)
+        if _local.watcher is not None:
+            _local.watcher(self, dtype, list(arguments), result)
+        return result
 
 
 def bind(name: str, signature: str, result: Any = None) -> Function:

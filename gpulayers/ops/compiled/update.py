@@ -14,6 +14,16 @@ _rmsprop = bind("gl_rmsprop", "pppiffff")
 _adam = bind("gl_adam", "ppppifffffff")
 
 
+def adam_scalars(
+    lr: float, decay1: float, decay2: float, eps: float, t: int
+) -> tuple[float, float, float, float, float, float, float]:
+    """What gl_adam takes after the arrays and their size."""
+    # both averages started at zero; step and scale take that bias out
+    step = lr / (1.0 - decay1**t)
+    scale = 1.0 / math.sqrt(1.0 - decay2**t)
+    return decay1, 1.0 - decay1, decay2, 1.0 - decay2, step, scale, eps
+
+
 def _suits(*changed: Array) -> bool:
     """A read-only array is left to NumPy, which refuses to write to it."""
     return changed[0].dtype in DTYPES and all(array.flags.writeable for array in changed)
@@ -57,8 +67,5 @@ class CompiledUpdate(ReferenceUpdate):
     ) -> None:
         if not _suits(param, mean, var):
             return super().adam_update(param, grad, mean, var, lr, decay1, decay2, eps, t)
-        # both averages started at zero; step and scale take that bias out
-        step = lr / (1.0 - decay1**t)
-        scale = 1.0 / math.sqrt(1.0 - decay2**t)
-        averages = (decay1, 1.0 - decay1, decay2, 1.0 - decay2)
-        _adam(param.dtype, param, grad, mean, var, param.size, *averages, step, scale, eps)
+        scalars = adam_scalars(lr, decay1, decay2, eps, t)
+        _adam(param.dtype, param, grad, mean, var, param.size, *scalars)

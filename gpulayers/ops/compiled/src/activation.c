@@ -2,6 +2,7 @@
  * the functions. Memory is read and written once; a row of channels may be of any length, since
  * the bias is repeated into a block that spans several rows. */
 #include "mathfun.h"
+#include "recorded.h"
 
 /* In the order of gpulayers/ops/compiled/activation.py. */
 enum {

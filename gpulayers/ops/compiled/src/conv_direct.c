@@ -5,6 +5,7 @@
  * built.
  */
 #include "conv_direct.h"
+#include "recorded.h"
 
 /* Taps that follow one another in memory become one run. */
 static void set_runs(const direct_t *d, phase_t *p, i64 *offset, i64 *length) {

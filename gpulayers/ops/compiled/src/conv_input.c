@@ -6,6 +6,7 @@
  * the convolution with the kernel turned by 180 degrees.
  */
 #include "conv_direct.h"
+#include "recorded.h"
 
 /* Where along one axis a phase gathers: tap f sees dZ at (first + before - f * spacing) / step. */
 typedef struct {

@@ -5,6 +5,7 @@
  * dW of its own over its items; at the end these are added.
  */
 #include "conv.h"
+#include "recorded.h"
 #include "sums.h"
 
 #define LONG_RUN 24       /* k side by side from which their tiles need no table of places */

@@ -1,6 +1,7 @@
 /* Max and average pooling, forward: one output pixel at a time, a vector of channels at a time, its
  * taps in row-major order. */
 #include "pool.h"
+#include "recorded.h"
 
 enum { MAX, AVERAGE };
 

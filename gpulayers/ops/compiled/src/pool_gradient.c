@@ -1,6 +1,7 @@
 /* Max and average pooling, backward. Every pixel gathers from the windows that see it, in the order
  * of their taps, so nothing is added to memory and threads share no pixel. */
 #include "pool.h"
+#include "recorded.h"
 
 #define MOST_VIEWS 256 /* of one pixel; the caller sees to it */
 

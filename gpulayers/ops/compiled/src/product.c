@@ -5,6 +5,7 @@
  * block of A, in the second, pass by it.
  */
 #include "panel.h"
+#include "recorded.h"
 
 #define DEPTH ((i64)(1536 / sizeof(real)))  /* most k of a block: a panel of it takes 24 KB */
 #define BLOCK_ROWS 144                      /* rows of A of a block */

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "mathfun.h"
+#include "recorded.h"
 
 typedef struct {
     const real *x, *y;

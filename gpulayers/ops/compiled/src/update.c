@@ -2,7 +2,7 @@
  * over memory, which is what bounds them; the compiler makes vectors of these loops. */
 #include <math.h>
 
-#include "common.h"
+#include "recorded.h"
 
 #define GRAIN 32768 /* elements that are worth a thread */
 

@@ -1,4 +1,5 @@
 /* Winograd's convolution F(4x4, 3x3): forward, and the input gradient as a forward pass. */
+#include "recorded.h"
 #include "winograd.h"
 
 #ifndef GL_DOUBLE

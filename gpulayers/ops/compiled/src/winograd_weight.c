@@ -1,4 +1,5 @@
 /* The gradient of the weights by Winograd's identity, transposed (see winograd.h). */
+#include "recorded.h"
 #include "sums.h"
 #include "winograd.h"
 
