@@ -1,7 +1,7 @@
 # One-line targets; .ci/run and the workflows call the same ones.
 PYTHON ?= .venv/bin/python
 
-.PHONY: install kernels test test-all test-numpy test-gpu sanitizers mutants lint types imports notebooks wheel bench all
+.PHONY: install kernels test test-all test-numpy test-gpu sanitizers mutants lint types imports docs notebooks wheel bench all
 
 install:            ## a virtual environment with everything to develop
 	python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"
@@ -40,10 +40,13 @@ types:
 imports:            ## imports run one way
 	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
+docs:               ## the pages and the reference as HTML, in docs/_build
+	$(PYTHON) -m sphinx -q -W --keep-going -E -b html docs docs/_build
+
 notebooks:          ## run every notebook; the committed outputs are left alone
 	$(PYTHON) tools/run_notebooks.py examples/*.ipynb
 
 wheel:              ## build the wheel, install it elsewhere, train ten steps
 	$(PYTHON) -m pytest -q -m slow tests/packaging
 
-all: lint types imports test test-numpy sanitizers wheel notebooks mutants bench
+all: lint types imports docs test test-numpy sanitizers wheel notebooks mutants bench
