@@ -13,6 +13,8 @@ from gpulayers.errors import DTypeError, GradientError, ParameterError
 
 __all__ = ["check_gradients"]
 
+_STREAM = 0x67726164
+
 
 def check_gradients(
     layer: Any,
@@ -85,7 +87,8 @@ def check_gradients(
             f"check_gradients: {name} computes in {Y.dtype}, expected float64; create it after "
             'gpulayers.set_default_dtype("float64")'
         )
-    rng = np.random.default_rng(seed)
+    # not the stream of default_rng(seed), which the caller may have drawn X from
+    rng = np.random.default_rng([seed, _STREAM])
     xp = backend.xp_of(Y)
     R = xp.asarray(rng.standard_normal(Y.shape))
     if not bool((_forward(layer, X) == Y).all()):

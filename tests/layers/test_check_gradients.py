@@ -125,6 +125,19 @@ def test_few_entries_are_drawn_by_the_seed() -> None:
     assert first != check_gradients(layer, X, entries=5, seed=2)
 
 
+def test_the_weights_are_not_the_input() -> None:
+    seen: list[Any] = []
+
+    class Watching(Flatten):
+        def _backward(self, dLdY: Any, saved: Any, params: bool, inputs: bool) -> Any:
+            seen.append(dLdY.copy())
+            return super()._backward(dLdY, saved, params, inputs)
+
+    X = np.random.default_rng(5).standard_normal((40, 10))
+    check_gradients(Watching(), X, seed=5)
+    assert abs(np.corrcoef(seen[0].ravel(), X.ravel())[0, 1]) < 0.3
+
+
 def test_bad_calls() -> None:
     X = normal(4, 5)
     with pytest.raises(ParameterError, match="two forward passes of Dropout differ"):
