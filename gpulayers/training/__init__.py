@@ -18,11 +18,15 @@ from gpulayers.training.checkpoint import Checkpoint, load, load_checkpoint, sav
 from gpulayers.training.data import (
     DATASETS,
     Dataset,
+    LazyImages,
     Normalizer,
     Split,
     batches,
+    class_weights,
     index_batches,
     load_data,
+    save_data,
+    train_validation_split,
 )
 from gpulayers.training.evaluation import Evaluation, evaluate
 from gpulayers.training.feed import Feed
@@ -67,6 +71,7 @@ __all__ = [
     "Feed",
     "History",
     "JSONLogger",
+    "LazyImages",
     "MixedLabels",
     "MixedLoss",
     "Mixup",
@@ -88,6 +93,7 @@ __all__ = [
     "WeightedSampler",
     "accuracy",
     "batches",
+    "class_weights",
     "confusion_matrix",
     "evaluate",
     "index_batches",
@@ -99,5 +105,7 @@ __all__ = [
     "plot_curves",
     "read_safetensors",
     "save",
+    "save_data",
+    "train_validation_split",
     "write_safetensors",
 ]

@@ -9,28 +9,41 @@ for X, y in batches(data.train, 64, generator, normalizer=normalise):
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpulayers import backend, random
+from gpulayers import _spec, backend, random
 from gpulayers.errors import ParameterError, suggest
-from gpulayers.training.datasets.arrays import Dataset, Split, numbered_classes
+from gpulayers.training.datasets.arrays import (
+    Dataset,
+    Split,
+    numbered_classes,
+    train_validation_split,
+)
 from gpulayers.training.datasets.bundled import read_bundled
+from gpulayers.training.datasets.choice import class_weights
+from gpulayers.training.datasets.lazy import LazyImages
 from gpulayers.training.datasets.locate import load_published
+from gpulayers.training.datasets.mapped import save_data
 from gpulayers.training.datasets.paths import load_path
 from gpulayers.training.datasets.registry import DIGITS, PUBLISHED
 
 __all__ = [
     "DATASETS",
     "Dataset",
+    "LazyImages",
     "Normalizer",
     "Split",
     "batches",
+    "class_weights",
     "index_batches",
     "load_data",
+    "save_data",
+    "train_validation_split",
 ]
 
 BUNDLED = "mnist-10k"
@@ -42,6 +55,9 @@ def load_data(
     name_or_path: str | os.PathLike[str] = BUNDLED,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
+    image_size: int | Sequence[int] | None = None,
+    grayscale: bool = False,
+    in_memory: bool | None = None,
 ) -> Dataset:
     """Load an image-classification dataset.
 
@@ -49,16 +65,26 @@ def load_data(
     ----------
     name_or_path : str or path
         ``mnist-10k`` (10,000 + 2,000 MNIST digits, in the package); ``mnist``, ``fashion-mnist``,
-        ``cifar10`` (the full sets); or the path of a folder with idx files under MNIST's names,
-        of a folder or ``.tar.gz`` of the CIFAR-10 binary version, or of an ``.npz`` with x_train,
-        y_train, x_test, y_test and optionally classes. A name goes before a path: write
-        ``./mnist`` for a folder called mnist.
+        ``cifar10``, ``cifar100`` (the full sets); or the path of a folder with idx files under
+        MNIST's names, of a folder or ``.tar.gz`` of the binary version of CIFAR-10 or CIFAR-100,
+        of an ``.npz`` with x_train, y_train, x_test, y_test and optionally classes, of a folder
+        with these as ``.npy`` (see `save_data`), or of a folder of pictures with a subfolder for
+        each class: ``<class>/*``, or ``train/<class>/*`` and ``test/<class>/*`` (needs Pillow). A
+        name goes before a path: write ``./mnist`` for a folder called mnist.
     data_dir : str or path, optional
         Where to look for the full sets, directly or in a subfolder of the set's name, and where
         to download them to. Then the environment variable ``GPULAYERS_DATA`` and the user's
         cache folder are tried.
     download : bool
         Whether a full set that is nowhere on this machine may be downloaded (needs pooch).
+    image_size : int or (rows, cols), optional
+        Of pictures in folders: each is scaled to cover it and cut around the centre. None needs
+        pictures of one size.
+    grayscale : bool
+        Whether pictures in folders become grey, with one channel.
+    in_memory : bool, optional
+        Whether ``.npy`` files and pictures are read whole. By default the former stay in their
+        files, mapped, and pictures beyond 1 GiB are decoded when a batch needs them.
 
     Returns
     -------
@@ -69,7 +95,8 @@ def load_data(
     Raises
     ------
     ParameterError
-        If the name is unknown; the nearest known one is suggested.
+        If the name is unknown (the nearest known one is suggested), or an image size no positive
+        integer.
     DataError
         If files are missing, unreadable, truncated, corrupted or inconsistent.
     """
@@ -89,14 +116,31 @@ def load_data(
                 f"{', '.join(DATASETS)}, or give the path of a folder or an .npz file"
             )
     path = Path(name_or_path).expanduser()
-    train, test, classes = load_path(path)
-    return Dataset(path.resolve().name, train, test, classes or numbered_classes(train))
+    size = None if image_size is None else _size(image_size)
+    train, test, classes, validation = load_path(path, size, bool(grayscale), in_memory)
+    names = classes or numbered_classes(train)
+    return Dataset(path.resolve().name, train, test, names, validation)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    pair = size if isinstance(size, (list, tuple)) else (size, size)
+    if len(pair) != 2:
+        raise ParameterError(f"load_data: image_size must be n or (rows, cols), got {size!r}")
+    rows, cols = (_spec.integer("load_data", "image_size", value, 1) for value in pair)
+    return rows, cols
 
 
 def _looks_like_path(text: str) -> bool:
     if any(mark in text for mark in (os.sep, os.altsep or os.sep, "~")):
         return True
     return text in (".", "..") or text.endswith((".npz", ".gz", ".tgz")) or os.path.exists(text)
+
+
+def _pixels(images: Any) -> Iterator[np.ndarray]:
+    """All pixels (n, channels), some images at a time: they may not be in memory."""
+    step = min(4096, max(1, (16 << 20) // max(1, images.nbytes // len(images))))
+    for start in range(0, len(images), step):
+        yield images[start : start + step].reshape(-1, images.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,23 +177,23 @@ class Normalizer:
     @classmethod
     def fit(cls, split: Split) -> Normalizer:
         """Return the normalizer with the mean and (biased) std of each channel of `split`."""
-        images = split.images
+        images: Any = split.images
         channels = images.shape[-1]
         if images.dtype == np.uint8:
             # Counting pixel values is exact and needs no float copy of the images.
             counts = np.zeros((channels, 256), np.int64)
-            for start in range(0, len(images), 4096):
-                part = images[start : start + 4096]
+            for part in _pixels(images):
                 for c in range(channels):
-                    counts[c] += np.bincount(part[..., c].ravel(), minlength=256)
+                    counts[c] += np.bincount(part[:, c], minlength=256)
             values = np.arange(256, dtype=np.float64)
             total = images.size // channels
             mean = counts @ values / total
             var = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
             return cls(mean, np.sqrt(var))
-        pixels = images.reshape(-1, channels)
-        mean = pixels.mean(axis=0, dtype=np.float64)
-        return cls(mean, np.sqrt(((pixels - mean) ** 2).mean(axis=0)))
+        total = images.size // channels
+        mean = sum(part.sum(axis=0, dtype=np.float64) for part in _pixels(images)) / total
+        var = sum(((part - mean) ** 2).sum(axis=0) for part in _pixels(images)) / total
+        return cls(mean, np.sqrt(var))
 
     @classmethod
     def scale(cls, split: Split) -> Normalizer:

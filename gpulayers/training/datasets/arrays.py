@@ -10,6 +10,13 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.errors import DataError
+from gpulayers.training.datasets.choice import held_out
+from gpulayers.training.datasets.lazy import (
+    ChosenImages,
+    LazyImages,
+    as_images,
+    first_not_finite,
+)
 
 MAX_CLASSES = 65_536  # a label above this is taken for a broken file, not for a class
 
@@ -21,7 +28,8 @@ class Split:
     Parameters
     ----------
     images : array of shape (n, rows, cols, channels)
-        uint8, or a floating dtype (kept as given); copied only if not C-contiguous.
+        uint8, or a floating dtype (kept as given); copied only if not C-contiguous. A
+        `numpy.memmap` stays in its file, as a `LazyImages`, which may be given too.
     labels : array of shape (n,)
         Any integer dtype; kept as int64.
     source : str
@@ -34,17 +42,14 @@ class Split:
         or a pixel is not finite.
     """
 
-    images: np.ndarray
+    images: Any  # an array, or a LazyImages, which is indexed like one
     labels: np.ndarray
     source: InitVar[str] = "split"
 
     def __post_init__(self, source: str) -> None:
-        images, labels = self.images, self.labels
-        for what, array in (("images", images), ("labels", labels)):
-            if not isinstance(array, np.ndarray):
-                raise DataError(
-                    f"{source}: {what} must be a NumPy array, got {type(array).__name__}"
-                )
+        images, labels = as_images(self.images, source), self.labels
+        if not isinstance(labels, np.ndarray):
+            raise DataError(f"{source}: labels must be a NumPy array, got {type(labels).__name__}")
         if not (images.dtype == np.uint8 or backend.is_floating(images.dtype)):
             raise DataError(f"{source}: images must be uint8 or floating, got dtype {images.dtype}")
         if images.ndim != 4:
@@ -72,18 +77,30 @@ class Split:
             raise DataError(
                 f"{source}: labels must be below {MAX_CLASSES}, got {labels[at]} at example {at}"
             )
-        if images.dtype != np.uint8 and not np.isfinite(images).all():
-            at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3))))
-            raise DataError(f"{source}: image {at} has a pixel that is NaN or infinite")
-        object.__setattr__(self, "images", np.ascontiguousarray(images))
+        if not (images.dtype == np.uint8 or getattr(images, "finite", False)):
+            at = first_not_finite(images)
+            if at is not None:
+                raise DataError(f"{source}: image {at} has a pixel that is NaN or infinite")
+        if isinstance(images, LazyImages):
+            images.finite = True
+        else:
+            images = np.ascontiguousarray(images)
+        object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Any) -> Split:
-        """Return the examples at `indices` (a slice, integers or a mask) as a new split."""
-        return Split(self.images[indices], self.labels[indices], "Split.take")
+        """Return the examples at `indices` (a slice, integers or a mask) as a new split.
+
+        Images that are not in memory stay where they are.
+        """
+        images: Any = self.images
+        if isinstance(images, LazyImages):
+            chosen = np.arange(len(self))[indices]
+            return Split(ChosenImages(images, chosen), self.labels[chosen], "Split.take")
+        return Split(images[indices], self.labels[indices], "Split.take")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +115,8 @@ class Dataset:
         Of one image shape and one dtype.
     classes : sequence of str
         The name of each label, in order.
+    validation : Split, optional
+        Examples to choose settings by, so that the test split stays unseen; see `hold_out`.
 
     Raises
     ------
@@ -109,16 +128,21 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
-        train, test = self.train.images, self.test.images
-        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-            raise DataError(
-                f"{self.name}: train and test images must be alike, got "
-                f"{train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}"
-            )
-        for part, split in (("train", self.train), ("test", self.test)):
+        train = self.train.images
+        parts = {"train": self.train, "test": self.test}
+        if self.validation is not None:
+            parts["validation"] = self.validation
+        for part, split in parts.items():
+            other = split.images
+            if train.shape[1:] != other.shape[1:] or train.dtype != other.dtype:
+                raise DataError(
+                    f"{self.name}: train and {part} images must be alike, got "
+                    f"{train.shape[1:]} {train.dtype} and {other.shape[1:]} {other.dtype}"
+                )
             at = int(np.argmax(split.labels))
             if split.labels[at] >= len(self.classes):
                 raise DataError(
@@ -126,6 +150,14 @@ class Dataset:
                     f"range; the {len(self.classes)} classes have labels "
                     f"0..{len(self.classes) - 1}"
                 )
+
+    def hold_out(self, validation: float = 0.1, seed: int = 0, stratified: bool = True) -> Dataset:
+        """Return the dataset with part of the training split as its validation split.
+
+        Arguments and errors: `train_validation_split`.
+        """
+        train, held = train_validation_split(self.train, validation, seed, stratified)
+        return Dataset(self.name, train, self.test, self.classes, held)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -141,10 +173,43 @@ class Dataset:
             f"{rows} x {cols} x {channels} {self.train.images.dtype}",
             f"{len(self.classes)} classes: {_shortened(self.classes)}",
         ]
+        if self.validation is not None:
+            lines.insert(1, f"{len(self.validation)} validation images")
         for part, split in (("training", self.train), ("test", self.test)):
             counts = np.bincount(split.labels, minlength=len(self.classes))
             lines.append(f"{part} images per class: {counts.min()} to {counts.max()}")
         return "\n".join(lines)
+
+
+def train_validation_split(
+    split: Split, validation: float = 0.1, seed: int = 0, stratified: bool = True
+) -> tuple[Split, Split]:
+    """Divide a split into two, for training and for validation; each keeps the order.
+
+    Parameters
+    ----------
+    split : Split
+    validation : float in (0, 1), or int
+        The share to hold out, or how many.
+    seed : int
+        The same seed makes the same choice, on every machine.
+    stratified : bool
+        Hold out of each class the same share, rounded so that the sum is right, and never the last
+        example of a class.
+
+    Returns
+    -------
+    train, validation : Split
+
+    Raises
+    ------
+    ParameterError
+        If `validation` is out of range.
+    DataError
+        If there are too few examples to hold out as many.
+    """
+    kept, held = held_out(split.labels, validation, seed, stratified)
+    return split.take(kept), split.take(held)
 
 
 def numbered_classes(train: Split) -> tuple[str, ...]:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 from gpulayers.errors import DataError
 from gpulayers.training.datasets.arrays import Split
+from gpulayers.training.datasets.cifar import read_cifar
 from gpulayers.training.datasets.readers import (
-    CIFAR10_ARCHIVE,
-    CIFAR10_FILES,
     IDX_FILES,
     digest,
     find_idx,
     list_folder,
     read_bytes,
-    read_cifar10,
     read_idx,
     reason,
 )
@@ -98,12 +96,12 @@ def _find(
     if not _is_dir(folder):
         looked.append(f"{folder} (no such folder)")
         return None
-    if spec.kind == "cifar10":
+    if spec.cifar is not None:
         present = list_folder(folder)
-        if present.issuperset(CIFAR10_FILES):
-            return read_cifar10(folder, spec.digests)
-        if CIFAR10_ARCHIVE in present:
-            return read_cifar10(folder / CIFAR10_ARCHIVE, spec.digests)
+        if present.issuperset(spec.cifar.files):
+            return read_cifar(folder, spec.digests, spec.cifar)
+        if spec.cifar.archive in present:
+            return read_cifar(folder / spec.cifar.archive, spec.digests, spec.cifar)
         looked.append(str(folder))
         return None
     files, missing = find_idx(folder)

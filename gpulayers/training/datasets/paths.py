@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from gpulayers.errors import DataError
 from gpulayers.training.datasets.arrays import Split
+from gpulayers.training.datasets.cifar import (
+    CIFAR10_FORMAT,
+    CIFAR100_FORMAT,
+    CifarFormat,
+    read_cifar,
+)
+from gpulayers.training.datasets.folder import has_pictures, read_pictures
+from gpulayers.training.datasets.mapped import NPY_FILES, read_npy
 from gpulayers.training.datasets.readers import (
-    CIFAR10_ARCHIVE,
-    CIFAR10_FILES,
     IDX_FILES,
     find_idx,
     first_names,
     list_folder,
-    read_cifar10,
     read_idx,
     read_npz,
     reason,
 )
-from gpulayers.training.datasets.registry import CIFAR10
+from gpulayers.training.datasets.registry import CIFAR10, CIFAR100
 
-# The splits, and the names of the classes if the format tells them.
-Loaded = tuple[Split, Split, tuple[str, ...] | None]
+__all__ = ["Loaded", "load_path"]
+
+_CIFAR_CLASSES = {CIFAR10_FORMAT: CIFAR10.classes, CIFAR100_FORMAT: CIFAR100.classes}
+_FORMATS = (
+    f"a folder with the idx files {', '.join(IDX_FILES)} (plain or .gz), a folder with "
+    f"{', '.join(CIFAR10_FORMAT.files)}, the archive {CIFAR10_FORMAT.archive}, those of CIFAR-100, "
+    "an .npz with x_train, y_train, x_test and y_test, a folder with these as .npy, or a folder "
+    "with a subfolder of pictures for each class"
+)
 
 
-def load_path(path: Path) -> Loaded:
+class Loaded(NamedTuple):
+    """The splits, and the names of the classes if the format tells them."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...] | None = None
+    validation: Split | None = None
+
+
+def load_path(
+    path: Path,
+    image_size: tuple[int, int] | None = None,
+    grayscale: bool = False,
+    in_memory: bool | None = None,
+) -> Loaded:
     """Read a dataset from a folder or file of the user's.
 
-    The classes are None where only the labels tell how many there are (idx, npz without names).
+    The classes are None where only the labels tell how many there are (idx, arrays without names).
+
+    Parameters
+    ----------
+    path : Path
+    image_size, grayscale : as `read_pictures` takes them
+    in_memory : bool, optional
+        As `read_npy` and `read_pictures` take it.
 
     Raises
     ------
@@ -40,27 +74,39 @@ def load_path(path: Path) -> Loaded:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     if not exists:
         raise DataError(f"{path}: no such file or folder")
-    formats = (
-        f"a folder with the idx files {', '.join(IDX_FILES)} (plain or .gz), a folder with "
-        f"{', '.join(CIFAR10_FILES)}, the archive {CIFAR10_ARCHIVE}, or an .npz with x_train, "
-        "y_train, x_test and y_test"
-    )
-    if not is_dir:
-        if path.suffix == ".npz":
-            return read_npz(path)
-        if path.name.endswith((".tar.gz", ".tgz")):
-            return *read_cifar10(path), CIFAR10.classes
-        raise DataError(f"{path}: unknown format; expected {formats}")
-    return _load_folder(path, formats)
+    if is_dir:
+        found = _load_folder(path, in_memory)
+        if found is not None:
+            return found
+        if has_pictures(path):
+            return Loaded(*read_pictures(path, image_size, grayscale, in_memory))
+        raise DataError(f"{path}: expected {_FORMATS}; found {first_names(list_folder(path))}")
+    if path.suffix == ".npz":
+        return Loaded(*read_npz(path))
+    if path.name.endswith((".tar.gz", ".tgz")):
+        kind = CIFAR100_FORMAT if path.name.startswith("cifar-100") else CIFAR10_FORMAT
+        return _cifar(path, kind)
+    raise DataError(f"{path}: unknown format; expected {_FORMATS}")
 
 
-def _load_folder(folder: Path, formats: str) -> Loaded:
+def _load_folder(folder: Path, in_memory: bool | None) -> Loaded | None:
+    """The dataset of the formats that are known by the names of their files."""
     present = list_folder(folder)
     files, missing = find_idx(folder)
-    cifar = present & {*CIFAR10_FILES, CIFAR10_ARCHIVE, "cifar-10-batches-bin"}
-    if files and cifar:
+    kinds = {
+        kind: present & {*kind.files, kind.archive, kind.folder}
+        for kind in (CIFAR10_FORMAT, CIFAR100_FORMAT)
+    }
+    found: dict[str, list[str]] = {
+        "idx files": [path.name for path in files.values()],
+        "npy files": sorted(present & set(NPY_FILES)),
+        **{kind.title: sorted(names) for kind, names in kinds.items()},
+    }
+    several = [title for title, names in found.items() if names]
+    if len(several) > 1:
+        last = found[several[-1]]
         raise DataError(
-            f"{folder}: holds both idx files and CIFAR-10 ({first_names(cifar)}); "
+            f"{folder}: holds both {several[0]} and {several[-1]} ({first_names(last)}); "
             "expected one dataset in a folder"
         )
     if files:
@@ -69,9 +115,16 @@ def _load_folder(folder: Path, formats: str) -> Loaded:
                 f"{folder}: expected the four idx files of a dataset (plain or .gz), "
                 f"missing {', '.join(missing)}"
             )
-        return *read_idx(files), None
-    if present & set(CIFAR10_FILES):
-        return *read_cifar10(folder), CIFAR10.classes
-    if cifar:
-        return *read_cifar10(folder / min(cifar, key=len)), CIFAR10.classes
-    raise DataError(f"{folder}: expected {formats}; found {first_names(present)}")
+        return Loaded(*read_idx(files))
+    if found["npy files"]:
+        return Loaded(*read_npy(folder, in_memory))
+    for kind, names in kinds.items():
+        if names & set(kind.files):
+            return _cifar(folder, kind)
+        if names:
+            return _cifar(folder / min(names, key=len), kind)
+    return None
+
+
+def _cifar(path: Path, kind: CifarFormat) -> Loaded:
+    return Loaded(*read_cifar(path, kind=kind), _CIFAR_CLASSES[kind])

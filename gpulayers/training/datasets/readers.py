@@ -1,4 +1,4 @@
-"""Readers of dataset files: idx (MNIST), the CIFAR-10 binary version, npz. No pickle anywhere.
+"""Readers of dataset files: idx (MNIST), npz. No pickle anywhere.
 
 Every problem is a `DataError` that names the file, what was expected and what came.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import math
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -26,9 +24,6 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-CIFAR10_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
-CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
-_CIFAR10_RECORD = 1 + 3 * 32 * 32  # a label byte, then a 32 x 32 plane each of red, green, blue
 _IDX_UINT8 = 0x08
 _IDX_TYPES = {
     0x08: "uint8",
@@ -198,102 +193,6 @@ def read_idx(
         source = f"{files[images_name]} with {files[labels_name].name}"
         splits.append(Split(arrays[0][..., None], arrays[1], source))
     return splits[0], splits[1]
-
-
-# ---------------------------------------------------------------------------------------- CIFAR-10
-
-
-def parse_cifar10(data: bytes, source: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (n, 32, 32, 3) and labels (n,) of one file of the binary version.
-
-    A record is a label byte and 3072 pixels, channel by channel (Krizhevsky, "Learning multiple
-    layers of features from tiny images", 2009; layout: the dataset's home page).
-
-    Raises
-    ------
-    DataError
-        If the length is no positive multiple of 3073 or a label exceeds 9.
-    """
-    if not data or len(data) % _CIFAR10_RECORD:
-        raise DataError(
-            f"{source}: expected a positive multiple of {_CIFAR10_RECORD} bytes "
-            f"(a label and 32 x 32 x 3 pixels), got {len(data)}"
-        )
-    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR10_RECORD)
-    labels = records[:, 0]
-    if labels.max() > 9:
-        at = int(np.argmax(labels))
-        raise DataError(f"{source}: expected labels 0..9, got {labels[at]} at record {at}")
-    planes = records[:, 1:].reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
-
-
-def read_cifar10(
-    folder_or_archive: Path, digests: Mapping[str, str] | None = None
-) -> tuple[Split, Split]:
-    """Read the six ``.bin`` files from a folder, or from the ``.tar.gz``, without unpacking it.
-
-    Raises
-    ------
-    DataError
-        If a file is missing or unreadable, or as `parse_cifar10` does; if the five training files
-        differ in length (one was cut); if a digest is given and differs.
-    """
-    if folder_or_archive.is_dir():
-        contents = _cifar10_folder(folder_or_archive)
-    else:
-        contents = _cifar10_archive(folder_or_archive)
-    parts = {}
-    for name, (data, source) in contents.items():
-        parts[name] = parse_cifar10(data, source)
-        if digests is not None:
-            check_digest(data, digests[name], source)
-    batches = [parts[name] for name in CIFAR10_FILES[:-1]]
-    counts = [len(labels) for _, labels in batches]
-    if len(set(counts)) > 1:
-        raise DataError(
-            f"{folder_or_archive}: the five data_batch files must be of one length, got {counts} "
-            "images"
-        )
-    train = Split(
-        np.concatenate([images for images, _ in batches]),
-        np.concatenate([labels for _, labels in batches]),
-        f"{folder_or_archive} (data_batch_1..5.bin)",
-    )
-    images, labels = parts[CIFAR10_FILES[-1]]
-    test = Split(images, labels, f"{folder_or_archive} (test_batch.bin)")
-    return train, test
-
-
-def _cifar10_folder(folder: Path) -> dict[str, tuple[bytes, str]]:
-    missing = [name for name in CIFAR10_FILES if name not in list_folder(folder)]
-    if missing:
-        raise DataError(f"{folder}: the CIFAR-10 binary version lacks {', '.join(missing)}")
-    return {name: (read_bytes(folder / name), str(folder / name)) for name in CIFAR10_FILES}
-
-
-def _cifar10_archive(path: Path) -> dict[str, tuple[bytes, str]]:
-    # The whole file is unpacked in memory first: only so is the CRC at its end checked.
-    packed = io.BytesIO(read_bytes(path))
-    contents: dict[str, tuple[bytes, str]] = {}
-    try:
-        with tarfile.open(fileobj=packed, mode="r:") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                file = archive.extractfile(member) if member.isfile() else None
-                if name not in CIFAR10_FILES or file is None:
-                    continue
-                if name in contents:
-                    raise DataError(f"{path}: the archive holds {name} twice")
-                contents[name] = (file.read(), f"{path}:{member.name}")
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: not a readable tar archive: {error}") from error
-    missing = [name for name in CIFAR10_FILES if name not in contents]
-    if missing:
-        raise DataError(
-            f"{path}: the archive of the CIFAR-10 binary version lacks {', '.join(missing)}"
-        )
-    return {name: contents[name] for name in CIFAR10_FILES}
 
 
 # --------------------------------------------------------------------------------------------- npz

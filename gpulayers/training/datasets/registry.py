@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from gpulayers.training.datasets.readers import CIFAR10_ARCHIVE, CIFAR10_FILES, IDX_FILES
+from gpulayers.training.datasets.cifar import CIFAR10_FORMAT, CIFAR100_FORMAT, CifarFormat
+from gpulayers.training.datasets.readers import IDX_FILES
 
 DIGITS = tuple("0123456789")
+_KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz"
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Download:
 class Published:
     """A published dataset.
 
-    ``digests`` are those of the unpacked contents, which hold for re-compressed copies too;
-    ``folders`` are the subfolders of a data directory in which to look, the first being where
-    downloads go.
+    ``cifar`` is its layout if it is one of that family (else it is idx files); ``digests`` are
+    those of the unpacked contents, which hold for re-compressed copies too (empty: the files are
+    checked when downloaded, and by their lengths); ``folders`` are the subfolders of a data
+    directory in which to look, the first being where downloads go.
     """
 
     name: str
-    kind: Literal["idx", "cifar10"]
+    cifar: CifarFormat | None
     classes: tuple[str, ...]
     folders: tuple[str, ...]
     downloads: tuple[Download, ...]
@@ -47,7 +49,7 @@ def _idx_downloads(mirrors: tuple[str, ...], digests: tuple[str, ...]) -> tuple[
 # learning applied to document recognition", Proc. IEEE 86(11), 1998.
 MNIST = Published(
     name="mnist",
-    kind="idx",
+    cifar=None,
     classes=DIGITS,
     folders=("mnist", "MNIST/raw"),
     downloads=_idx_downloads(
@@ -80,7 +82,7 @@ MNIST = Published(
 # algorithms", arXiv:1708.07747, 2017.
 FASHION_MNIST = Published(
     name="fashion-mnist",
-    kind="idx",
+    cifar=None,
     classes=(
         "T-shirt/top",
         "Trouser",
@@ -123,7 +125,7 @@ FASHION_MNIST = Published(
 # Krizhevsky, "Learning multiple layers of features from tiny images", University of Toronto, 2009.
 CIFAR10 = Published(
     name="cifar10",
-    kind="cifar10",
+    cifar=CIFAR10_FORMAT,
     classes=(
         "airplane",
         "automobile",
@@ -139,14 +141,14 @@ CIFAR10 = Published(
     folders=("cifar10", "cifar10/cifar-10-batches-bin", "cifar-10-batches-bin"),
     downloads=(
         Download(
-            CIFAR10_ARCHIVE,
+            CIFAR10_FORMAT.archive,
             "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            (f"https://www.cs.toronto.edu/~kriz/{CIFAR10_ARCHIVE}",),
+            (f"{_KRIZHEVSKY}/{CIFAR10_FORMAT.archive}",),
         ),
     ),
     digests=dict(
         zip(
-            CIFAR10_FILES,
+            CIFAR10_FORMAT.files,
             (
                 "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
                 "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
@@ -160,4 +162,32 @@ CIFAR10 = Published(
     ),
 )
 
-PUBLISHED = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10)}
+# The hundred fine classes of the same report.
+CIFAR100 = Published(
+    name="cifar100",
+    cifar=CIFAR100_FORMAT,
+    classes=tuple(
+        """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+    couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster
+    house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+    pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket
+    rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
+    turtle wardrobe whale willow_tree wolf woman worm
+    """.split()  # noqa: SIM905
+    ),
+    folders=("cifar100", "cifar100/cifar-100-binary", "cifar-100-binary"),
+    downloads=(
+        Download(
+            CIFAR100_FORMAT.archive,
+            "md5:03b5dce01913d631647c71ecec9e9cb8",
+            (f"{_KRIZHEVSKY}/{CIFAR100_FORMAT.archive}",),
+        ),
+    ),
+    digests={},
+)
+
+PUBLISHED = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10, CIFAR100)}
