@@ -25,9 +25,17 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": "Adam",
     "schedule": "exponential",
     "clip_norm": None,
+    "label_smoothing": 0.0,
+    "augment": None,
+    "accumulate": 1,
+    "ema": None,
+    "patience": None,
     "seed": 0,
     "dtype": None,  # float32, or GPULAYERS_DTYPE
     "device": "auto",
+    "keep_last": 2,
+    "checkpoint_seconds": None,
+    "tensorboard": False,
 }
 RUN_OPTIONS = tuple(DEFAULTS)
 DEVICES = ("auto", "cpu", "gpu")
@@ -134,6 +142,14 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         "--epochs", type=values.positive_int, metavar="N", help="passes over the data"
     )
     train.add_argument("--batch-size", type=values.positive_int, metavar="N", help="default 64")
+    train.add_argument("--seed", type=values.seed, metavar="N", help="default 0")
+    _dtype_option(train)
+    _device_option(train)
+    _learning_options(train.add_argument_group("learning"))
+    _run_options(train.add_argument_group("the run"))
+
+
+def _learning_options(train: argparse._ArgumentGroup) -> None:
     train.add_argument("--lr", type=values.positive, metavar="X", help="first learning rate")
     train.add_argument(
         "--optimizer",
@@ -151,11 +167,53 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         metavar="X",
         help="scale longer gradients down to this norm",
     )
-    train.add_argument("--seed", type=values.seed, metavar="N", help="default 0")
-    _dtype_option(train)
-    _device_option(train)
+    train.add_argument(
+        "--label-smoothing", type=values.fraction, metavar="X", help="of the training loss, 0..1"
+    )
+    train.add_argument(
+        "--augment", metavar="LIST", help='variations of the images: "crop(4), flip, cutout(8)"'
+    )
+    train.add_argument(
+        "--accumulate",
+        type=values.positive_int,
+        metavar="N",
+        help="compute each batch in N parts, in less memory",
+    )
+    train.add_argument(
+        "--ema",
+        type=values.fraction,
+        metavar="DECAY",
+        help="end with a moving average of the weights, e.g. 0.999",
+    )
+    train.add_argument(
+        "--patience",
+        type=values.positive_int,
+        metavar="N",
+        help="stop after N epochs without a smaller test loss",
+    )
+
+
+def _run_options(train: argparse._ArgumentGroup) -> None:
     train.add_argument("--out", metavar="DIR", help="folder for the results, not yet a run's")
     train.add_argument("--resume", metavar="PATH", help="go on with a run (folder or checkpoint)")
+    train.add_argument(
+        "--keep-last",
+        type=values.positive_int,
+        metavar="N",
+        help="checkpoints that stay (default 2)",
+    )
+    train.add_argument(
+        "--checkpoint-seconds",
+        type=values.positive,
+        metavar="X",
+        help="checkpoints inside an epoch too, this far apart",
+    )
+    train.add_argument(
+        "--tensorboard",
+        action="store_const",
+        const=True,
+        help="write logs for TensorBoard into the results' folder",
+    )
 
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:

@@ -14,8 +14,7 @@ from gpulayers.backend import Array
 from gpulayers.cli.output import note, print_json, verbose
 from gpulayers.cli.results import print_table
 from gpulayers.losses import SoftmaxCrossEntropy
-from gpulayers.models import Sequential, build
-from gpulayers.training.metrics import markdown_table
+from gpulayers.models import Sequential, build, profile, summarize
 from gpulayers.training.settings import device_backend
 
 __all__ = ["run"]
@@ -39,6 +38,8 @@ def run(options: Namespace) -> int:
         report = backend.describe()
     verbose(options, report)
     if options.json:
+        if options.profile:
+            measured["profile"] = measured["profile"].to_dict()
         print_json({**measured, "environment": report.splitlines()})
         return 0
     train, predict = measured["train"], measured["predict"]
@@ -55,7 +56,7 @@ def run(options: Namespace) -> int:
     ]
     print_table(f"{measured['model']}, {measured['parameters']:,} parameters", rows)
     if options.profile:
-        print(f"\n{_layer_table(measured['layers'])}")
+        print(f"\n{measured['profile']}")
     return 0
 
 
@@ -68,6 +69,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     values = np.random.default_rng(0)
     images = backend.to_backend(values.integers(0, 256, (n, *shape), np.uint8), place)
     labels = backend.to_backend(values.integers(0, CLASSES, n), place)
+    verbose(options, f"{summarize(network, shape, n)}\n")
     note(options, f"{network.name}, batches of {n}: training, {options.seconds:g} s ...")
     step = _training_step(network, images, labels, place)
     train = _timed(step, options.seconds, n, place)
@@ -84,8 +86,9 @@ def _measure(options: Namespace) -> dict[str, Any]:
         "predict": predict,
     }
     if options.profile:
-        note(options, f"layers, {options.seconds:g} s ...")
-        measured["layers"] = _profile(network, images, labels, options.seconds, place)
+        repeats = min(max(int(options.seconds / train["seconds"]), 10), 1000)
+        note(options, f"layers, {repeats} steps ...")
+        measured["profile"] = profile(network, images, labels, repeats)
     return measured
 
 
@@ -135,65 +138,6 @@ def _timed(call: Callable[[], Any], seconds: float, batch: int, place: str) -> d
         "calls": len(times),
         "examples_per_second": batch / median,
     }
-
-
-# ------------------------------------------------------------------------------------ each layer
-
-
-def _profile(
-    network: Sequential, images: Array, labels: Array, seconds: float, place: str
-) -> list[dict[str, Any]]:
-    """Median forward and backward time of every layer, each waited for on its own."""
-    loss = SoftmaxCrossEntropy()
-    count = len(network.layers)
-    forward: list[list[float]] = [[] for _ in range(count)]
-    backward: list[list[float]] = [[] for _ in range(count)]
-    shapes: list[list[int]] = [[] for _ in range(count)]
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(forward[0]) < WARM_UP:
-        X: Any = network.pixels(images, network.dtype)
-        _wait(place)
-        for i, layer in enumerate(network.layers):
-            begin = time.perf_counter()
-            X = layer.forward(X)
-            _wait(place)
-            forward[i].append(time.perf_counter() - begin)
-            shapes[i] = list(X.shape[1:])
-        loss.forward(labels, X)
-        dY = loss.backward()
-        _wait(place)
-        for i in range(count - 1, -1, -1):
-            begin = time.perf_counter()
-            dY = network.layers[i].backward(dY)
-            _wait(place)
-            backward[i].append(time.perf_counter() - begin)
-        network.flush_gradients()
-    return [
-        {
-            "layer": i,
-            "kind": type(network.layers[i]).__name__,
-            "output": shapes[i],
-            "forward_seconds": float(np.median(forward[i])),
-            "backward_seconds": float(np.median(backward[i])),
-        }
-        for i in range(count)
-    ]
-
-
-def _layer_table(layers: list[dict[str, Any]]) -> str:
-    total = sum(row["forward_seconds"] + row["backward_seconds"] for row in layers)
-    rows = [
-        (
-            f"{row['layer']} {row['kind']}",
-            "x".join(map(str, row["output"])),
-            f"{row['forward_seconds'] * 1e6:,.0f}",
-            f"{row['backward_seconds'] * 1e6:,.0f}",
-            f"{(row['forward_seconds'] + row['backward_seconds']) / total:.0%}",
-        )
-        for row in layers
-    ]
-    head = ("layer", "output", "forward us", "backward us", "share")
-    return markdown_table(head, rows)
 
 
 def _times(figures: dict[str, float]) -> str:

@@ -9,6 +9,7 @@ from gpulayers import backend
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.errors import ParameterError
+from gpulayers.models import summarize
 from gpulayers.training import Sequential, load_checkpoint, load_data
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
@@ -27,7 +28,9 @@ def run(options: Namespace) -> int:
             raise ParameterError(f"{path} does not say what it was trained on; give --data")
         data = load_data(name, options.data_dir or settings.get("data_dir"))
         tested = split_results(checkpoint.network, data, batch_size=options.batch_size)
-        verbose(options, f"{backend.describe()}\n\n{checkpoint.network.table(data.input_shape)}\n")
+        if options.verbose:
+            table = summarize(checkpoint.network, data.input_shape)
+            verbose(options, f"{backend.describe()}\n\n{table}\n")
     if options.json:
         print_json({"model": str(path), "data": data.name, **tested})
         return 0

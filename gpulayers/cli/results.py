@@ -48,6 +48,7 @@ def collect(trainer: Trainer) -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "environment": report.splitlines(),
+        "stopped": trainer.stopped,
         "history": history.to_dict(),
         "test": tested,
     }
@@ -87,6 +88,8 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
         str(out / LOG_FILE): "the figures of each epoch",
         str(out / CONFIG_FILE): "the settings; --config repeats the run",
     }
+    more = {"checkpoints": "the checkpoints before the last one", "tensorboard": "logs"}
+    files |= {str(out / name): what for name, what in more.items() if (out / name).is_dir()}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     files[str(out / "results.json")] = "all results"
     write_atomically(out / "results.md", _markdown(results).encode())
@@ -163,6 +166,8 @@ def class_table(tested: dict[str, Any]) -> str:
 def show(results: dict[str, Any], files: dict[str, str]) -> None:
     """Print the results and where they are."""
     print_table(f"{results['model']} on {results['data']}", _rows(results))
+    if results["stopped"]:
+        print(f"stopped early: {results['stopped']}")
     folder = Path(next(iter(files))).parent
     print(f"saved in {folder}:")
     width = max(len(Path(f).name) for f in files)

@@ -13,10 +13,19 @@ from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
 from gpulayers.cli.config import CONFIG_FILE, config_text
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import collect, show, write
-from gpulayers.errors import CheckpointError, ParameterError
+from gpulayers.errors import CheckpointError, GPULayersError, ParameterError
 from gpulayers.initializers import OptimizerInitializer
-from gpulayers.models import Sequential, build
-from gpulayers.training import DATASETS, Trainer, load_checkpoint, load_data
+from gpulayers.models import Sequential, build, summarize
+from gpulayers.training import (
+    DATASETS,
+    Callback,
+    EarlyStopping,
+    TensorBoardLogger,
+    Trainer,
+    WeightAverage,
+    load_checkpoint,
+    load_data,
+)
 from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.data import Dataset
 from gpulayers.training.progress import NoProgress, Progress, make_progress
@@ -28,8 +37,17 @@ __all__ = ["run"]
 
 EPOCHS = {"mnist-10k": 8, "mnist": 3, "fashion-mnist": 10, "cifar10": 20}
 OTHER_EPOCHS = 10
+LOGS = "tensorboard"
 LEARNING_RATES = {"Adam": 0.003, "RMSProp": 0.001, "AdaGrad": 0.02, "SGD": 0.05}
-MAY_CHANGE = ("epochs", "data_dir", "device")  # on resume
+MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "data_dir",
+    "device",
+    "keep_last",
+    "checkpoint_seconds",
+    "tensorboard",
+)  # on resume
 
 
 def run(options: Namespace) -> int:
@@ -37,12 +55,18 @@ def run(options: Namespace) -> int:
     chosen = {name: getattr(options, name) for name in RUN_OPTIONS}
     trainer, out = _resumed(options, chosen) if options.resume else _new(options, chosen)
     trainer.out = out
+    for one in trainer.callbacks.hooked:
+        if isinstance(one, TensorBoardLogger):
+            one.folder = out / LOGS
     settings = trainer.info["options"]
     text = config_text(_reproducing(trainer, settings))
     write_atomically(out / CONFIG_FILE, text.encode())
     if not options.quiet:
         _announce(trainer, sys.stderr if options.json else sys.stdout)
-    verbose(options, f"\n{backend.describe()}\n\n{text}")
+    if options.verbose:
+        with backend.use_backend(trainer.device):  # summarize leaves network and seed alone
+            table = summarize(trainer.network, trainer.data.input_shape, trainer.batch_size)
+        verbose(options, f"\n{backend.describe()}\n\n{text}\n{table}\n")
     try:
         trainer.fit()
     except KeyboardInterrupt as stop:
@@ -97,13 +121,14 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
             f"{path} was not written by `gpulayers train`; from Python, Trainer(..., resume=path) "
             "goes on with it"
         )
+    settings = {**DEFAULTS, **settings}  # an older run has not all of them
     for name, value in chosen.items():
-        if value is None or value == settings.get(name):
+        if value is None or value == settings[name]:
             continue
         if name not in MAY_CHANGE:
             raise ParameterError(
                 f"--{name.replace('_', '-')} {value} differs from the run in {path} "
-                f"({settings.get(name)}); a resumed run keeps its settings, except for "
+                f"({settings[name]}); a resumed run keeps its settings, except for "
                 f"{', '.join('--' + n.replace('_', '-') for n in MAY_CHANGE)}"
             )
         settings[name] = value
@@ -132,7 +157,13 @@ def _trainer(
         seed=settings["seed"],
         device=settings["device"],
         dtype=settings["dtype"],
-        clip_global_norm=settings.get("clip_norm"),
+        clip_global_norm=settings["clip_norm"],
+        label_smoothing=settings["label_smoothing"],
+        transform=settings["augment"],
+        accumulate=settings["accumulate"],
+        callbacks=_callbacks(settings),
+        keep_last=settings["keep_last"],
+        checkpoint_seconds=settings["checkpoint_seconds"],
         progress=_progress(options),
         info={
             "options": settings,
@@ -140,6 +171,21 @@ def _trainer(
         },
         **more,
     )
+
+
+def _callbacks(settings: dict[str, Any]) -> list[Callback]:
+    """What the settings add to a run; a resumed run gets the same."""
+    found: list[Callback] = []
+    if settings["ema"] is not None:
+        found.append(WeightAverage(settings["ema"]))
+    if settings["patience"] is not None:
+        found.append(EarlyStopping(patience=settings["patience"]))
+    if settings["tensorboard"]:
+        try:
+            found.append(TensorBoardLogger(LOGS))
+        except ImportError as error:
+            raise GPULayersError(f"--tensorboard: {error}") from error
+    return found
 
 
 def _reproducing(trainer: Trainer, settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gpulayers.errors import suggest
 
-__all__ = ["one_of", "port", "positive", "positive_int", "seed"]
+__all__ = ["fraction", "one_of", "port", "positive", "positive_int", "seed"]
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -32,6 +32,17 @@ def positive(text: str) -> float:
         value = 0.0
     if not 0.0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
     return value
 
 

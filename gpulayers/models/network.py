@@ -56,14 +56,15 @@ class Pixels:
                 f"the network was trained on images of {len(self.mean)} channels, got {X.shape}"
             )
         xp, dtype = backend.xp_of(X), np.dtype(dtype)
-        factors = self._factors.get((xp, dtype))
+        key = (xp.__name__, dtype)  # not the module itself, so that networks can be copied
+        factors = self._factors.get(key)
         if factors is None:
             mean, std = np.array(self.mean), np.array(self.std)
             factors = (
                 xp.asarray((1.0 / std).astype(dtype)),
                 xp.asarray((mean / std).astype(dtype)),
             )
-            self._factors[xp, dtype] = factors
+            self._factors[key] = factors
         scale, shift = factors
         if dtype.kind == "f":
             Y = xp.multiply(X, scale, dtype=dtype)

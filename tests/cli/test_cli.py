@@ -62,6 +62,7 @@ def test_train_leaves_model_curves_tables_and_says_where(tiny, tmp_path, capsys)
     folder = tmp_path / "runs" / "mlp-tiny"
     names = {
         "best.safetensors",
+        "checkpoints",
         "config.toml",
         "curves.png",
         "log.csv",
@@ -232,6 +233,8 @@ def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
         (["train", "--lr", "nan"], "positive number, got 'nan'"),
         (["train", "--lr", "-0.1"], "positive number"),
         (["train", "--seed", "-1"], "0..2**64-1"),
+        (["train", "--augment", "crop(4), flipp"], "did you mean 'flip'"),
+        (["train", "--label-smoothing", "1"], "from 0 to below 1"),
         (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean '--epochs'?)"),
         (["evaluate", "--bach-size=3", "a"], "did you mean '--batch-size'"),
         (["bench", "more"], "unrecognized arguments: more"),

@@ -160,14 +160,13 @@ def test_bench(capsys) -> None:
         figures = measured[what]
         assert 0 < figures["quartile_1"] <= figures["seconds"] <= figures["quartile_3"]
         assert figures["examples_per_second"] == pytest.approx(8 / figures["seconds"])
-    kinds = [layer["kind"] for layer in measured["layers"]]
-    assert kinds == ["Flatten", "FullyConnected", "FullyConnected", "FullyConnected"]
-    assert all(
-        layer["forward_seconds"] > 0 < layer["backward_seconds"] for layer in measured["layers"]
-    )
+    rows = measured["profile"]["rows"]
+    assert [row["layer"] for row in rows] == ["Flatten", *["FullyConnected"] * 3]
+    assert all(row["forward_seconds"] > 0 for row in rows)
+    assert measured["profile"]["batch_size"] == 8 and measured["profile"]["repeats"] >= 10
     assert main([*arguments, "--profile"]) == 0
     text = capsys.readouterr().out
-    assert "images/s" in text and "| 1 FullyConnected |" in text
+    assert "images/s" in text and "1 FullyConnected" in text and "step  " in text
     assert main([*arguments, "-q"]) == 0
     assert float(capsys.readouterr().out) > 0
     code, text = failing(capsys, "bench", "--model", "lennet")
@@ -311,6 +310,15 @@ def test_every_run_repeats_from_its_own_config(trained, tmp_path, capsys, monkey
     assert load_checkpoint("other/model.safetensors").trainer["config"]["seed"] == 1
 
 
+def test_verbose_says_more_and_changes_nothing(trained, capsys) -> None:
+    arguments = ["train", "--config", str(trained / "config.toml"), "--out", "a", "--json"]
+    assert main([*arguments, "--verbose"]) == 0
+    output = capsys.readouterr()
+    first = json.loads((trained / "results.json").read_text())
+    assert json.loads(output.out)["history"]["step_losses"] == first["history"]["step_losses"]
+    assert "batch-size = 16" in output.err and "FLOPs" in output.err and "backend:" in output.err
+
+
 def test_config_keys_take_dashes_or_underscores(tiny_set, capsys) -> None:
     text = f"data = {json.dumps(str(tiny_set))}\nmodel = 'mlp'\nbatch_size = 16\n"
     text += "clip-norm = 3\nepochs = 1\nout = 'there'\n"
@@ -360,3 +368,65 @@ def test_help_is_fast(tmp_path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60
     )
     assert done.stderr.strip() == "[]", done.stderr
+
+
+# ------------------------------------------------------------------- options of the training
+
+
+def test_what_changes_the_training_arrives_and_is_resumed(tiny_set, capsys) -> None:
+    arguments = ["train", "--data", str(tiny_set), "--model", "mlp", "--batch-size", "32"]
+    arguments += [
+        "--epochs",
+        "2",
+        "--schedule",
+        "constant",
+        "--label-smoothing",
+        "0.1",
+        "--augment",
+        "crop(1), flip",
+    ]
+    arguments += ["--accumulate", "2", "--ema", "0.9", "--patience", "9", "--keep-last", "1"]
+    assert main([*arguments, "--out", "whole", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    state = load_checkpoint("whole/model.safetensors").trainer
+    config = state["config"]
+    assert (config["label_smoothing"], config["accumulate"]) == (0.1, 2)
+    assert "RandomCrop" in config["transform"] and "RandomFlip" in config["transform"]
+    assert [one["name"] for one in state["callbacks"]] == ["WeightAverage", "EarlyStopping"]
+    assert not list(Path("whole/checkpoints").glob("*"))
+    text = Path("whole/config.toml").read_text()
+    assert 'augment = "crop(1), flip"\n' in text and "ema = 0.9\n" in text
+    assert main([*arguments[:-6], "--ema", "0.9", "--epochs", "1", "--out", "cut", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "cut", "--epochs", "2", "--json"]) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["history"]["step_losses"] == whole["history"]["step_losses"]
+    assert cut["test"] == whole["test"]
+    code, text = failing(capsys, "train", "--resume", "cut", "--ema", "0.5")
+    assert code == 2 and "--ema 0.5 differs" in text
+
+
+def test_a_run_that_gets_no_better_stops_early(tiny_set, capsys) -> None:
+    arguments = ["train", "--data", str(tiny_set), "--model", "mlp", "--epochs", "30"]
+    # steps so small that no epoch changes a loss in float32
+    arguments += ["--optimizer", "SGD", "--lr", "1e-30", "--patience", "2", "--out", "a", "--json"]
+    assert main(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["epochs"] == 3
+    assert results["stopped"].startswith("val_loss has not become better for 2 epochs")
+
+
+def test_logs_for_tensorboard(tiny_set, capsys, hidden) -> None:  # noqa: F811
+    arguments = ["train", "--data", str(tiny_set), "--model", "mlp", "--epochs", "1", "--quiet"]
+    arguments += ["--tensorboard", "--out"]
+    hidden("tensorboardX")
+    code, text = failing(capsys, *arguments, "without")
+    assert code == 1 and 'pip install "gpulayers[tensorboard]"' in text
+    assert not Path("without").exists()
+
+
+def test_logs_for_tensorboard_are_written(tiny_set, capsys) -> None:
+    pytest.importorskip("tensorboardX")
+    arguments = ["train", "--data", str(tiny_set), "--model", "mlp", "--epochs", "1", "--quiet"]
+    assert main([*arguments, "--tensorboard", "--out", "a"]) == 0
+    assert list(Path("a/tensorboard").glob("events.*"))
