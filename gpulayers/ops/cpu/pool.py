@@ -13,12 +13,14 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.cpu._blocks import BLOCK, blocks, pixels, row_shares
+from gpulayers.ops.cpu._blocks import blocks, pixels
 from gpulayers.ops.reference.conv import taps
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
-from gpulayers.threads import run_shares
+from gpulayers.threads import run_shares, shares
 
+BLOCK = 1 << 18  # outputs that are gone over at a time: calls cost more than the cache saves
+_SHARE = 1 << 20  # pixels seen by windows from which a second thread pays
 Gradient = Callable[[slice, int, Array, Array], Array]  # of a block, by tap; two arrays to use
 
 
@@ -31,8 +33,15 @@ class _Cut:
         self.out = window.output_size(self.rows, self.cols)
         self.each = self.out[0] * self.out[1] * self.ch
         self.step = max(1, BLOCK // self.each)
-        self.parts = row_shares(self.n, self.each, 2 * window.taps)
+        self.parts = shares(self.n, -(-_SHARE // (self.each * window.taps)))
         self.taps = [(i * window.kernel[1] + j, r, c) for i, j, r, c in taps(window, self.out)]
+
+    def run(self, work: Callable[[int, slice], None]) -> None:
+        """Do all shares; there is no BLAS in them that had to be told."""
+        if len(self.parts) == 1:
+            work(0, self.parts[0])
+        else:
+            run_shares(work, self.parts)
 
     def outputs(self, part: slice) -> Array:
         """Memory for the outputs of a block."""
@@ -112,7 +121,7 @@ class CpuPool(ReferencePool):
                 least = 0.0 if padded[i] is None else y.min()
                 plain[i] &= not (np.isnan(y.max()) or np.isneginf(least))
 
-        run_shares(work, cut.parts)
+        cut.run(work)
         if not all(plain):  # comparisons alone tell neither NaN nor padding from -inf
             return super().max_pool2d_forward(X, window)
         return Y, argmax
@@ -154,7 +163,7 @@ class CpuPool(ReferencePool):
                         np.add(y, value, out=y)
                 np.multiply(y, share, out=y)
 
-        run_shares(work, cut.parts)
+        cut.run(work)
         return Y
 
     def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array:
@@ -171,11 +180,13 @@ class CpuPool(ReferencePool):
 
 def _spread(cut: _Cut, gradient: Gradient, overlap: bool) -> Array:
     """dX, to which tap k of every window contributes ``gradient(block, k, free, mask)``."""
+    if overlap:
+        return _add_up(cut, gradient)
     dX = workspace.empty((cut.n, cut.rows, cut.cols, cut.ch), cut.dtype)
     values = [cut.outputs(part) for part in cut.parts]
     masks = [workspace.empty(value.shape, np.bool_) for value in values]
     padded = [cut.padded(part, 0.0) for part in cut.parts]
-    clear = overlap or not _covers(cut)
+    clear = not _covers(cut)
 
     def work(i: int, part: slice) -> None:
         for block in blocks(part, cut.step):
@@ -186,13 +197,62 @@ def _spread(cut: _Cut, gradient: Gradient, overlap: bool) -> Array:
                 images.fill(0)
             places = pixels(images)
             for k, r, c in cut.taps:
-                part_of_k = gradient(block, k, values[i][:count], masks[i][:count])
-                if overlap:
-                    images[:, r, c] += part_of_k
-                else:
-                    np.copyto(places[:, r, c], pixels(part_of_k))
+                of_tap = gradient(block, k, values[i][:count], masks[i][:count])
+                np.copyto(places[:, r, c], pixels(of_tap))
             if around is not None:
                 np.copyto(dx, cut.inside(images))
 
-    run_shares(work, cut.parts)
+    cut.run(work)
     return dX
+
+
+def _add_up(cut: _Cut, gradient: Gradient) -> Array:
+    """`_spread` for windows that overlap.
+
+    Pixels whose rows and columns leave the same remainders by the stride are summed in an array of
+    their own, in which what a tap contributes lies side by side.
+    """
+    window = cut.window
+    (sr, sc), (span_r, span_c) = window.stride, window.span
+    dX = workspace.empty((cut.n, cut.rows, cut.cols, cut.ch), cut.dtype)
+    grid = (cut.out[0] + (span_r - 1) // sr, cut.out[1] + (span_c - 1) // sc)
+    values = [cut.outputs(part) for part in cut.parts]
+    masks = [workspace.empty(value.shape, np.bool_) for value in values]
+    sums = [workspace.empty((sr, sc, len(v), *grid, cut.ch), cut.dtype) for v in values]
+    top, _, left, _ = window.pad
+
+    def work(i: int, part: slice) -> None:
+        for block in blocks(part, cut.step):
+            count = block.stop - block.start
+            sums[i].fill(0)
+            for k, r, c in cut.taps:
+                of_tap = gradient(block, k, values[i][:count], masks[i][:count])
+                (down, pr), (along, pc) = divmod(r.start, sr), divmod(c.start, sc)
+                total = sums[i][pr, pc, :count]
+                seen = total[:, down : down + cut.out[0], along : along + cut.out[1]]
+                np.add(seen, of_tap, out=seen)
+            places = pixels(dX[block])
+            for pr in range(sr):
+                for pc in range(sc):
+                    _place(places, pixels(sums[i][pr, pc, :count]), (pr - top, pc - left), (sr, sc))
+
+    cut.run(work)
+    return dX
+
+
+def _place(images: Array, source: Array, first: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Write source[:, a, b] to images[:, first + (a, b) stride] where that is inside; zero where
+    the source ends."""
+    slices: list[tuple[slice, slice, slice]] = []
+    for start, step, size, length in zip(
+        first, stride, images.shape[1:], source.shape[1:], strict=True
+    ):
+        skip = -(start // step) if start < 0 else 0
+        begin = start + skip * step
+        count = max(0, min(len(range(begin, size, step)), length - skip))
+        end = begin + count * step
+        slices.append((slice(begin, end, step), slice(skip, skip + count), slice(end, None, step)))
+    (rows, from_rows, no_rows), (cols, from_cols, no_cols) = slices
+    images[:, no_rows, cols] = np.zeros((), images.dtype)
+    images[:, rows.start :: stride[0], no_cols] = np.zeros((), images.dtype)
+    np.copyto(images[:, rows, cols], source[:, from_rows, from_cols])
