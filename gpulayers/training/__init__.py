@@ -30,6 +30,7 @@ from gpulayers.training.data import (
 )
 from gpulayers.training.evaluation import Evaluation, evaluate
 from gpulayers.training.feed import Feed
+from gpulayers.training.finder import RateSearch, find_learning_rate
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.metrics import accuracy, confusion_matrix, per_class
 from gpulayers.training.mixed import MixedLabels, MixedLoss
@@ -79,6 +80,7 @@ __all__ = [
     "Normalizer",
     "RandomCrop",
     "RandomFlip",
+    "RateSearch",
     "Residual",
     "Sampler",
     "Sequential",
@@ -96,6 +98,7 @@ __all__ = [
     "class_weights",
     "confusion_matrix",
     "evaluate",
+    "find_learning_rate",
     "index_batches",
     "load",
     "load_checkpoint",

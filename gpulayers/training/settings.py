@@ -13,7 +13,7 @@ from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from gpulayers.training.data import Split
 from gpulayers.training.mixed import MixedLoss
-from gpulayers.training.transforms import Compose, Mixup
+from gpulayers.training.transforms import Compose
 
 __all__ = [
     "count",
@@ -124,7 +124,7 @@ def losses(loss: Any, label_smoothing: float, transform: Compose | None) -> tupl
                 "Trainer: the loss needs the methods forward(labels, outputs), backward() and "
                 f"loss(labels, outputs), got {loss!r}"
             )
-    if transform is not None and any(isinstance(t, Mixup) for t in transform.transforms):
+    if transform is not None and transform.mixes:
         training = MixedLoss(training)
     return loss, training
 

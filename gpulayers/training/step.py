@@ -148,11 +148,11 @@ def _shares(loss: Any, labels: Any, parts: list[slice]) -> list[Any]:
         )
     # the mean divides by the sum of the weights of the examples that count
     xp = xp_of(labels)
-    counts = xp.ones(len(labels), "float32")
+    counts = xp.ones(len(labels), "float64")
     if base.class_weights is not None:
-        weights = xp.asarray(base.class_weights, dtype="float32")
+        weights = xp.asarray(base.class_weights, dtype="float64")
         counts = xp.take(weights, xp.clip(labels, 0, len(weights) - 1))
     if base.ignore_index is not None:
-        counts = xp.where(labels == base.ignore_index, 0, counts).astype("float32")
+        counts = xp.where(labels == base.ignore_index, 0, counts).astype("float64")
     total = counts.sum()
-    return [counts[part].sum() / xp.where(total > 0, total, 1).astype("float32") for part in parts]
+    return [counts[part].sum() / xp.where(total > 0, total, 1).astype("float64") for part in parts]

@@ -91,8 +91,7 @@ class Trainer:
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
         the CPU yes, on a GPU no.
     clip_global_norm : float, optional
-        Scale the gradients of a step down to this norm, all together (see
-        `optimizers.clip_global_norm`).
+        Scale longer gradients of a step down to this norm, see `optimizers.clip_global_norm`.
     accumulate : int
         Compute each batch in as many parts and add up their gradients: the same step up to
         rounding, in less memory (batch normalisation sees the parts).
@@ -166,7 +165,7 @@ class Trainer:
         self.seed = random.Generator(seed).key[0]  # checks it
         self.transform = make_transform(transform)
         self.sampler = ShuffledSampler(len(data.train)) if sampler is None else sampler
-        self._threads, self._share = threads, device_share
+        self.threads, self.device_share = threads, device_share
         self.loss, self.train_loss = settings.losses(loss, label_smoothing, self.transform)
         self.out = None if out is None else Path(out)
         self.device = settings.device_backend(device)
@@ -243,8 +242,9 @@ class Trainer:
         if self.network.home is not None:
             self.network.to(place)
         pixels = partial(self.network.pixels, dtype=self.dtype)
-        train = Feed(self.data.train, place, self.transform, pixels, self._threads, self._share)
-        test = Feed(self.data.test, place)
+        more = self.threads, self.device_share
+        train = Feed(self.data.train, place, self.transform, pixels, *more)
+        test = Feed(self.data.test, place, None, None, *more)
         progress.start(self.epochs, self.steps, self._epoch * self.steps + self._step)
         with DeferredInterrupt() as interrupt:
             while self._epoch < self.epochs and self.stopped is None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import builtins
 import io
+import math
 import re
 import sys
+import types
+from xml.etree import ElementTree
 
 import pytest
 
-from gpulayers.training import Epoch, History, plot_curves
+from gpulayers.training import EarlyStopping, Epoch, History, curve, plot_curves
 from gpulayers.training.progress import BarProgress, LineProgress, make_progress
 from tests.training.networks import dense, run
 
@@ -113,6 +116,67 @@ def test_without_rich_a_terminal_gets_lines_and_one_hint(hidden):
 
 def test_the_default_goes_to_standard_output(digits, capsys):
     run(dense(), digits, epochs=1, progress=True)
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
+class Notebook:
+    """Stands for IPython's display: remembers what is shown."""
+
+    def __init__(self) -> None:
+        self.pictures: list[str] = []
+
+    def display(self, thing, display_id):
+        assert display_id is True
+        self.update(thing)
+        return self
+
+    def update(self, thing) -> None:
+        self.pictures.append(thing._repr_html_())
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A kernel's shell, and a place to show things."""
+    found = Notebook()
+    shell = types.SimpleNamespace(kernel=object())
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: shell
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = found.display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    return found
+
+
+def test_a_notebook_gets_curves_that_grow(digits, notebook, capsys, monkeypatch):
+    monkeypatch.setattr(curve, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("gpulayers.training.trainer._LOOK_SECONDS", 0.0)
+    stopping = EarlyStopping("val_loss", 1, min_delta=9.0)
+    trainer = run(dense(), digits, epochs=3, progress="curve", callbacks=[stopping])
+    assert capsys.readouterr().out == "", "no lines besides"
+    roots = [ElementTree.fromstring(picture) for picture in notebook.pictures]
+    assert len(roots) > 20, "drawn while it trains"
+    circles = [len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) for root in roots]
+    assert circles == sorted(circles) and circles[0] == 0
+    assert circles[-1] == 4 * len(trainer.history) == 8, "loss, accuracy; training, test"
+    text = " ".join(roots[-1].itertext())
+    assert f"test accuracy {trainer.history.last.val_accuracy:.2%}" in text
+    assert "stopped after epoch 2: val_loss" in text
+    run(dense(), digits, epochs=1, progress=False)
+
+
+def test_curves_of_anything(history):
+    for epochs, notes in [(History(), []), (history, ["<script>", "a & b"])]:
+        text = curve.curve_svg(epochs, 3, notes, [(0.1, 2.0, 0.3), (0.2, math.nan, 0.3)])
+        root = ElementTree.fromstring(text)
+        assert root.attrib["aria-label"] == f"loss and accuracy over {len(epochs)} epochs"
+        assert "nan" not in text and "<script>" not in text
+    history.epochs.append(record(4, math.inf))
+    assert "inf" not in curve.curve_svg(history, 4, [])
+
+
+def test_elsewhere_the_curve_is_what_true_is(digits, capsys):
+    run(dense(), digits, epochs=1, progress="curve")
     assert "epoch 1/1" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpulayers import random
 from gpulayers.errors import ParameterError
-from gpulayers.layers import Flatten, FullyConnected
+from gpulayers.layers import Conv2D, Flatten, FullyConnected
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential, lenet
 from gpulayers.optimizers import SGD, OptimizerBase
@@ -116,6 +116,72 @@ def test_gradients_are_clipped_together(digits, compile):
         for a, b in itertools.pairwise(steps)
     ]
     assert moved == pytest.approx([0.05] * 9, rel=1e-3)  # each gradient was longer than that
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SoftmaxCrossEntropy(),
+        SoftmaxCrossEntropy("sum", label_smoothing=0.1),
+        SoftmaxCrossEntropy("mean", 0.1, class_weights=np.arange(1.0, 11.0).tolist()),
+        SoftmaxCrossEntropy("mean", 0.0, list(range(1, 11)), ignore_index=3),
+        SoftmaxCrossEntropy(ignore_index=3),
+    ],
+    ids=str,
+)
+def test_a_batch_in_parts_gives_the_step_of_the_whole(digits, loss, compile):
+    """In float64: what is left is rounding. 300 = 9 batches of 32 and one of 12."""
+
+    def steps(parts):
+        layers = [Conv2D(3, (3, 3), act_fn="ReLU"), Flatten(), FullyConnected(10)]
+        net = Sequential(layers, "SGD(lr=0.01, momentum=0.9)")
+        options = {"dtype": "float64", "seed": 4, "clip_global_norm": 2.0}
+        return run(net, digits, loss=loss, accumulate=parts, compile=compile, **options)
+
+    whole = steps(1)
+    for parts in (2, 5, 32):
+        cut = steps(parts)
+        np.testing.assert_allclose(cut.history.step_losses, whole.history.step_losses, rtol=1e-9)
+        assert cut.history.column("train_accuracy") == whole.history.column("train_accuracy")
+        for name, array in whole.network.parameters.items():
+            ours = cut.network.parameters[name]
+            np.testing.assert_allclose(ours, array, rtol=1e-8, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_parts_see_batch_statistics_of_their_own_and_blended_labels(digits, compile):
+    """With everything a layer can keep, and a wrapped layer, which a plan leaves to itself."""
+    net = conv()
+    net.layers[4] = Wrapped(net.layers[4])
+    net = Sequential(net.layers, "Adam(lr=0.01)")
+    options = {"accumulate": 3, "transform": "flip, mixup(0.4)", "compile": compile}
+    trainer = run(net, digits, epochs=3, **options)
+    assert trainer.history.last.train_loss < trainer.history[0].train_loss
+    weighted = SoftmaxCrossEntropy(class_weights=[1.0] * 10)
+    with pytest.raises(ParameterError, match="accumulate with blended labels"):
+        run(conv(), digits, loss=weighted, **options)
+
+
+class Wrapped(FullyConnected):
+    """A layer with its own forward and backward, around another one."""
+
+    def __new__(cls, layer):
+        layer.forward = lambda X, keep=True, _f=layer.forward: _f(X, keep)
+        return layer
+
+
+def test_label_smoothing_is_of_the_training_alone(digits):
+    smooth = run(dense(), digits, label_smoothing=0.2, seed=3)
+    given = run(dense(), digits, loss=SoftmaxCrossEntropy(label_smoothing=0.2), seed=3)
+    assert smooth.history.step_losses == given.history.step_losses
+    assert smooth.history.column("val_accuracy") == given.history.column("val_accuracy")
+    plain = evaluate(smooth.network, digits.test)
+    assert smooth.history.last.val_loss == pytest.approx(plain.loss, rel=1e-6)
+    with pytest.raises(ParameterError, match="label_smoothing is for the default loss"):
+        Trainer(dense(), digits, loss=SoftmaxCrossEntropy(), label_smoothing=0.2)
+    with pytest.raises(ParameterError, match="the loss needs the methods"):
+        Trainer(dense(), digits, loss="cross_entropy")
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, float("nan"), "1"])

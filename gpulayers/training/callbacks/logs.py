@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,11 @@ class TensorBoardLogger(Callback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         done = trainer.epoch * trainer.steps
-        self._writer = self._make(str(self.folder), purge_step=done + 1 if done else None)
+        self._writer = self._make(
+            str(self.folder),
+            purge_step=done + 1 if done else None,
+            filename_suffix=f".{time.time_ns()}",  # two of one second would have the same name
+        )
 
     def on_epoch_end(self, trainer: Trainer, record: Epoch) -> None:
         steps = trainer.steps
