@@ -43,6 +43,9 @@ class Sampler(ABC):
             Its numbers decide; it moves on.
         """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)})"
+
 
 class SequentialSampler(Sampler):
     """0, 1, ... n - 1.
@@ -60,9 +63,6 @@ class SequentialSampler(Sampler):
 
     def order(self, generator: Generator) -> np.ndarray:
         return np.arange(self.n, dtype=np.int64)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.n})"
 
 
 class ShuffledSampler(SequentialSampler):

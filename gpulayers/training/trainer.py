@@ -54,7 +54,8 @@ class Trainer:
     network : Sequential
         Its outputs are what `loss` takes, logits (n, classes).
     data : Dataset
-        `data.train` is trained on; `data.test` is the validation after each epoch.
+        `data.train` is trained on; `data.held_out` (the validation split, or without one the
+        test split) is the validation after each epoch.
     batch_size : int
         Examples in a step; the last batch of an epoch may be smaller.
     epochs : int
@@ -244,7 +245,7 @@ class Trainer:
         pixels = partial(self.network.pixels, dtype=self.dtype)
         more = self.threads, self.device_share
         train = Feed(self.data.train, place, self.transform, pixels, *more)
-        test = Feed(self.data.test, place, None, None, *more)
+        test = Feed(self.data.held_out, place, None, None, *more)
         progress.start(self.epochs, self.steps, self._epoch * self.steps + self._step)
         with DeferredInterrupt() as interrupt:
             while self._epoch < self.epochs and self.stopped is None:

@@ -89,6 +89,7 @@ def test_a_dataset_with_a_validation_split(digits: Dataset) -> None:
     held = digits.hold_out(0.1, seed=1)
     assert len(held.train) == 270 and len(held.test) == 100
     assert held.validation is not None and len(held.validation) == 30
+    assert held.held_out is held.validation and digits.held_out is digits.test
     assert "270 training and 100 test images" in held.describe()
     assert "30 validation images" in held.describe()
     strange = Split(np.zeros((2, 3, 3, 1), np.uint8), np.zeros(2, int))

@@ -21,6 +21,7 @@ from gpulayers.training import (
     Split,
     SubsetSampler,
     WeightedSampler,
+    evaluate,
 )
 from gpulayers.training import feed as feed_module
 from gpulayers.training.feed import batch_generator, order_generator
@@ -355,6 +356,16 @@ def test_a_varied_run_goes_on_exactly(digits: Dataset, tmp_path: Any, numpy_back
     for name, other in (("transform", None), ("sampler", None)):
         with pytest.raises(ParameterError, match=f"resume: {name} is None, but the run"):
             run(dense(), digits, resume=tmp_path, **{**options, name: other})
+
+
+def test_validation_on_the_validation_split(digits: Dataset, numpy_backend: Any) -> None:
+    """The test split plays no part in the training."""
+    data = digits.hold_out(60)
+    other = Dataset("digits", data.train, data.train, data.classes, data.validation)
+    a, b = run(dense(), data, epochs=1), run(dense(), other, epochs=1)
+    assert_same_run(a, b)
+    result = evaluate(a.network, data.held_out)
+    assert a.history.column("val_loss") == [pytest.approx(result.loss, rel=1e-6)]
 
 
 def test_training_on_crops_of_another_size(digits: Dataset, numpy_backend: Any) -> None:

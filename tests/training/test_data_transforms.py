@@ -215,6 +215,20 @@ def test_bytes_are_normalised_where_floats_are_wanted(backend: Backend) -> None:
     np.testing.assert_allclose(Y, w * X + (1 - w) * X[order] - 1.0, rtol=1e-12)
 
 
+class OwnTransform:
+    """No subclass, and no repr of its own."""
+
+    def __call__(self, X: Any, labels: Any, generator: Any) -> tuple[Any, Any]:
+        return X + generator.integers(1, 9, (1,), np), labels
+
+
+def test_a_transform_of_ones_own(numpy_backend: Backend) -> None:
+    chain = make_transform([OwnTransform(), "flip"])
+    assert chain is not None and chain.output_shape((3, 4, 5)) == (3, 4, 5)
+    Y, _ = varied(chain, np.zeros((3, 2, 2, 1)), numpy_backend)
+    assert Y.min() == Y.max() >= 1
+
+
 def test_specifications() -> None:
     assert make_transform(None) is make_transform("") is make_transform([]) is None
     chain = make_transform("crop(4, (8, 6)), RandomFlip(p=0.3),cutout(8) , mixup(0.2)")
@@ -228,6 +242,8 @@ def test_specifications() -> None:
     assert repr(make_transform(inner)) == text
     assert make_transform(chain) is chain
     assert repr(make_transform(Mixup(1))) == "Compose([Mixup(alpha=1.0)])"
+    own = Compose([lambda X, y, g: (X, y), RandomFlip(), OwnTransform()])
+    assert "0x" not in repr(own) and "OwnTransform" in repr(own) and "<lambda>" in repr(own)
     assert len(make_transform([RandomFlip(), "crop, flip"]).transforms) == 3  # type: ignore[union-attr]
 
 

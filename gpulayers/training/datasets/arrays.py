@@ -10,7 +10,7 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.errors import DataError
-from gpulayers.training.datasets.choice import held_out
+from gpulayers.training.datasets.choice import divide
 from gpulayers.training.datasets.lazy import (
     ChosenImages,
     LazyImages,
@@ -160,6 +160,11 @@ class Dataset:
         return Dataset(self.name, train, self.test, self.classes, held)
 
     @property
+    def held_out(self) -> Split:
+        """What a trainer validates on: the validation split, or without one the test split."""
+        return self.test if self.validation is None else self.validation
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (rows, cols, channels)."""
         rows, cols, channels = self.train.images.shape[1:]
@@ -208,7 +213,7 @@ def train_validation_split(
     DataError
         If there are too few examples to hold out as many.
     """
-    kept, held = held_out(split.labels, validation, seed, stratified)
+    kept, held = divide(split.labels, validation, seed, stratified)
     return split.take(kept), split.take(held)
 
 

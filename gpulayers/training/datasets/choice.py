@@ -10,13 +10,13 @@ from gpulayers import _spec
 from gpulayers.errors import DataError, ParameterError, suggest
 from gpulayers.random import Generator
 
-__all__ = ["class_weights", "held_out"]
+__all__ = ["class_weights", "divide"]
 
 _SPLIT_STREAM = 2**61  # apart from those of training
 _SCHEMES = ("balanced", "sqrt", "effective")
 
 
-def held_out(
+def divide(
     labels: np.ndarray, validation: float, seed: int, stratified: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide the examples: return the indices kept and those held out, each ascending.

@@ -16,7 +16,7 @@ import numpy as np
 from gpulayers.errors import DataError
 from gpulayers.threads import thread_count
 from gpulayers.training.datasets.arrays import Split
-from gpulayers.training.datasets.choice import held_out
+from gpulayers.training.datasets.choice import divide
 from gpulayers.training.datasets.lazy import LazyImages
 from gpulayers.training.datasets.readers import first_names, list_folder, reason
 
@@ -156,7 +156,7 @@ def read_pictures(
         files, labels, classes = _class_files(root, None)
         whole = _split(files, labels, size, grayscale, in_memory, root)
         try:
-            kept, held = held_out(whole.labels, TEST_SHARE, seed=0, stratified=True)
+            kept, held = divide(whole.labels, TEST_SHARE, seed=0, stratified=True)
         except DataError as error:
             raise DataError(f"{root}: too few pictures for a test split ({error})") from error
         return whole.take(kept), whole.take(held), classes, None
