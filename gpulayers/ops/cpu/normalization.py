@@ -6,15 +6,19 @@ Mean and variance take two passes over the data: mean(x**2) - mean(x)**2 would c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import BLOCK, blocks, fold, ones, repeated, row_shares
+from gpulayers.ops.cpu._blocks import blocks, fold, ones, repeated, row_shares
 from gpulayers.ops.reference.normalization import ReferenceNormalization
 from gpulayers.threads import run_shares
 
+BLOCK = (
+    1 << 18
+)  # elements that a pass takes at a time: memory is slow, and calls wait for one another
 _LONGEST = 1 << 14  # numbers of a row whose float32 sum by BLAS is as exact as NumPy's
 
 
@@ -53,6 +57,17 @@ class _Columns:
             total = total + more
         return total.reshape(len(total), self.k, self.ch).sum(axis=1)
 
+    def moments(self, found: list[tuple[int, Array, Array]]) -> tuple[Array, Array]:
+        """Mean and variance of each channel in float64, from blocks of rows: how many there are,
+        their mean, and the sum of the squares around it (Chan, Golub & LeVeque, "Updating formulae
+        and a pairwise algorithm for computing sample variances", 1979)."""
+        rows = np.array([[count] for count, _, _ in found], np.float64)
+        centres = np.stack([centre for _, centre, _ in found]).astype(np.float64)
+        squares = np.stack([square for _, _, square in found]).astype(np.float64)
+        mean = (rows * centres).sum(axis=0).reshape(self.k, self.ch).sum(axis=0) / self.m
+        squares += rows * (centres - np.tile(mean, self.k)) ** 2
+        return mean, squares.sum(axis=0).reshape(self.k, self.ch).sum(axis=0) / self.m
+
     def add(self, block: Array, to: Array) -> None:
         to += self.one[: len(block)] @ block
 
@@ -69,37 +84,35 @@ class CpuNormalization(ReferenceNormalization):
         Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
         x, x_hat, y = cut.wide(X), cut.wide(X_hat), cut.wide(Y)
 
-        first = cut.sums(1)
+        found: list[list[tuple[int, Array, Array]]] = [[] for _ in cut.parts]
 
         def add_up(i: int, part: slice) -> None:
+            """Each block by itself, while it is in the cache: its mean, the squares around it."""
             for block in blocks(part, cut.step):
-                cut.add(x[block], first[i][0])
+                rows = block.stop - block.start
+                one, centred = cut.one[:rows], cut.free[i][:rows]
+                centre = one @ x[block]
+                np.divide(centre, rows, out=centre)
+                np.subtract(x[block], centre, out=centred)
+                np.multiply(centred, centred, out=centred)
+                found[i].append((rows, centre, one @ centred))
 
         run_shares(add_up, cut.parts)
-        mean = (cut.total(first)[0] / cut.m).astype(X.dtype)
-
-        second, middle = cut.sums(1), cut.tiled(mean)
-
-        def centre(i: int, part: slice) -> None:
-            for block in blocks(part, cut.step):
-                centred, squares = x_hat[block], cut.free[i][: block.stop - block.start]
-                np.subtract(x[block], middle, out=centred)
-                np.multiply(centred, centred, out=squares)
-                cut.add(squares, second[i][0])
-
-        run_shares(centre, cut.parts)
-        exact = cut.total(second)[0] / cut.m
+        mean, exact = cut.moments([block for share in found for block in share])
         inv_std = (1.0 / np.sqrt(exact + eps)).astype(X.dtype)
-        scale, gain, shift = cut.tiled(inv_std), cut.tiled(scaler), cut.tiled(intercept)
+        middle = mean.astype(X.dtype)
+        centre, scale = cut.tiled(middle), cut.tiled(inv_std)
+        gain, shift = cut.tiled(scaler), cut.tiled(intercept)
 
         def normalize(i: int, part: slice) -> None:
             for block in blocks(part, cut.step):
+                np.subtract(x[block], centre, out=x_hat[block])
                 np.multiply(x_hat[block], scale, out=x_hat[block])
                 np.multiply(x_hat[block], gain, out=y[block])
                 np.add(y[block], shift, out=y[block])
 
         run_shares(normalize, cut.parts)
-        return Y, X_hat, mean, exact.astype(X.dtype), inv_std
+        return Y, X_hat, middle, exact.astype(X.dtype), inv_std
 
     def batchnorm_backward(
         self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
@@ -146,15 +159,13 @@ class CpuNormalization(ReferenceNormalization):
         X_hat = workspace.empty(X.shape, X.dtype)
         x, x_hat = X.reshape(-1, length), X_hat.reshape(-1, length)
         inv_std = np.empty((len(x), 1), X.dtype)
-        parts, step, free, average = _cut_rows(x)
-        small = X.dtype.type(eps)
+        cut, small = _Rows(x), X.dtype.type(eps)
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
-                squares = free[i][: block.stop - block.start]
-                _standardize(x[block], x_hat[block], squares, inv_std[block], average, small)
+            for block, _ in cut.each(i, part):
+                _standardize(x[block], x_hat[block], inv_std[block], cut.average, small)
 
-        run_shares(work, parts)
+        run_shares(work, cut.parts)
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
         return X_hat, inv_std.reshape(kept)
 
@@ -166,17 +177,17 @@ class CpuNormalization(ReferenceNormalization):
             return super().layernorm_forward(X, scaler, intercept, eps)
         Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
         inv_std = np.empty((len(X), 1), X.dtype)
-        parts, step, free, average = _cut_rows(X)
-        small = X.dtype.type(eps)
+        cut, small = _Rows(X), X.dtype.type(eps)
+        gain, shift = cut.tiled(scaler), cut.tiled(intercept)
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
-                squares, y = free[i][: block.stop - block.start], Y[block]
-                _standardize(X[block], X_hat[block], squares, inv_std[block], average, small)
-                np.multiply(X_hat[block], scaler, out=y)
-                np.add(y, intercept, out=y)
+            for block, _ in cut.each(i, part):
+                _standardize(X[block], X_hat[block], inv_std[block], cut.average, small)
+                y = cut.wide(Y[block])
+                np.multiply(cut.wide(X_hat[block]), gain, out=y)
+                np.add(y, shift, out=y)
 
-        run_shares(work, parts)
+        run_shares(work, cut.parts)
         return Y, X_hat, inv_std
 
     def layernorm_backward(
@@ -187,26 +198,25 @@ class CpuNormalization(ReferenceNormalization):
         if length == 0:
             return super().layernorm_backward(dY, X_hat, scaler, inv_std)
         dX = workspace.empty(dY.shape, dY.dtype)
-        parts, step, free, average = _cut_rows(dY)
-        weights, one = average * scaler[:, None], ones(step, dY.dtype)
-        sums = [np.zeros((2, length)) for _ in parts]
+        cut = _Rows(dY)
+        gain, weights = cut.tiled(scaler), cut.average * scaler[:, None]
+        one, sums = ones(cut.step, dY.dtype), [np.zeros((2, length)) for _ in cut.parts]
 
         def work(i: int, part: slice) -> None:
             dscaler, dintercept = sums[i]
-            for block in blocks(part, step):
+            for block, products in cut.each(i, part):
                 d, x, out = dY[block], X_hat[block], dX[block]
-                products = free[i][: len(d)]
                 np.multiply(d, x, out=products)
                 dscaler += one[: len(d)] @ products
                 dintercept += one[: len(d)] @ d
                 slope = products @ weights
-                np.multiply(d, scaler, out=out)
+                np.multiply(cut.wide(d), gain, out=cut.wide(out))
                 np.subtract(out, d @ weights, out=out)
                 np.multiply(x, slope, out=products)
                 np.subtract(out, products, out=out)
                 np.multiply(out, inv_std[block], out=out)
 
-        run_shares(work, parts)
+        run_shares(work, cut.parts)
         for more in sums[1:]:
             sums[0] += more
         dscaler, dintercept = sums[0].astype(dY.dtype)
@@ -222,30 +232,27 @@ class CpuNormalization(ReferenceNormalization):
         dX = workspace.empty(X_hat.shape, X_hat.dtype)
         dx_hat, x_hat, dx = (a.reshape(-1, length) for a in (dX_hat, X_hat, dX))
         scale = inv_std.reshape(-1, 1)
-        parts, step, free, average = _cut_rows(x_hat)
+        cut = _Rows(x_hat)
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
+            for block, products in cut.each(i, part):
                 d, x, out = dx_hat[block], x_hat[block], dx[block]
-                products = free[i][: len(d)]
                 np.multiply(d, x, out=products)
-                slope = products @ average
-                np.subtract(d, d @ average, out=out)
+                slope = products @ cut.average
+                np.subtract(d, d @ cut.average, out=out)
                 np.multiply(x, slope, out=products)
                 np.subtract(out, products, out=out)
                 np.multiply(out, scale[block], out=out)
 
-        run_shares(work, parts)
+        run_shares(work, cut.parts)
         return dX
 
 
-def _standardize(
-    x: Array, x_hat: Array, squares: Array, inv_std: Array, average: Array, eps: Array
-) -> None:
+def _standardize(x: Array, x_hat: Array, inv_std: Array, average: Array, eps: Array) -> None:
     """Rows of x into x_hat and inv_std."""
     np.subtract(x, x @ average, out=x_hat)
-    np.multiply(x_hat, x_hat, out=squares)
-    np.matmul(squares, average, out=inv_std)
+    np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
+    np.multiply(inv_std, average[0], out=inv_std)
     np.add(inv_std, eps, out=inv_std)
     np.sqrt(inv_std, out=inv_std)
     np.divide(x.dtype.type(1), inv_std, out=inv_std)
@@ -259,11 +266,30 @@ def _row_length(X: Array, axes: tuple[int, ...]) -> int:
     return length if last and X.dtype.itemsize >= 4 and X.size and length <= _LONGEST else 0
 
 
-def _cut_rows(rows: Array) -> tuple[list[slice], int, list[Array], Array]:
-    """Shares, rows of a block, scratch of each share, and the vector whose product is the mean."""
-    m, length = rows.shape
-    step = max(1, BLOCK // length)
-    parts = row_shares(m, length, 6)
-    free = [workspace.empty((min(step, p.stop - p.start), length), rows.dtype) for p in parts]
-    average = np.full((length, 1), 1.0 / length, rows.dtype)
-    return parts, step, free, average
+class _Rows:
+    """Rows of (m, length) cut for threads and cache, with what all of them need."""
+
+    def __init__(self, rows: Array) -> None:
+        m, self.length = rows.shape
+        self.k = fold(m, self.length)  # rows seen as one where all have the same factors
+        self.step = max(1, BLOCK // (self.k * self.length)) * self.k
+        self.parts = [
+            slice(self.k * part.start, self.k * part.stop)
+            for part in row_shares(m // self.k, self.k * self.length, 6)
+        ]
+        self._free = [
+            workspace.empty((min(self.step, p.stop - p.start), self.length), rows.dtype)
+            for p in self.parts
+        ]
+        self.average = np.full((self.length, 1), 1.0 / self.length, rows.dtype)
+
+    def each(self, i: int, part: slice) -> Iterator[tuple[slice, Array]]:
+        """Blocks of a share, each with an array of its size to work in."""
+        for block in blocks(part, self.step):
+            yield block, self._free[i][: block.stop - block.start]
+
+    def wide(self, block: Array) -> Array:
+        return block.reshape(-1, self.k * self.length)
+
+    def tiled(self, vector: Array) -> Array:
+        return repeated(vector, self.k)

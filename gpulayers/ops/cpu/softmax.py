@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from gpulayers.backend import Array
@@ -11,7 +13,8 @@ from gpulayers.ops.reference.softmax import ReferenceSoftmax
 from gpulayers.threads import run_shares
 
 _PASSES = 16  # what a softmax costs, in passes of an addition
-_FEW = 4096  # probabilities up to which looking up the labels costs more than it saves
+_FEW = 4096  # probabilities up to which comparing with all labels is cheaper than looking them up
+_BLOCK = 4 * BLOCK  # few passes, of which one takes most of the time
 
 
 def _plain(labels: Array, scores: Array) -> bool:
@@ -57,13 +60,16 @@ class CpuSoftmax(ReferenceSoftmax):
 
     def softmax_cross_entropy_forward(self, logits: Array, labels: Array) -> tuple[Array, Array]:
         # loss = log sum_j exp(z_j) - z_label
+        if 0 < logits.size <= _FEW and logits.dtype.itemsize >= 4:
+            few = _few_cross_entropies(logits, labels)
+            return few or super().softmax_cross_entropy_forward(logits, labels)
         if not _plain(labels, logits):
             return super().softmax_cross_entropy_forward(logits, labels)
         m, classes = logits.shape
         probs = workspace.empty(logits.shape, logits.dtype)
         losses = workspace.empty((m,), logits.dtype)
         one, number = ones(classes, logits.dtype), np.arange(m)
-        step = max(1, BLOCK // classes)
+        step = max(1, _BLOCK // classes)
 
         def work(i: int, part: slice) -> None:
             for block in blocks(part, step):
@@ -80,7 +86,11 @@ class CpuSoftmax(ReferenceSoftmax):
 
     def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
         # d loss / d z_j = p_j - [j is the label]
-        if probs.size <= _FEW or not _plain(labels, probs):
+        if 0 < probs.size <= _FEW and probs.dtype.itemsize >= 4:
+            few = workspace.empty(probs.shape, probs.dtype)
+            np.subtract(probs, _hit(labels, probs.shape[1]), out=few)
+            return np.multiply(few, probs.dtype.type(scale), out=few)
+        if not _plain(labels, probs):
             return super().softmax_cross_entropy_backward(probs, labels, scale)
         dlogits = workspace.empty(probs.shape, probs.dtype)
         number, factor = np.arange(len(probs)), probs.dtype.type(scale)
@@ -92,3 +102,29 @@ class CpuSoftmax(ReferenceSoftmax):
 
         run_shares(work, row_shares(*probs.shape, passes=2))
         return dlogits
+
+
+@lru_cache(maxsize=64)
+def _class_numbers(classes: int) -> Array:
+    numbers = np.arange(classes)
+    numbers.setflags(write=False)
+    return numbers
+
+
+def _hit(labels: Array, classes: int) -> Array:
+    """Whether a class is the label: (m, classes)."""
+    return _class_numbers(classes) == labels[:, None]
+
+
+def _few_cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array] | None:
+    """Losses and probabilities in as few calls as can be; None where a label is out of range."""
+    probs = workspace.empty(logits.shape, logits.dtype)
+    np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), out=probs)
+    picked = probs[_hit(labels, logits.shape[1])]
+    if len(picked) < len(labels):
+        return None
+    np.exp(probs, out=probs)
+    total = np.add.reduce(probs, axis=1, keepdims=True)
+    np.divide(probs, total, out=probs)
+    losses = np.log(total[:, 0])
+    return np.subtract(losses, picked, out=losses), probs

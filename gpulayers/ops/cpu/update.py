@@ -24,7 +24,7 @@ def _in_blocks(rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int)
         rule(*flat, *(workspace.empty((n,), dtype) for _ in range(scratch)))
         return
     parts = row_shares(n, 1, passes)
-    step = 2 * BLOCK  # a few cheap passes: calls cost more than the cache saves
+    step = 4 * BLOCK  # a few cheap passes: calls cost more than the cache saves
     size = min(step, n)
     own = [[workspace.empty((size,), dtype) for _ in range(scratch)] for _ in parts]
 

@@ -31,7 +31,13 @@ def count(request: pytest.FixtureRequest) -> Iterator[int]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and shares of a few numbers each, so that small arrays are cut, too."""
     for module in (_blocks, cpu_activation, cpu_update, cpu_softmax, fused, normalization, pool):
-        for name, value in (("BLOCK", 48), ("SMALL", 0), ("_FEW", 0), ("_SHARE", 1)):
+        for name, value in (
+            ("BLOCK", 48),
+            ("_BLOCK", 48),
+            ("SMALL", 0),
+            ("_FEW", 0),
+            ("_SHARE", 1),
+        ):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     _blocks.zero_block.cache_clear()

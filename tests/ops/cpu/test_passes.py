@@ -118,7 +118,10 @@ def test_softmax(shape: tuple[int, int], dtype: str, count: int, small_blocks: N
 
 
 @pytest.mark.parametrize("label", [-1, 5])
-def test_a_label_out_of_range_is_nan(label: int, small_blocks: None) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_a_label_out_of_range_is_nan(label: int, few: bool, request: pytest.FixtureRequest) -> None:
+    if not few:
+        request.getfixturevalue("small_blocks")
     Z, labels = normal((9, 5), 1), np.zeros(9, np.int64)
     labels[4] = label
     losses, probs = CPU.softmax_cross_entropy_forward(Z, labels)
