@@ -18,6 +18,8 @@ __all__ = ["DEFAULTS", "RUN_OPTIONS", "make_parser", "parse", "subparsers"]
 DEFAULTS: dict[str, Any] = {
     "data": "mnist-10k",
     "data_dir": None,
+    "image_size": None,
+    "grayscale": False,
     "model": "lenet",
     "epochs": None,  # by data set, see train.py
     "batch_size": 64,
@@ -137,6 +139,18 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         help="TOML file with options as keys (batch-size = 64); other options go before it",
     )
     _data_options(train, DEFAULTS["data"])
+    train.add_argument(
+        "--image-size",
+        type=values.positive_int,
+        metavar="N",
+        help="folders of pictures: scale and cut each to N x N pixels",
+    )
+    train.add_argument(
+        "--grayscale",
+        action="store_const",
+        const=True,
+        help="folders of pictures: one channel instead of three",
+    )
     train.add_argument("--model", metavar="NAME", help="lenet (default), mlp, vgg-small, resnet9")
     train.add_argument(
         "--epochs", type=values.positive_int, metavar="N", help="passes over the data"
@@ -300,7 +314,8 @@ def _data_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--data",
         metavar="NAME|PATH",
-        help="mnist-10k, mnist, fashion-mnist, cifar10, or a folder or .npz file of your own; "
+        help="mnist-10k, mnist, fashion-mnist, cifar10, cifar100, or a folder of pictures (a "
+        "subfolder for each class), of .npy files, or an .npz file of your own; "
         f"default {default}",
     )
     parser.add_argument(

@@ -8,9 +8,10 @@ from pathlib import Path
 from gpulayers import backend
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
+from gpulayers.cli.saved import data_of
 from gpulayers.errors import ParameterError
 from gpulayers.models import summarize
-from gpulayers.training import Sequential, load_checkpoint, load_data
+from gpulayers.training import Sequential, load_checkpoint
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
 
@@ -26,7 +27,8 @@ def run(options: Namespace) -> int:
         name = options.data or settings.get("data")
         if name is None:
             raise ParameterError(f"{path} does not say what it was trained on; give --data")
-        data = load_data(name, options.data_dir or settings.get("data_dir"))
+        where = options.data_dir or settings.get("data_dir")
+        data = data_of({**settings, "data": name, "data_dir": where})
         tested = split_results(checkpoint.network, data, batch_size=options.batch_size)
         if options.verbose:
             table = summarize(checkpoint.network, data.input_shape)

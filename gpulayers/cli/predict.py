@@ -13,6 +13,7 @@ from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.saved import Saved, open_saved
 from gpulayers.errors import DataError, GPULayersError, ShapeError
 from gpulayers.ops.softmax import softmax_forward
+from gpulayers.training.datasets.folder import FolderImages
 from gpulayers.training.settings import device_backend
 
 __all__ = ["read_images", "run"]
@@ -130,28 +131,7 @@ def _read_npy(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _read_picture(path: Path, shape: tuple[int, ...] | None, digit: bool) -> np.ndarray:
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise DataError(
-            f'{path}: reading images needs Pillow: pip install "gpulayers[train]"'
-        ) from None
-    try:
-        with Image.open(path) as opened:
-            picture: Any = ImageOps.exif_transpose(opened)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                ground = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-                picture = Image.alpha_composite(ground, picture)
-            channels = 1 if digit or (shape is not None and shape[-1] == 1) else 3
-            picture = picture.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is no image file that Pillow can read") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
-    if shape is not None and not digit:
-        picture = ImageOps.fit(picture, (shape[1], shape[0]))
-    pixels = np.asarray(picture, np.uint8)
-    return pixels.reshape(1, *pixels.shape[:2], channels)
+    """One picture, prepared as those of a folder that is trained on."""
+    gray = digit or (shape is not None and shape[-1] == 1)
+    size = None if shape is None or digit else (shape[0], shape[1])
+    return FolderImages([path], size, gray).read(np.zeros(1, np.int64))

@@ -7,10 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from gpulayers.errors import DataError, ParameterError
-from gpulayers.training import Sequential, load_checkpoint, load_data
+from gpulayers.training import Dataset, Sequential, load_checkpoint, load_data
 from gpulayers.training.resume import checkpoint_path
 
-__all__ = ["Saved", "open_saved"]
+__all__ = ["Saved", "data_of", "open_saved"]
+
+
+def data_of(settings: dict[str, Any], download: bool = True) -> Dataset:
+    """Load the data set that a run's settings name.
+
+    Raises
+    ------
+    ParameterError, DataError
+        As `load_data`.
+    """
+    return load_data(
+        settings["data"],
+        settings.get("data_dir"),
+        download,
+        settings.get("image_size"),
+        settings.get("grayscale", False),
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ def _purpose_by_data(options: dict[str, Any]) -> tuple[tuple[str, ...], tuple[in
     if options.get("data") is None:
         return (), None
     try:
-        data = load_data(options["data"], options.get("data_dir"), download=False)
+        data = data_of(options, download=False)
     except (DataError, ParameterError):  # no longer here
         return (), None
     return tuple(data.classes), data.input_shape

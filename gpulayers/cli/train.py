@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
 from gpulayers.cli.config import CONFIG_FILE, config_text
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import collect, show, write
+from gpulayers.cli.saved import data_of
 from gpulayers.errors import CheckpointError, GPULayersError, ParameterError
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Sequential, build, summarize
@@ -24,10 +26,10 @@ from gpulayers.training import (
     Trainer,
     WeightAverage,
     load_checkpoint,
-    load_data,
 )
 from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.data import Dataset
+from gpulayers.training.keeper import OLDER
 from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
@@ -101,7 +103,7 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     with backend.use_backend(device_backend(settings["device"])):
         backend.current_backend()  # a missing GPU is told before the data is loaded
     build(settings["model"])  # so is an unknown model
-    data = load_data(settings["data"], settings["data_dir"])
+    data = data_of(settings)
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS.get(data.name, OTHER_EPOCHS)
     network = build(settings["model"], len(data.classes), data.input_shape)
@@ -132,14 +134,24 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
                 f"{', '.join('--' + n.replace('_', '-') for n in MAY_CHANGE)}"
             )
         settings[name] = value
-    data = load_data(settings["data"], settings["data_dir"])
+    data = data_of(settings)
     trainer = _trainer(options, settings, checkpoint.network, data, resume=path)
     done = len(trainer.history)
-    if done >= trainer.epochs:
+    folder = path.parent.parent if path.parent.name == OLDER else path.parent
+    if done >= trainer.epochs and _reported(folder, done):
         raise ParameterError(
             f"the run in {path} has all its {done} epochs; to train longer: --epochs {done + 1}"
         )
-    return trainer, _folder(options.out, "") if options.out else path.parent
+    return trainer, _folder(options.out, "") if options.out else folder
+
+
+def _reported(folder: Path, epochs: int) -> bool:
+    """Whether the results of so many epochs are written; the run may have been killed before."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return results["epochs"] == epochs and (folder / "results.md").exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _trainer(
@@ -193,7 +205,7 @@ def _reproducing(trainer: Trainer, settings: dict[str, Any]) -> dict[str, Any]:
     with backend.use_backend(trainer.device):
         place = backend.current_backend()
     found = {**settings, "device": "gpu" if place == "cupy" else "cpu", "dtype": trainer.dtype.name}
-    if trainer.data.name not in DATASETS:
+    if settings["data"].lower().replace("_", "-") not in DATASETS:
         found["data"] = str(Path(settings["data"]).expanduser().resolve())
     if settings["data_dir"] is not None:
         found["data_dir"] = str(Path(settings["data_dir"]).expanduser().resolve())

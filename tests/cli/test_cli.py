@@ -320,7 +320,7 @@ def test_unexpected_errors_are_short_and_debug_lets_them_through(tiny, capsys, m
     def broken(*arguments, **options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(train_module, "load_data", broken)
+    monkeypatch.setattr(train_module, "data_of", broken)
     code, text = failing(capsys, "train", "--data", tiny)
     assert code == 1 and "ZeroDivisionError: a bug" in text and "--debug" in text
     with pytest.raises(ZeroDivisionError):
