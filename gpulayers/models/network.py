@@ -55,14 +55,18 @@ class Pixels:
             raise ShapeError(
                 f"the network was trained on images of {len(self.mean)} channels, got {X.shape}"
             )
-        xp, dtype = backend.xp_of(X), np.dtype(dtype)
-        key = (xp.__name__, dtype)  # not the module itself, so that networks can be copied
+        xp, dtype, shape = backend.xp_of(X), np.dtype(dtype), X.shape
+        # NumPy is slow along an axis of three numbers: there a whole line of pixels is one axis
+        width = max(1, shape[-2]) if xp is np and len(self.mean) > 1 and X.ndim > 2 else 1
+        if width > 1:
+            X = X.reshape(*shape[:-2], width * shape[-1])
+        key = (xp.__name__, dtype, width)  # not the module, so that networks can be copied
         factors = self._factors.get(key)
         if factors is None:
             mean, std = np.array(self.mean), np.array(self.std)
             factors = (
-                xp.asarray((1.0 / std).astype(dtype)),
-                xp.asarray((mean / std).astype(dtype)),
+                xp.asarray(np.tile((1.0 / std).astype(dtype), width)),
+                xp.asarray(np.tile((mean / std).astype(dtype), width)),
             )
             self._factors[key] = factors
         scale, shift = factors
@@ -72,7 +76,7 @@ class Pixels:
             Y = X.astype(dtype) * scale  # bfloat16 has no mixed product with bytes
         if any(self.mean):
             Y -= shift
-        return Y
+        return Y.reshape(shape)
 
 
 class Sequential(Composite):

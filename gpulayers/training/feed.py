@@ -11,7 +11,7 @@ from gpulayers import _spec, backend
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
 from gpulayers.random import Generator
-from gpulayers.training.data import Split
+from gpulayers.training.data import LazyImages, Split
 from gpulayers.training.prefetch import ahead
 from gpulayers.training.samplers import Sampler
 from gpulayers.training.transforms import Compose, make_transform
@@ -22,7 +22,7 @@ SHARE = 0.5  # of the device's free memory that a dataset may take
 _SHUFFLE_STREAM = 2**63  # far from the default generator's stream 0 and those it spawns
 _VARY_STREAM = 2**62
 _BLOCK = 64 << 20  # bytes that go to the device at a time
-_THREADS = 2  # that prepare batches, if there is anything to prepare
+_THREADS = 2  # that read batches ahead
 
 
 def order_generator(seed: int, epoch: int) -> Generator:
@@ -61,8 +61,8 @@ class Feed:
     normalize : function of the images, optional
         Done to bytes before the first transform that wants floats, see `Compose`.
     threads : int, optional
-        That prepare batches; 0 prepares each when it is asked for. None is 2 if there is more to do
-        than a copy, else 0.
+        That prepare batches; 0 prepares each when it is asked for. None is 2 for images that are
+        not in memory, or have to go to a GPU; 1 for those that only a transform waits for; else 0.
     share : float in [0, 1]
         Of the device's free memory (asked when the feed is made) that the split may take.
 
@@ -192,8 +192,9 @@ class Feed:
         """Threads that prepare batches, where they do."""
         if self._threads is not None:
             return self._threads
-        plain = type(self._images) is np.ndarray and self.transform is None
-        return 0 if plain and self.xp is np else _THREADS
+        if self.xp is not np or isinstance(self._images, LazyImages):
+            return _THREADS
+        return 0 if self.transform is None else 1
 
     # -------------------------------------------------------------------------------------- details
 

@@ -333,3 +333,16 @@ def test_mixed_labels() -> None:
         MixedLabels(a, b[:2], 0.5)
     with pytest.raises(ParameterError, match="weight must be in"):
         MixedLabels(a, b, 1.5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (6, 5, 3), (5, 3), (0, 6, 5, 3), (4, 5, 0, 3)])
+def test_pixels_channel_by_channel(shape: tuple[int, ...], backend: Backend) -> None:
+    """The formula for each channel by itself, in the order the library has it, bit for bit."""
+    X = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    mean, std = [100.0, 3.5, 200.25], [50.0, 1.25, 7.0]
+    for view in (X, X[..., ::-1], np.asfortranarray(X)):
+        got = backend.asnumpy(Pixels(mean, std)(backend.asarray(view), np.float32))
+        assert got.shape == shape and got.dtype == np.float32
+        for c in range(3):
+            scale, shift = np.float32(1 / std[c]), np.float32(mean[c] / std[c])
+            np.testing.assert_array_equal(got[..., c], view[..., c] * scale - shift)

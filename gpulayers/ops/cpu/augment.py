@@ -10,6 +10,8 @@ from gpulayers.backend import Array
 from gpulayers.ops.cpu._blocks import pixels
 from gpulayers.ops.reference.augment import ReferenceAugment, reflected
 
+_BLOCK = 1 << 17  # bytes of images blended at a time: they stay in the cache
+
 
 class CpuAugment(ReferenceAugment):
     """The reference's results, bit for bit."""
@@ -73,4 +75,20 @@ class CpuAugment(ReferenceAugment):
         starts = zip((rows - side // 2).tolist(), (cols - side // 2).tolist(), strict=True)
         for image, (i, j) in zip(Y, starts, strict=True):
             image[max(i, 0) : max(i + side, 0), max(j, 0) : max(j + side, 0)] = fill
+        return Y
+
+    def mix(self, images: Array, partners: Array, weight: float) -> Array:
+        dtype = images.dtype.type
+        mine, other = dtype(weight), dtype(1.0 - weight)
+        Y = np.empty_like(images)
+        if not Y.size:
+            return Y
+        step = max(1, _BLOCK // images[0].nbytes)
+        part = np.empty_like(images[:step])
+        for start in range(0, len(images), step):
+            target = Y[start : start + step]
+            scaled = part[: len(target)]
+            np.multiply(images[partners[start : start + step]], other, out=target)
+            np.multiply(images[start : start + step], mine, out=scaled)
+            target += scaled
         return Y
