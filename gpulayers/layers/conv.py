@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.activations import Identity
 from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
@@ -104,8 +105,12 @@ class Conv2D(LayerBase):
         window = check.window_2d(
             self.kernel_shape, self.stride, self.pad, self.dilation, X.shape[1:3], self._name
         )
-        Z = conv.conv2d_forward(X, self.parameters["W"], None, window)
-        Y = activation.bias_activation(Z, self.parameters["b"], self.act_fn)  # adds b to Z in place
+        W, b = self.parameters["W"], self.parameters["b"]
+        if type(self.act_fn) is Identity:
+            Y = Z = conv.conv2d_forward(X, W, b.reshape(-1), window)
+        else:
+            Z = conv.conv2d_forward(X, W, None, window)
+            Y = activation.bias_activation(Z, b, self.act_fn)  # adds b to Z in place
         _, out_rows, out_cols, _ = Z.shape
         return Y, {"X": X, "Z": Z, "window": window, "out_rows": out_rows, "out_cols": out_cols}
 
@@ -115,7 +120,8 @@ class Conv2D(LayerBase):
         dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
         grads = {}
         if params:
-            grads = {"W": conv.conv2d_weight_grad(X, dZ, window), "b": conv.bias_grad(dZ)}
+            dW, db = conv.conv2d_param_grads(X, dZ, window)
+            grads = {"W": dW, "b": db}
         dX = conv.conv2d_input_grad(dZ, W, X.shape, window) if inputs else None
         return dX, grads
 

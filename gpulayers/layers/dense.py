@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.activations import Identity
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, ShapeError
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
@@ -11,6 +12,7 @@ from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import activation, conv
+from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._product import product
 
 
@@ -75,8 +77,12 @@ class FullyConnected(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
-        Z = product(X, self.parameters["W"])
-        Y = activation.bias_activation(Z, self.parameters["b"], self.act_fn)  # adds b to Z in place
+        W, b = self.parameters["W"], self.parameters["b"]
+        if type(self.act_fn) is Identity and X.flags.c_contiguous:
+            Y = Z = kernels_for(X, W).dense_forward(X, W, b.reshape(-1), False)
+        else:
+            Z = product(X, W)
+            Y = activation.bias_activation(Z, b, self.act_fn)  # adds b to Z in place
         return Y, {"X": X, "Z": Z}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:

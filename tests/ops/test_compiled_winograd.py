@@ -30,13 +30,17 @@ SHAPES: list[Any] = [
     ((1, 40, 3, 18), 18, (1, 1, 1, 1)),
     ((4, 8, 8, 512), 64, (1, 1, 1, 1)),  # many channels to add up
     ((64, 32, 32, 16), 16, (1, 1, 1, 1)),  # many tiles
+    ((2, 16, 15, 16), 17, (2, 2, 2, 2), (2, 2)),  # every second pixel is an image of its own
+    ((3, 17, 12, 9), 8, (1, 3, 2, 0), (3, 1)),
 ]
-shapes = pytest.mark.parametrize(("x_shape", "out_ch", "pad"), SHAPES, ids=str)
+shapes = pytest.mark.parametrize(
+    ("x_shape", "out_ch", "pad"), [(*s[:2], s[2:]) for s in SHAPES], ids=str
+)
 
 
 def arguments(x_shape: Any, out_ch: int, pad: Any, seed: int = 0) -> tuple[Any, ...]:
     rng = np.random.default_rng(seed)
-    window = Window((3, 3), pad=pad)
+    window = Window((3, 3), pad=pad[0], dilation=pad[1] if len(pad) > 1 else (1, 1))
     out = window.output_size(*x_shape[1:3])
     sizes = (x_shape, (3, 3, x_shape[3], out_ch), (out_ch,), (x_shape[0], *out, out_ch))
     return window, *(rng.standard_normal(size).astype(np.float32) for size in sizes)
@@ -153,7 +157,7 @@ def test_nan_in_the_last_row_of_a_tile() -> None:
 
 @pytest.mark.parametrize("weight", [np.inf, np.nan])
 def test_weights_that_are_not_finite(weight: float) -> None:
-    window, X, W, b, dZ = arguments((2, 9, 10, 16), 18, (1, 1, 1, 1))
+    window, X, W, b, dZ = arguments((2, 9, 10, 16), 18, ((1, 1, 1, 1),))
     W[1, 2, 3, 4] = weight
     results = []
     for engine in ("numpy", "compiled"):
@@ -165,7 +169,7 @@ def test_weights_that_are_not_finite(weight: float) -> None:
 
 def test_what_overflows_only_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """The transforms of numbers near the largest overflow; the results do not."""
-    window, X, W, b, _ = arguments((1, 8, 8, 16), 16, (1, 1, 1, 1))
+    window, X, W, b, _ = arguments((1, 8, 8, 16), 16, ((1, 1, 1, 1),))
     X = np.where(X > 0, 8e37, -8e37).astype(np.float32)
     W *= 1e-3
     calls = count_direct(monkeypatch)
@@ -176,14 +180,14 @@ def test_what_overflows_only_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_same_bits_again(threads: int) -> None:
-    window, *arrays = arguments((9, 20, 21, 16), 24, (1, 1, 1, 1))
+    window, *arrays = arguments((9, 20, 21, 16), 24, ((1, 1, 1, 1),))
     with use_engine("compiled"), use_threads(threads):
         for first, again in zip(products(*arrays, window), products(*arrays, window), strict=True):
             assert_same_bits(first, again)
 
 
 def test_arguments_stay_as_they_are() -> None:
-    window, *arrays = arguments((2, 9, 10, 16), 18, (1, 1, 1, 1))
+    window, *arrays = arguments((2, 9, 10, 16), 18, ((1, 1, 1, 1),))
     copies = [a.copy() for a in arrays]
     for a in arrays:
         a.flags.writeable = False

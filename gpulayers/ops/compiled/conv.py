@@ -1,8 +1,8 @@
 """Convolution in C: direct for any window, Winograd's F(4x4, 3x3) where it is faster.
 
-Winograd's (kernel 3 x 3, stride 1, float32 only) saves up to three quarters of the multiplications
-and rounds more: results differ from those in float64 by at most 2e-5 of the largest of them, for
-normally distributed numbers. A tile of it mixes its 6 x 6 inputs, so when a result is not finite
+Winograd's (kernel 3 x 3, stride 1, any spacing, float32 only) saves up to three quarters of the
+multiplications and rounds more: results differ from those in float64 by at most 2e-5 of the largest
+of them, for normally distributed numbers. A tile of it mixes its 6 x 6 inputs, so when a result is not finite
 everything is computed again directly, and NaN and infinities reach just the outputs that see them.
 """
 
@@ -55,12 +55,12 @@ def _described(x_shape: Shape4, out_ch: int, window: Window) -> Array:
 @lru_cache(maxsize=1024)
 def _by_winograd(x_shape: Shape4, out_ch: int, window: Window) -> bool:
     """Whether F(4x4, 3x3) is faster: enough channels, and not mostly the padding of its tiles."""
-    if (window.kernel, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
+    if (window.kernel, window.stride) != ((3, 3), (1, 1)):
         return False
     n, ch = x_shape[0], x_shape[3]
     tiles, used = 16, 1
-    for size in window.output_size(*x_shape[1:3]):
-        tiles *= -(-size // 4)
+    for size, spacing in zip(window.output_size(*x_shape[1:3]), window.dilation, strict=True):
+        tiles *= -(-size // (4 * spacing)) * spacing
         used *= size
     return n > 0 and min(ch, out_ch) >= _WINOGRAD_CHANNELS and 2 * used >= tiles
 

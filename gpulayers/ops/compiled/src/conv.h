@@ -106,6 +106,18 @@ COLD void copy_padded(const images_t *s, const real *image, i64 row, i64 rows, i
     }
 }
 
+/* The same of every `dr`-th row and `dc`-th column from there on, rows by cols of them. */
+COLD void copy_spaced(const images_t *s, const real *image, i64 row, i64 rows, i64 dr, i64 col,
+                      i64 cols, i64 dc, real *to) {
+    size_t pixel = sizeof(real) * (size_t)s->ch;
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < cols; j++, to += s->ch) {
+            i64 r = row + i * dr, c = col + j * dc;
+            if (r < 0 || r >= s->rows || c < 0 || c >= s->cols) memset(to, 0, pixel);
+            else memcpy(to, image + (r * s->cols + c) * s->ch, pixel);
+        }
+}
+
 /* What an item sees; `at` is NULL when there is no memory for a copy. */
 COLD view_t view_of(const images_t *s, const looks_t *l, const item_t *t) {
     i64 image = s->rows * s->cols * s->ch;

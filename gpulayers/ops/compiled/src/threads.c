@@ -8,6 +8,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 /* How long to look before sleeping. Between two operations of a layer Python takes some hundred
  * microseconds, and waking a thread of a virtual machine tens of them. */
 #define SPIN_NS 400000
+#define BUSY_NS 20000 /* of which nobody else is let go first */
 
 typedef struct {
     gl_task task;
@@ -66,6 +68,15 @@ static void pause_cpu(void) {
 #endif
 }
 
+/* One look's pause in a search that began at `since`; 0 when it has lasted long enough. Soon others
+ * are let go first: the awaited thread may be one of them. */
+static int look_again(int64_t since) {
+    int64_t lasted = now_ns() - since;
+    if (lasted > SPIN_NS) return 0;
+    if (lasted > BUSY_NS) sched_yield();
+    return 1;
+}
+
 static void run_share(const job_t *job, int share) {
     int64_t begin = job->n * share / job->shares, end = job->n * (share + 1) / job->shares;
     inside_a_share++;
@@ -76,13 +87,13 @@ static void run_share(const job_t *job, int share) {
 /* ------------------------------------------------------------------------------------- workers */
 
 static int ticket_soon(worker_t *me, unsigned seen) {
-    int64_t end = now_ns() + SPIN_NS;
+    int64_t since = now_ns();
     do {
         for (int i = 0; i < 64; i++) {
             if (atomic_load_explicit(&me->ticket, memory_order_acquire) != seen) return 1;
             pause_cpu();
         }
-    } while (now_ns() < end);
+    } while (look_again(since));
     return 0;
 }
 
@@ -156,13 +167,13 @@ int gl_shares(int64_t n, int64_t grain) {
 }
 
 static void wait_for_workers(void) {
-    int64_t end = now_ns() + SPIN_NS;
+    int64_t since = now_ns();
     do {
         for (int i = 0; i < 64; i++) {
             if (atomic_load_explicit(&pool.pending, memory_order_acquire) == 0) return;
             pause_cpu();
         }
-    } while (now_ns() < end);
+    } while (look_again(since));
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.waiting, 1);
     while (atomic_load(&pool.pending)) pthread_cond_wait(&pool.finished, &pool.lock);

@@ -15,7 +15,7 @@ static const real G[6][3] = {{1 / 4.f, 0, 0},
 
 typedef struct {
     images_t source;
-    i64 top, left;
+    i64 top, left, dr, dc;
     real *out;
     i64 out_rows, out_cols, out_ch, out_wide;
     const real *w, *bias; /* bias filled up to whole vectors, or NULL */
@@ -92,14 +92,16 @@ INLINE void transform_output(const real *m, i64 plane, vec y[4][4], vec *bad) {
 /* The outputs of a row of tiles: those that the image has. */
 static void write_tile_row(winograd_t *d, i64 tile_row, const real *m, i64 plane) {
     const tiles_t *t = &d->tiles;
-    i64 row = tile_row % t->rows * 4, rows = inside(d->out_rows, row), ch = d->out_ch;
-    real *image = d->out + tile_row / t->rows * d->out_rows * d->out_cols * ch;
+    place_t at = place_of(t, tile_row);
+    i64 rows = inside(d->out_rows, at.row, t->dr), ch = d->out_ch;
+    i64 down = t->dr * d->out_cols * ch, right = t->dc * ch;
+    real *line = d->out + (at.image * d->out_rows + at.row) * d->out_cols * ch;
     vec bad = {0};
     for (i64 c = 0; c < t->cols; c++) {
-        i64 cols = inside(d->out_cols, 4 * c);
+        i64 col = at.col + 4 * c * t->dc, cols = inside(d->out_cols, col, t->dc);
         for (i64 k = 0; k < ch; k += VW) {
             vec y[4][4], b = d->bias ? load(d->bias + k) : (vec){0};
-            real *to = image + (row * d->out_cols + 4 * c) * ch + k;
+            real *to = line + col * ch + k;
             transform_output(m + c * d->out_wide + k, plane, y, &bad);
             for (int i = 0; i < 4; i++)
                 for (int j = 0; j < 4; j++) {
@@ -108,12 +110,12 @@ static void write_tile_row(winograd_t *d, i64 tile_row, const real *m, i64 plane
                 }
             if (rows == 4 && cols == 4 && k + VW <= ch) {
                 for (i64 i = 0; i < 4; i++)
-                    for (i64 j = 0; j < 4; j++) store(to + (i * d->out_cols + j) * ch, y[i][j]);
+                    for (i64 j = 0; j < 4; j++) store(to + i * down + j * right, y[i][j]);
             } else {
                 for (i64 i = 0; i < rows; i++)
                     for (i64 j = 0; j < cols; j++)
                         for (i64 l = 0; l < min_i64(VW, ch - k); l++)
-                            to[(i * d->out_cols + j) * ch + l] = y[i][j][l];
+                            to[i * down + j * right + l] = y[i][j][l];
             }
         }
     }
@@ -173,7 +175,7 @@ static void winograd_share(void *arguments, i64 begin, i64 end, int share) {
 static int winograd(winograd_t *d) {
     i64 ch = d->source.ch;
     d->out_wide = ceil_div(d->out_ch, VW) * VW;
-    d->tiles = cut_tiles(d->source.n, d->out_rows, d->out_cols,
+    d->tiles = cut_tiles(d->source.n, d->out_rows, d->out_cols, d->dr, d->dc,
                          ceil_div(ch, VW) * VW + d->out_wide);
     d->weights = gl_scratch(WEIGHTS, sizeof(real) * (size_t)(ENTRIES * ch * d->out_wide +
                                                              d->out_wide));
@@ -188,13 +190,13 @@ static int winograd(winograd_t *d) {
     return d->failed ? 1 : d->not_finite ? 2 : 0;
 }
 
-/* The arguments of gl_conv_forward, kernel 3 x 3, stride 1, spacing 1; n and the sizes positive. */
+/* The arguments of gl_conv_forward, kernel 3 x 3, stride 1; n and the sizes positive. */
 EXPORT int GL(gl_winograd_forward)(const real *x, const real *w, const real *b, real *z,
                                    const i64 *numbers, int relu) {
     const conv_t *c = (const conv_t *)numbers;
     winograd_t d = {
         .source = {x, c->n, c->rows, c->cols, c->ch},
-        .top = c->top, .left = c->left, .out = z, .out_rows = c->out_rows,
+        .top = c->top, .left = c->left, .dr = c->dr, .dc = c->dc, .out = z, .out_rows = c->out_rows,
         .out_cols = c->out_cols, .out_ch = c->out_ch, .w = w, .bias = b, .relu = relu,
     };
     return winograd(&d);
@@ -207,8 +209,8 @@ EXPORT int GL(gl_winograd_input_grad)(const real *dz, const real *w, real *dx,
     const conv_t *c = (const conv_t *)numbers;
     winograd_t d = {
         .source = {dz, c->n, c->out_rows, c->out_cols, c->out_ch},
-        .top = 2 - c->top, .left = 2 - c->left, .out = dx, .out_rows = c->rows,
-        .out_cols = c->cols, .out_ch = c->ch, .w = w, .flipped = 1,
+        .top = 2 * c->dr - c->top, .left = 2 * c->dc - c->left, .dr = c->dr, .dc = c->dc,
+        .out = dx, .out_rows = c->rows, .out_cols = c->cols, .out_ch = c->ch, .w = w, .flipped = 1,
     };
     return winograd(&d);
 }

@@ -43,13 +43,15 @@ INLINE void transform_gradient(const real *p, i64 row, i64 ch, real *v, i64 plan
     }
 }
 
-/* A dy A^T of a row of tiles; `rows`: memory for its four rows of pixels. */
-static void gradient_tile_row(const winograd_t *d, i64 tile_row, real *rows, real *v, i64 plane) {
+/* A dy A^T of a row of tiles, whose sum is added to db. `rows`: memory for its four rows of pixels,
+ * zeros where the image ends. */
+static void gradient_tile_row(const winograd_t *d, i64 tile_row, real *rows, real *v, i64 plane,
+                              real *db) {
     const images_t *s = &d->outputs;
     const tiles_t *t = &d->tiles;
-    i64 cols = 4 * t->cols, row = tile_row % t->rows * 4;
-    const real *image = s->x + tile_row / t->rows * s->rows * s->cols * s->ch;
-    copy_padded(s, image, row, 4, 0, cols, rows);
+    i64 cols = 4 * t->cols;
+    copy_seen(s, t, place_of(t, tile_row), 4, cols, rows);
+    if (db) add_columns(rows, 4 * cols, s->ch, db);
     for (i64 c = 0; c < t->cols; c++)
         for (i64 k = 0; k < s->ch; k += VW)
             transform_gradient(rows + 4 * c * s->ch + k, cols * s->ch, s->ch, v + c * d->wide + k,
@@ -76,14 +78,10 @@ static void gradient_share(void *arguments, i64 begin, i64 end, int share) {
         i64 first = item * t->step, count = min_i64(t->step, t->images * t->rows - first);
         i64 tiles = count * t->cols;
         for (i64 r = 0; r < count; r++) {
-            i64 row = (first + r) % t->rows * 4, image = (first + r) / t->rows;
-            const images_t *s = &d->outputs;
             transform_tile_row(&d->source, d->top, d->left, t, first + r, rows,
                                v + r * t->cols * wide, wide, tiles * wide);
-            gradient_tile_row(d, first + r, rows, g + r * t->cols * d->wide, tiles * d->wide);
-            if (d->db)
-                add_columns(s->x + (image * s->rows + row) * s->cols * s->ch,
-                            inside(s->rows, row) * s->cols, s->ch, db);
+            gradient_tile_row(d, first + r, rows, g + r * t->cols * d->wide, tiles * d->wide,
+                              d->db ? db : NULL);
         }
         lines_t lines = {NULL, 1, tiles};
         for (i64 e = 0; e < ENTRIES; e++)
@@ -140,8 +138,8 @@ static void finish_share(void *arguments, i64 begin, i64 end, int share) {
     if (sum != 0) fail(&d->not_finite);
 }
 
-/* The arguments of gl_conv_weight_grad, kernel 3 x 3, stride 1, spacing 1; n and the sizes
- * positive. Nonzero: 1 when there is no memory, 2 when dW is not finite. */
+/* The arguments of gl_conv_weight_grad, kernel 3 x 3, stride 1; n and the sizes positive.
+ * Nonzero: 1 when there is no memory, 2 when dW is not finite. */
 EXPORT int GL(gl_winograd_weight_grad)(const real *x, const real *dz, real *dw, real *db,
                                        const i64 *numbers) {
     const conv_t *c = (const conv_t *)numbers;
@@ -151,7 +149,8 @@ EXPORT int GL(gl_winograd_weight_grad)(const real *x, const real *dz, real *dw, 
         .outputs = {dz, c->n, c->out_rows, c->out_cols, c->out_ch}, .wide = wide,
         .dw = dw, .db = db, .private_size = (ENTRIES * c->ch + 1) * wide,
     };
-    d.tiles = cut_tiles(c->n, c->out_rows, c->out_cols, ceil_div(c->ch, VW) * VW + wide);
+    d.tiles = cut_tiles(c->n, c->out_rows, c->out_cols, c->dr, c->dc,
+                        ceil_div(c->ch, VW) * VW + wide);
     d.shares = gl_shares(d.tiles.items, 1);
     d.private = gl_scratch(PRIVATE, sizeof(real) * (size_t)(d.shares * d.private_size));
     if (!d.private) return 1;
