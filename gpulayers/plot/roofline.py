@@ -129,7 +129,15 @@ def _roofs(axes: Axes, copy: float, gemm: float, cases: list[Mapping[str, Any]])
     low, high = min(*densities, gemm / copy) / 4, max(*densities, gemm / copy) * 2
     x = np.geomspace(low, high, 200)
     axes.plot(x, np.minimum(x * copy, gemm), color=INK, linewidth=1.5)
-    axes.text(gemm / copy * 1.1, gemm * 1.06, f"matrix product, {gemm:.0f} GFLOP/s", fontsize=9)
+    room = gemm / copy < math.sqrt(low * high)  # right of the bend
+    axes.text(
+        gemm / copy * 1.1 if room else high,
+        gemm * 1.06,
+        f"matrix product, {gemm:.0f} GFLOP/s",
+        ha="left" if room else "right",
+        fontsize=9,
+        in_layout=False,
+    )
     axes.text(
         low * 1.15,
         low * 1.15 * copy * 1.15,
@@ -138,6 +146,7 @@ def _roofs(axes: Axes, copy: float, gemm: float, cases: list[Mapping[str, Any]])
         rotation=math.degrees(math.atan(copy)),  # along y = copy x
         rotation_mode="anchor",
         transform_rotates_text=True,
+        in_layout=False,
     )
     axes.set(
         xscale="log",
