@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from argparse import Namespace
 from typing import Any
@@ -13,6 +11,8 @@ __all__ = ["note", "print_json", "set_up_logging", "verbose"]
 
 def print_json(document: Any) -> None:
     """Print the one JSON document of ``--json``; NaN and infinity, which JSON lacks, as null."""
+    import json
+
     print(json.dumps(_plain(document), indent=1))
 
 
@@ -41,5 +41,7 @@ def verbose(options: Namespace, text: str) -> None:
 def set_up_logging(options: Namespace) -> None:
     """With ``--verbose`` the library's log messages go to standard error."""
     if getattr(options, "verbose", False):
+        import logging  # not before a help text: it takes as long as all the rest
+
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", force=True)
         logging.getLogger("gpulayers").setLevel(logging.DEBUG)

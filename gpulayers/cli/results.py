@@ -183,9 +183,11 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     except ImportError:
         print(f"\n{title}\n\n{markdown_table(('', ''), rows)}\n")
         return
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(title, markup=False, soft_wrap=True)  # may be wider than the table
+    console.print(table)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import zipfile
 from argparse import Namespace
-from pathlib import Path
 
 from gpulayers.cli.arguments import DEFAULTS
 
@@ -34,17 +31,22 @@ def limit_threads(options: Namespace) -> None:
         return
     saved = getattr(options, "resume", None) or getattr(options, "path", None)
     saved = saved or getattr(options, "checkpoint", None)
-    model = _saved_model(Path(saved)) if saved else getattr(options, "model", None)
+    model = _saved_model(saved) if saved else getattr(options, "model", None)
     if (model or DEFAULTS["model"]).lower() in SMALL_MODELS:
         for name in VARIABLES[:2]:
             os.environ[name] = "1"
 
 
-def _saved_model(path: Path) -> str:
+def _saved_model(saved: str) -> str:
     """The name of the network in a checkpoint, read without NumPy; "" if that is not to be had.
 
     What is wrong with the file is said later, where it is loaded.
     """
+    import json
+    import zipfile
+    from pathlib import Path
+
+    path = Path(saved)
     try:
         if path.is_dir():
             path = next(p for p in (path / "model.safetensors", path / "model.npz") if p.exists())
