@@ -172,9 +172,9 @@ class WeightedSampler(Sampler):
             # rounding must not lead past the last example that can be drawn
             return np.minimum(places, int(np.flatnonzero(self.weights)[-1])).astype(np.int64)
         u = 1.0 - generator.uniform(self.weights.shape, np.float64, np)
-        with np.errstate(divide="ignore"):
-            keys = np.log(-np.log(u)) - np.log(self.weights)  # in logarithms nothing overflows
-        keys[self.weights == 0] = np.inf
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # in logarithms nothing overflows; a weight of 0 gives infinity and comes last
+            keys = np.log(-np.log(u)) - np.log(self.weights)
         return np.argsort(keys, kind="stable")[: self.count].astype(np.int64)
 
     def __repr__(self) -> str:

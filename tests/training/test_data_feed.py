@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,11 @@ def test_weighted_with_replacement() -> None:
     kept = weights > 0  # chi-squared, 2 degrees of freedom: 13.8 is the 0.1 % point
     assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 13.8
     assert len(WeightedSampler([1e308, 1e308, 5])) == 3
+    lowest = SimpleNamespace(uniform=lambda shape, *_: np.zeros(shape))
+    highest = SimpleNamespace(uniform=lambda shape, *_: np.full(shape, 1.0))  # as if rounded up
+    for generator, want in ((lowest, 1), (highest, 4)):
+        order = WeightedSampler(weights, 3).order(generator)  # type: ignore[arg-type]
+        assert order.tolist() == [want] * 3
 
 
 def test_weighted_without_replacement() -> None:
@@ -229,9 +235,15 @@ def test_epochs_and_seeds_differ(numpy_backend: Backend, want: list[tuple[Any, .
     feed = Feed(split(), "numpy", VARY)
     other = taken(feed, numpy_backend, epoch=3)
     assert any((a[1] != b[1]).any() for a, b in zip(other, want, strict=True))
-    one, two = batch_generator(9, 2, 0), batch_generator(9, 2, 1)
-    words = {g.uniform((4,), np.float64, np).tobytes() for g in (one, two, order_generator(9, 2))}
-    assert len(words) == 3
+
+
+def test_no_number_is_drawn_twice() -> None:
+    """Batches, epochs, seeds and the shuffling have a stream, or a stretch of it, of their own."""
+    generators = [batch_generator(9, 2, i) for i in range(3)]
+    generators += [batch_generator(9, 3, 0), batch_generator(8, 2, 0), order_generator(9, 2)]
+    generators += [order_generator(9, 3), random.Generator(9)]
+    drawn = np.concatenate([g.uniform((500,), np.float64, np) for g in generators])
+    assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_plain_batches(backend: Backend) -> None:

@@ -69,7 +69,7 @@ def _stratified(name: str, labels: np.ndarray, count: int, generator: Generator)
             f"the {len(members)} classes"
         )
     quota = count * sizes / len(labels)
-    taken = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
+    taken = np.floor(quota).astype(np.int64)  # below the sizes, as one of each class stays
     while taken.sum() < count:
         # the class that lacks most of its quota gets the next one, the first of equals
         lack = np.where(taken < sizes - 1, quota - taken, -np.inf)
