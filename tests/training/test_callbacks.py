@@ -172,10 +172,13 @@ def test_the_average_of_half_precision_is_kept_in_float32(digits):
 
 
 class Collapse(Callback):
-    """Makes the network useless at the end of the second epoch."""
+    """Makes the network useless in the last steps of the second epoch."""
+
+    def __init__(self, last: int = 1) -> None:
+        self.last = last
 
     def on_step_end(self, trainer) -> None:
-        if trainer.epoch == 1 and trainer.step == trainer.steps:
+        if trainer.epoch == 1 and trainer.step > trainer.steps - self.last:
             trainer.network.parameters["3.W"][...] = 0.0
 
 
@@ -189,6 +192,17 @@ def test_the_best_weights_come_back(digits, tmp_path):
     kept = BestModel(restore=False)
     trainer = run(dense(), digits, epochs=2, callbacks=[Collapse(), kept])
     assert not trainer.network.parameters["3.W"].any() and kept.weights["3.W"].any()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_average_goes_first_in_whatever_order_they_are_given(digits, swapped):
+    """The best epoch is not the last one, so the last average must not replace it."""
+    callbacks = [WeightAverage(0.5), BestModel("val_loss"), Collapse(8)]
+    options = {"epochs": 2, "callbacks": callbacks[::-1] if swapped else callbacks}
+    trainer = run(dense(), digits, **options)
+    assert callbacks[1].best_epoch == 1
+    loss = evaluate(trainer.network, digits.test).loss
+    assert loss == pytest.approx(trainer.history[0].val_loss, rel=1e-6)
 
 
 def all_of_them() -> list[Callback]:

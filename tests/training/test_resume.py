@@ -257,8 +257,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(digits, tmp_pat
     if damage == "gone":
         path.unlink()
     with pytest.warns(RuntimeWarning, match=r"checkpoint before it is used: .*00002-batch-0*4"):
-        resumed = run(dense(), digits, epochs=3, seed=1, resume=tmp_path, out=tmp_path)
+        resumed = run(dense(), digits, epochs=3, seed=1, resume=tmp_path, out=tmp_path, keep_last=9)
     assert_same_run(whole, resumed)
+    for older in (tmp_path / "checkpoints").iterdir():
+        load_checkpoint(older)  # the damaged one is not among them
     assert load_checkpoint(path).trainer["epoch"] == 3, "the damaged one is replaced"
     if damage != "gone":
         path.write_bytes(content)
