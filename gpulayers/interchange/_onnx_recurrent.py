@@ -28,8 +28,8 @@ def recurrent(graph: Graph, layer: Any, X: Value, reverse: bool = False) -> Valu
     n_t = X.batch_free(graph.place)[1]
     steps = graph.turned(X, _TIME_FIRST).name
     kind = next(base for base in _OPERATORS if isinstance(layer, base))
-    operator, weights, acts_of, more = _OPERATORS[kind]
-    attributes = named(graph, acts_of(layer))
+    operator, weights, acts, more = _OPERATORS[kind]
+    attributes = named(graph, [getattr(layer, act) for act in acts])
     if attributes is None:
         outputs = list(_step_by_step(graph, layer, kind, steps, n_t, reverse))
         if not layer.return_sequences:
@@ -87,20 +87,10 @@ def _gru_weights(p: dict[str, Array], h: int) -> list[Array]:
     return [*_gates(p, h, "zrn"), b]
 
 
-_OPERATORS: dict[type, tuple[str, Any, Any, dict[str, Any]]] = {
-    layers.RNN: ("RNN", _rnn_weights, lambda layer: [layer.act_fn], {}),
-    layers.LSTM: (
-        "LSTM",
-        _lstm_weights,
-        lambda layer: [layer.gate_fn, layer.act_fn, layer.act_fn],
-        {},
-    ),
-    layers.GRU: (
-        "GRU",
-        _gru_weights,
-        lambda layer: [layer.gate_fn, layer.act_fn],
-        {"linear_before_reset": 1},
-    ),
+_OPERATORS: dict[type, tuple[str, Any, tuple[str, ...], dict[str, Any]]] = {
+    layers.RNN: ("RNN", _rnn_weights, ("act_fn",), {}),
+    layers.LSTM: ("LSTM", _lstm_weights, ("gate_fn", "act_fn", "act_fn"), {}),
+    layers.GRU: ("GRU", _gru_weights, ("gate_fn", "act_fn"), {"linear_before_reset": 1}),
 }
 
 # ----------------------------------------------------------------------------------- step by step

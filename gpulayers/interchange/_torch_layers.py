@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from gpulayers import layers, models, modules
+from gpulayers import layers, modules
 from gpulayers.errors import InterchangeError
 
 Arrays = dict[str, np.ndarray]
@@ -293,12 +293,3 @@ FORMS: dict[type, Form] = {
     modules.BidirectionalLSTM: _both_directions(_lstm("_l0"), _lstm("_l0_reverse")),
     modules.MultiHeadedAttentionModule: _ATTENTION,
 }
-
-# Layers that leave the order of a flattened image's features as it is.
-PASSES_FEATURES = (
-    layers.BatchNorm1D,
-    layers.Dropout,
-    layers.LayerNorm1D,
-    layers.Softmax,
-    models.Activation,
-)

@@ -23,6 +23,7 @@ from gpulayers.interchange._onnx_graph import Graph, Shape, Value, as_given, req
 from gpulayers.interchange._onnx_groups import convert, refuse_unknown
 from gpulayers.layers._group import LayerGroup
 from gpulayers.models import Sequential
+from gpulayers.models._watch import example, first_layer, forward, shapes_of
 
 __all__ = ["OPSET", "export_onnx", "onnx_model"]
 
@@ -108,11 +109,11 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     onnx = require_onnx()
     shapes = _shapes(input_shape)
     name = getattr(network, "name", type(network).__name__)
-    ids = isinstance(_first(network), layers.Embedding)
+    ids = isinstance(first_layer(network), layers.Embedding)
     if uint8_input and (ids or not isinstance(network, Sequential)):
         raise ParameterError(f"ONNX export: {name} has no pixels that bytes could go through")
     refuse_unknown(Graph(backend.default_dtype(), name), network)  # before a layer is run
-    _initialised(network, shapes, ids)
+    _initialised(network, shapes)
 
     dtype = _dtype(network, name)
     graph = Graph(dtype, name)
@@ -124,8 +125,8 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
         for i, shape in enumerate(shapes)
     ]
     values = [_from_bytes(graph, network.pixels, inputs[0])] if uint8_input else inputs
-    outputs = convert(graph, network, *values)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    given = convert(graph, network, *values)
+    outputs: tuple[Value, ...] = given if isinstance(given, tuple) else (given,)
     named = [
         ("output" if len(outputs) == 1 else f"output_{i}", graph.given(value))
         for i, value in enumerate(outputs)
@@ -156,9 +157,7 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
 
 def _shapes(input_shape: Any) -> list[tuple[int, ...]]:
     """One shape, or a list of them, as a list."""
-    given = list(input_shape) if isinstance(input_shape, (list, tuple)) else [input_shape]
-    several = bool(given) and all(isinstance(s, (list, tuple)) for s in given)
-    shapes = [tuple(s) for s in given] if several else [tuple(given)]
+    shapes = shapes_of(input_shape)
     for shape in shapes:
         for size in shape:
             if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
@@ -169,26 +168,14 @@ def _shapes(input_shape: Any) -> list[tuple[int, ...]]:
     return [tuple(int(size) for size in shape) for shape in shapes]
 
 
-def _first(layer: Any) -> Any:
-    """The layer that the input reaches first."""
-    while isinstance(layer, LayerGroup):
-        layer = next(iter(layer._parts().values()))
-    return getattr(layer, "_base_layer", layer)
-
-
 def _leaves(network: Any) -> list[Any]:
     return [part for _, part in network.walk()] if isinstance(network, LayerGroup) else [network]
 
 
-def _initialised(network: Any, shapes: list[tuple[int, ...]], ids: bool) -> None:
+def _initialised(network: Any, shapes: list[tuple[int, ...]]) -> None:
     """Show the network one example, if it has parameters that do not exist yet."""
-    missing = [a is None for leaf in _leaves(network) for a in leaf.parameters.values()]
-    if not any(missing):
-        return
-    xp = backend.module(backend.current_backend())
-    dtype = np.dtype("int64") if ids else backend.default_dtype()
-    examples = [xp.zeros((1, *shape), dtype) for shape in shapes]
-    network.forward(*examples, retain_derived=False)
+    if any(a is None for leaf in _leaves(network) for a in leaf.parameters.values()):
+        forward(network, example(network, shapes), False)
 
 
 def _dtype(network: Any, name: str) -> np.dtype:

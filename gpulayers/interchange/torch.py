@@ -14,7 +14,6 @@ keeps its numbers in either library stands in `_torch_layers`.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import backend, layers
+from gpulayers import backend
 from gpulayers.errors import (
     DTypeError,
     InterchangeError,
@@ -30,10 +29,10 @@ from gpulayers.errors import (
     ParameterError,
     suggest,
 )
-from gpulayers.interchange._torch_layers import FORMS, PASSES_FEATURES, Arrays, Form
+from gpulayers.interchange._torch_flatten import feature_orders
+from gpulayers.interchange._torch_layers import FORMS, Arrays, Form
 from gpulayers.layers._group import LayerGroup
-from gpulayers.models import Sequential
-from gpulayers.modules import BidirectionalLSTM
+from gpulayers.models._watch import bare
 
 __all__ = ["load_torch_state", "torch_state"]
 
@@ -78,10 +77,10 @@ def load_torch_state(
     """
     modules = _modules(state)
     units = _matched(network, list(modules), order)
-    features = _feature_orders(network, input_shape)
+    features = feature_orders(network, input_shape)
     loaded: list[tuple[Any, Arrays]] = []
     for (name, layer), (prefix, entries) in zip(units, modules.items(), strict=True):
-        form = FORMS[type(_bare(layer))]
+        form = FORMS[type(bare(layer))]
         with _between(name, layer, prefix):
             arrays = {key: _on_host(key, value) for key, value in entries.items()}
             ours = form.take(form.checked(arrays))
@@ -126,11 +125,11 @@ def torch_state(
     """
     modules = None if like is None else _modules(like)
     units = _matched(network, None if modules is None else list(modules), order)
-    features = _feature_orders(network, input_shape)
+    features = feature_orders(network, input_shape)
     prefixes = [f"{name}." if name else "" for name, _ in units] if modules is None else modules
     state: dict[str, np.ndarray] = {}
     for (name, layer), prefix in zip(units, prefixes, strict=True):
-        form = FORMS[type(_bare(layer))]
+        form = FORMS[type(bare(layer))]
         with _between(name, layer, prefix):
             ours = {key: _value(layer, key, array) for key, array in _parameters(layer).items()}
             if name in features:
@@ -208,10 +207,6 @@ def _fitted(arrays: Arrays, form: Form, wanted: dict[str, Any]) -> Arrays:
 # -------------------------------------------------------------------------------------- our side
 
 
-def _bare(layer: Any) -> Any:
-    return getattr(layer, "_base_layer", layer)
-
-
 def _units(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Layers and modules with parameters, those that are one module in PyTorch as one."""
     if isinstance(part, LayerGroup) and type(part) not in FORMS:
@@ -227,7 +222,7 @@ def _matched(
     """Our layers in the order of PyTorch's modules, as many of them, of known kinds."""
     units = dict(_units(network))
     for name, layer in units.items():
-        if type(_bare(layer)) not in FORMS:
+        if type(bare(layer)) not in FORMS:
             raise InterchangeError(f"{_named(name, layer)} has no counterpart in PyTorch")
     if order is not None:
         for name in order:
@@ -248,7 +243,7 @@ def _matched(
 
 
 def _named(name: str, layer: Any) -> str:
-    kind = type(_bare(layer)).__name__
+    kind = type(bare(layer)).__name__
     return f"{name} ({kind})" if name else kind
 
 
@@ -272,7 +267,7 @@ def _parameters(layer: Any) -> dict[str, Any]:
 def _value(layer: Any, key: str, array: Any) -> np.ndarray:
     if array is None:
         raise NotInitializedError(
-            f"{type(_bare(layer)).__name__}: the shape of {key} is known only after the first "
+            f"{type(bare(layer)).__name__}: the shape of {key} is known only after the first "
             "forward pass"
         )
     return backend.to_cpu(array)
@@ -295,106 +290,9 @@ def _assign(layer: Any, ours: Arrays) -> None:
         part.set_params({"parameters": mine})
 
 
-# ------------------------------------------------------------------- the order of flattened images
-
-
 def _rows(ours: Arrays, form: Form, rows: np.ndarray) -> Arrays:
     """`ours` with the features' axis in another order."""
     for key in form.features:
         if len(ours[key]) != len(rows):
             raise InterchangeError(f"{key} has {len(ours[key])} features, expected {len(rows)}")
     return {key: a[rows] if key in form.features else a for key, a in ours.items()}
-
-
-def _feature_orders(network: Any, input_shape: Sequence[int] | None) -> dict[str, np.ndarray]:
-    """For each layer that sees a flattened image: which of PyTorch's features is our i-th."""
-    leaves = dict(network.walk()) if isinstance(network, LayerGroup) else {}
-    if not any(isinstance(_bare(leaf), layers.Flatten) for leaf in leaves.values()):
-        return {}
-    if input_shape is None:
-        raise ParameterError(
-            "the network flattens images, which PyTorch does in another order; pass input_shape, "
-            "the shape of one example, such as (28, 28, 1)"
-        )
-    orders: dict[str, np.ndarray] = {}
-    _follow(network, "", None, _flattened_shapes(network, input_shape), orders)
-    return orders
-
-
-def _flattened_shapes(network: Any, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """What each Flatten gets, channels last there and first in PyTorch; seen on a copy."""
-    trial = copy.deepcopy(network)
-    shapes: dict[str, tuple[int, ...]] = {}
-    images = [len(input_shape) == 3]  # whether PyTorch has the channels first
-
-    def watched(name: str, layer: Any) -> Any:
-        forward = layer.forward
-
-        def run(X: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(layer, layers.Flatten):
-                shapes[name] = X.shape[1:] if images[0] else (1, *X.shape[1:], 1)
-            Y = forward(X, *args, **kwargs)
-            if isinstance(layer, _CHANNELS_FIRST):
-                images[0] = True
-            elif isinstance(layer, (layers.Embedding, layers.DotProductAttention)):
-                images[0] = False
-            return Y
-
-        return run
-
-    for name, layer in trial.walk():
-        layer.forward = watched(name, _bare(layer))
-    first = next(layer for _, layer in trial.walk())
-    ids = isinstance(_bare(first), layers.Embedding)
-    dtype = np.dtype("int64") if ids else backend.default_dtype()
-    home = getattr(network, "home", None) or backend.current_backend()
-    trial.forward(backend.module(home).zeros((1, *input_shape), dtype), False)
-    return shapes
-
-
-_CHANNELS_FIRST = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Deconv2D,
-    layers.RNN,
-    layers.LSTM,
-    layers.GRU,
-    BidirectionalLSTM,
-)
-
-
-def _follow(
-    part: Any,
-    name: str,
-    order: np.ndarray | None,
-    shapes: dict[str, tuple[int, ...]],
-    orders: dict[str, np.ndarray],
-) -> np.ndarray | None:
-    """Carry the order of the features from a Flatten to the layers that see them."""
-    layer = _bare(part)
-    if isinstance(part, Sequential):
-        for key, inner in part._parts().items():
-            order = _follow(inner, f"{name}.{key}" if name else key, order, shapes, orders)
-        return order
-    if isinstance(part, LayerGroup):
-        if order is not None:
-            raise InterchangeError(
-                f"{_named(name, layer)} gets a flattened image; a dense layer must come first"
-            )
-        for key, inner in part._parts().items():
-            _follow(inner, f"{name}.{key}", None, shapes, orders)
-        return None
-    if isinstance(layer, layers.Flatten):
-        return _channels_last(shapes[name])
-    if order is not None and type(layer) in FORMS:
-        orders[name] = order
-    if order is None or isinstance(layer, PASSES_FEATURES):
-        return order
-    return None
-
-
-def _channels_last(shape: tuple[int, ...]) -> np.ndarray | None:
-    """Places of (channels, ...) as (..., channels) goes through them; None if they agree."""
-    first = (shape[-1], *shape[:-1])
-    places = np.moveaxis(np.arange(np.prod(shape)).reshape(first), 0, -1).reshape(-1)
-    return None if (np.diff(places) == 1).all() else places

@@ -57,14 +57,20 @@ def example(network: Any, input_shape: Any, n: int = 1) -> list[Array]:
 
     `input_shape` is the shape of one example; for a layer of several inputs a list of shapes.
     """
-    several = bool(input_shape) and all(isinstance(s, (list, tuple)) for s in input_shape)
-    shapes = [tuple(s) for s in input_shape] if several else [tuple(input_shape)]
     arrays = [a for a in _arrays(network) if a is not None]
     home = backend.backend_of(arrays[0]) if arrays else backend.current_backend()
     dtype = arrays[0].dtype if arrays else backend.default_dtype()
     if isinstance(first_layer(network), layers.Embedding):
         dtype = np.dtype("int64")
-    return [backend.module(home).zeros((n, *shape), dtype) for shape in shapes]
+    return [backend.module(home).zeros((n, *shape), dtype) for shape in shapes_of(input_shape)]
+
+
+def shapes_of(input_shape: Any) -> list[tuple[Any, ...]]:
+    """One shape, or a list of shapes, as a list of shapes."""
+    given: list[Any] = list(input_shape)
+    if given and all(isinstance(shape, (list, tuple)) for shape in given):
+        return [tuple(shape) for shape in given]
+    return [tuple(given)]
 
 
 def _arrays(network: Any) -> Iterator[Any]:
