@@ -181,9 +181,11 @@ def single_threaded_blas() -> Iterator[None]:
         return
     holders = _holders
     holders.change(single=1)
+    _inside.held = _held() + 1
     try:
         yield
     finally:
+        _inside.held -= 1
         holders.change(single=-1)
 
 
@@ -193,19 +195,26 @@ def threaded_blas() -> Iterator[None]:
 
     For many small operations: handing Python's lock from one thread to another costs more than the
     second thread gives there, while BLAS's threads need no lock. Within a share of `run_shares` it
-    does nothing; while another thread holds BLAS to one, it stays at one for both.
+    does nothing; while another thread holds BLAS to one, it stays at one for both. Within
+    `single_threaded_blas` of this thread it is the inner one that counts.
     """
     if is_serial():
         yield
         return
     holders = _holders
-    holders.change(threaded=1, count=thread_count())
+    held = _held()
+    holders.change(single=-held, threaded=1, count=thread_count())
     _inside.value = True
     try:
         yield
     finally:
         _inside.value = False
-        holders.change(threaded=-1)
+        holders.change(single=held, threaded=-1)
+
+
+def _held() -> int:
+    """How many `single_threaded_blas` this thread is in."""
+    return getattr(_inside, "held", 0)
 
 
 def is_serial() -> bool:

@@ -2,8 +2,8 @@
 
 Three things make it several times faster than unrolling the whole batch at once:
 
-- The columns of a few examples at a time are copied from a strided view of the padded images and
-  multiplied while they are still in the cache.
+- The columns of some examples at a time are copied from a strided view of the padded images, row by
+  row of the window, and multiplied.
 - Few channels make short copies and narrow products, on which BLAS is slow. So T neighbouring
   outputs of a row are computed by one row of columns, with the kernel shifted T times side by side
   (`band`; a banded or Toeplitz matrix). It costs (fc + T - 1) / fc times the multiplications.
@@ -14,7 +14,7 @@ Three things make it several times faster than unrolling the whole batch at once
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -25,10 +25,10 @@ from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu, repeated
 from gpulayers.ops.window import Window
-from gpulayers.threads import run_shares, shares
+from gpulayers.threads import run_shares, shares, threaded_blas
 
-_BLOCK_BYTES = 1 << 20  # columns of one block: about what a core's L2 cache holds
-_SHARE_WORK = 1 << 21  # multiplications that make a thread of its own worth while
+_BLOCK_BYTES = 16 << 20  # columns of one block: fewer, longer calls are worth more than the cache
+_SHARE_WORK = 1 << 24  # multiplications that make a thread of its own worth while
 _BAND_WIDTH = 32  # columns of W below which BLAS runs far under its speed
 _BAND_COST = 2.3  # most multiplications a band may add
 
@@ -54,6 +54,15 @@ def copy_windows(images: Array, window: Window, columns: Array) -> None:
 def example_shares(n: int, work_each: int) -> list[slice]:
     """Shares of `n` examples that take `work_each` multiplications each."""
     return shares(n, -(-_SHARE_WORK // max(1, work_each)))
+
+
+def run_examples(work: Callable[[int, slice], None], parts: list[slice]) -> None:
+    """Do the shares. A single one leaves the threads to BLAS."""
+    if len(parts) > 1:
+        run_shares(work, parts)
+        return
+    with threaded_blas():
+        work(0, parts[0])
 
 
 class Columns:
@@ -166,7 +175,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             if rectify:
                 relu(product, product)
 
-    run_shares(work, parts)
+    run_examples(work, parts)
     return Z
 
 
@@ -190,7 +199,7 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> Array:
             np.matmul(seen.T, dz, out=products[i])
             np.add(sums[i], products[i], out=sums[i])
 
-    run_shares(work, parts)
+    run_examples(work, parts)
     for more in sums[1:]:
         sums[0] += more
     if t == 1:
@@ -243,7 +252,7 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
             if not direct:
                 dX[block] = padded[:, top : top + rows, left : left + cols]
 
-    run_shares(work, parts)
+    run_examples(work, parts)
     return dX
 
 

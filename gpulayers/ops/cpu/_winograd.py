@@ -20,6 +20,8 @@ for convolutional neural networks" (2016), section 4.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -28,15 +30,16 @@ from gpulayers.ops import workspace
 from gpulayers.ops.cpu._blocks import all_finite, blocks, ones, relu, repeated
 from gpulayers.ops.cpu._columns import example_shares
 from gpulayers.ops.window import Window
-from gpulayers.threads import run_shares
+from gpulayers.threads import run_shares, threaded_blas
 
-_BLOCK_BYTES = 2 << 20  # transformed images of one block, in and out
+_BLOCK_BYTES = 3 << 20  # transformed images of one block, in and out
 _FEWEST = 24  # channels from which it may beat the direct product
+_MANY = 96  # channels from which BLAS's threads serve better than shares of the examples
 _TRANSFORMS, _GAIN = 8, 0.9  # measured: their cost in products of a channel; what is worth while
 
 # The points 0, 1, -1, 2, -2 and infinity. Stored in the order 0, infinity, 1, -1, 2, -2, in which
 # the transforms of the first two are one operation.
-_G = np.array(
+G = np.array(
     [
         [1 / 4, 0, 0],
         [0, 0, 1],
@@ -54,15 +57,7 @@ def serves(X: Array, out_ch: int, window: Window) -> bool:
     """Whether convolving `X` with this window by Winograd's algorithm is the faster way."""
     few = min(X.shape[3], out_ch)
     rows, cols = window.output_size(X.shape[1], X.shape[2])
-    if (
-        window.kernel != (3, 3)
-        or window.stride != (1, 1)
-        or window.dilation != (1, 1)
-        or X.dtype != np.float32
-        or X.shape[0] == 0
-        or min(rows, cols) < 4
-        or few < _FEWEST
-    ):
+    if not is_plain(X, window) or min(rows, cols) < 4 or few < _FEWEST:
         return False
     # Half of the products are saved, but positions that are no output are computed, too, and the
     # transforms cost what is as much less as there are channels that share them.
@@ -70,11 +65,22 @@ def serves(X: Array, out_ch: int, window: Window) -> bool:
     return computed * (0.5 + _TRANSFORMS / few) < _GAIN
 
 
+def is_plain(X: Array, window: Window) -> bool:
+    """Whether it is a dense 3x3 window on float32."""
+    plain = window.kernel == (3, 3) and window.stride == window.dilation == (1, 1)
+    return plain and X.dtype == np.float32 and len(X) > 0
+
+
+def threads_for(few: int) -> contextlib.AbstractContextManager[None]:
+    """Who has the threads, for images of at least `few` channels on both sides."""
+    return threaded_blas() if few >= _MANY else contextlib.nullcontext()
+
+
 def _transformed(W: Array) -> Array:
     """G applied to the rows of (3, 3, a, b): (6, 3 a, b)."""
     rows = W.reshape(3, -1)
     out = workspace.empty((6, rows.shape[1]), W.dtype)
-    return np.matmul(_G, rows, out=out).reshape(6, -1, W.shape[3])
+    return np.matmul(G, rows, out=out).reshape(6, -1, W.shape[3])
 
 
 class _Geometry:
@@ -272,10 +278,12 @@ class _Gradient:
 # ---------------------------------------------------------------------- the products of a layer
 
 
-def _step(window: Window, rows: int, cols: int, ch: int, out_ch: int) -> int:
-    """Examples of a block."""
+def _step(parts: list[slice], window: Window, rows: int, cols: int, ch: int, out_ch: int) -> int:
+    """Examples of a block: a share is cut into blocks of about one size."""
     g = _Geometry(1, window, rows, cols)
-    return max(1, _BLOCK_BYTES // (4 * 6 * g.positions * (ch + out_ch)))
+    most = max(1, _BLOCK_BYTES // (4 * 6 * g.positions * (ch + out_ch)))
+    count = max(part.stop - part.start for part in parts)
+    return -(-count // -(-count // most))
 
 
 def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) -> Array | None:
@@ -288,27 +296,29 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     n, rows, cols, ch = X.shape
     out_ch = W.shape[3]
     Z = workspace.empty((n, *window.output_size(rows, cols), out_ch), X.dtype)
-    weights, step = _transformed(W), _step(window, rows, cols, ch, out_ch)
+    weights = _transformed(W)
     parts = example_shares(n, Z[:1].size * 9 * ch // 2)
-    step = min(step, max(part.stop - part.start for part in parts))
+    step = _step(parts, window, rows, cols, ch, out_ch)
     full = _Geometry(step, window, rows, cols)
     bias = None if b is None else repeated(b, full.out_cols)
     buffers = [(_Input(full, ch), _Output(full, out_ch)) for _ in parts]
     finite = [True] * len(parts)
+    few_outputs = Z.size < X.size  # what is not finite in X is left in Z, too: check the smaller
 
     def work(i: int, part: slice) -> None:
         to_tiles, from_tiles = buffers[i]
         for block in blocks(part, step):
-            if not all_finite(X[block]):
-                finite[i] = False
-                return
             count = block.stop - block.start
             g = full if count == step else _Geometry(count, window, rows, cols)
             from_tiles(to_tiles(X[block], g), weights, bias, Z[block], g)
+            if not all_finite(Z[block] if few_outputs else X[block]):
+                finite[i] = False
+                return
             if rectify:
                 relu(Z[block], Z[block])
 
-    run_shares(work, parts)
+    with np.errstate(over="ignore", invalid="ignore"):  # the direct way will warn
+        run_shares(work, parts)
     return Z if all(finite) else None
 
 
@@ -316,24 +326,19 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
     """(dW, db); None if X or dZ is not finite."""
     n, rows, cols, ch = X.shape
     out_ch = dZ.shape[3]
-    step = _step(window, rows, cols, ch, out_ch)
     parts = example_shares(n, dZ[:1].size * 9 * ch // 2)
-    step = min(step, max(part.stop - part.start for part in parts))
+    step = _step(parts, window, rows, cols, ch, out_ch)
     full = _Geometry(step, window, rows, cols)
     buffers = [(_Input(full, ch), _Gradient(full, out_ch)) for _ in parts]
     size = (6, 3 * ch, out_ch)
     sums = [workspace.zeros(size, X.dtype) for _ in parts]
     products = [workspace.empty(size, X.dtype) for _ in parts]
     biases = [np.zeros(out_ch, X.dtype) for _ in parts]
-    finite = [True] * len(parts)
     one = ones(3 * full.thirds, X.dtype)
 
     def work(i: int, part: slice) -> None:
         to_tiles, gradient = buffers[i]
         for block in blocks(part, step):
-            if not (all_finite(X[block]) and all_finite(dZ[block])):
-                finite[i] = False
-                return
             count = block.stop - block.start
             g = full if count == step else _Geometry(count, window, rows, cols)
             pairs = zip(to_tiles(X[block], g), gradient(dZ[block], g), strict=True)
@@ -342,12 +347,15 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
                 np.add(sums[i], products[i], out=sums[i])
             biases[i] += one[: 3 * g.thirds] @ gradient.result[2, : 3 * g.thirds]
 
-    run_shares(work, parts)
-    if not all(finite):
-        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # the direct way will warn
+        run_shares(work, parts)
     for more, db in zip(sums[1:], biases[1:], strict=True):
         sums[0] += more
         biases[0] += db
+    # Every transformed number of X meets every one of dZ at its place, if only as a zero: what is
+    # not finite in either is left in the sums.
+    if not all_finite(sums[0]):
+        return None
     dW = workspace.empty((3, 3, ch, out_ch), X.dtype)
-    np.matmul(_G.T, sums[0].reshape(6, -1), out=dW.reshape(3, -1))
+    np.matmul(G.T, sums[0].reshape(6, -1), out=dW.reshape(3, -1))
     return dW, biases[0]

@@ -1,7 +1,7 @@
 """Convolution on the CPU: which of the algorithms computes what.
 
 Pointwise windows are one product, 3x3 windows over enough channels go through Winograd's
-(`_winograd`), everything else is columns in blocks (`_columns`).
+(`_winograd`, many channels `_winograd2d`), everything else is columns in blocks (`_columns`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu import _columns, _winograd
+from gpulayers.ops.cpu import _columns, _winograd, _winograd2d
 from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place
 from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
+from gpulayers.threads import threaded_blas
 
 _FLIP_CHANNELS = 16  # input channels from which the flipped convolution beats col2im
 
@@ -94,10 +95,9 @@ class CpuConv:
             ch, out_ch = X.shape[3], dZ.shape[3]
             dW = product(X.reshape(-1, ch).T, dZ.reshape(-1, out_ch))
             return dW.reshape(1, 1, ch, out_ch)
-        if _winograd.serves(X, dZ.shape[3], window):
-            gradients = _winograd.weight_grad(X, dZ, window)
-            if gradients is not None:
-                return gradients[0]
+        gradients = param_grads(X, dZ, window)
+        if gradients is not None:
+            return gradients[0]
         return _columns.weight_grad(X, dZ, window)
 
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
@@ -119,8 +119,24 @@ def convolve(X: Array, W: Array, b: Array | None, window: Window, rectify: bool)
         if rectify:
             relu_in_place(Z)
         return Z.reshape(*X.shape[:3], out_ch)
+    Z = None
+    if _winograd2d.serves(X, out_ch, window):
+        with threaded_blas():
+            Z = _winograd2d.forward(X, W, b, window, rectify)
+    elif _winograd.serves(X, out_ch, window):
+        with _winograd.threads_for(min(ch, out_ch)):
+            Z = _winograd.forward(X, W, b, window, rectify)
+    return _columns.forward(X, W, b, window, rectify) if Z is None else Z
+
+
+def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | None:
+    """(dW, db) by Winograd's algorithm; None where it does not serve."""
+    ch, out_ch = X.shape[3], dZ.shape[3]
+    if _winograd2d.serves(X, out_ch, window):
+        with threaded_blas():
+            dW = _winograd2d.weight_grad(X, dZ, window)
+        return None if dW is None else (dW, column_sums(dZ.reshape(-1, out_ch)))
     if _winograd.serves(X, out_ch, window):
-        Z = _winograd.forward(X, W, b, window, rectify)
-        if Z is not None:
-            return Z
-    return _columns.forward(X, W, b, window, rectify)
+        with _winograd.threads_for(min(ch, out_ch)):
+            return _winograd.weight_grad(X, dZ, window)
+    return None

@@ -11,9 +11,9 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
-from gpulayers.ops.cpu import _dense, _pooled, _winograd
+from gpulayers.ops.cpu import _dense, _pooled
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
-from gpulayers.ops.cpu.conv import convolve
+from gpulayers.ops.cpu.conv import convolve, param_grads
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares
@@ -40,10 +40,9 @@ class CpuFused(ReferenceFused):
         return None if dtype.itemsize < 4 or not n else _dense.DenseLayer(n, shape, dtype, relu)
 
     def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
-        if not window.is_pointwise and _winograd.serves(X, dZ.shape[3], window):
-            gradients = _winograd.weight_grad(X, dZ, window)
-            if gradients is not None:
-                return gradients
+        gradients = param_grads(X, dZ, window)
+        if gradients is not None:
+            return gradients
         return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:

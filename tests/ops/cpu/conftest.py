@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from gpulayers.ops.cpu import _blocks, _columns, _winograd, fused, normalization, pool
+from gpulayers.ops.cpu import _blocks, _columns, _winograd, _winograd2d, fused, normalization, pool
 from gpulayers.ops.cpu import activation as cpu_activation
 from gpulayers.ops.cpu import softmax as cpu_softmax
 from gpulayers.ops.cpu import update as cpu_update
@@ -44,6 +44,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_columns, "_SHARE_WORK", 1)
     monkeypatch.setattr(_columns, "_BLOCK_BYTES", 5000)
     monkeypatch.setattr(_winograd, "_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(_winograd2d, "_BLOCK_BYTES", 200_000)
 
 
 @pytest.fixture(autouse=True)
