@@ -123,7 +123,7 @@ def load_data(
 
 
 def _size(size: Any) -> tuple[int, int]:
-    pair = size if isinstance(size, (list, tuple)) else (size, size)
+    pair: Sequence[Any] = size if isinstance(size, (list, tuple)) else (size, size)
     if len(pair) != 2:
         raise ParameterError(f"load_data: image_size must be n or (rows, cols), got {size!r}")
     rows, cols = (_spec.integer("load_data", "image_size", value, 1) for value in pair)

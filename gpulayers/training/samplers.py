@@ -168,7 +168,7 @@ class WeightedSampler(Sampler):
         if self.replacement:
             limits = np.cumsum(self.weights)
             drawn = generator.uniform((self.count,), np.float64, np) * limits[-1]
-            places = np.searchsorted(limits, drawn, side="right")
+            places: np.ndarray = np.searchsorted(limits, drawn, side="right")
             # rounding must not lead past the last example that can be drawn
             return np.minimum(places, int(np.flatnonzero(self.weights)[-1])).astype(np.int64)
         u = 1.0 - generator.uniform(self.weights.shape, np.float64, np)

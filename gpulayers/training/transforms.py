@@ -402,7 +402,8 @@ def make_transform(spec: Any) -> Compose | None:
 
 def _calls(text: str) -> list[str]:
     """Split ``"a(1, 2), b"`` at the commas outside of brackets."""
-    parts, depth, start = [], 0, 0
+    parts: list[str] = []
+    depth = start = 0
     for i, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
         if character == "," and depth == 0:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import lzma
 from importlib import resources
 
+import numpy as np
+
 from gpulayers.errors import DataError
 from gpulayers.training.datasets.arrays import Split
 from gpulayers.training.datasets.readers import check_digest, reason, take_idx
@@ -41,7 +43,7 @@ def read_bundled() -> tuple[Split, Split]:
 
 def unpack(payload: bytes, source: str) -> tuple[Split, Split]:
     """Split the four idx arrays in `payload` into the training and the test split."""
-    arrays = []
+    arrays: list[np.ndarray] = []
     offset = 0
     for ndim in (3, 1, 3, 1):
         array, offset = take_idx(payload, offset, ndim, source)

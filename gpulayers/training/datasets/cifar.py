@@ -120,7 +120,7 @@ def read_cifar(
         contents = _folder(folder_or_archive, kind)
     else:
         contents = _archive(folder_or_archive, kind)
-    parts = {}
+    parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (data, source) in contents.items():
         parts[name] = parse_cifar(data, source, kind)
         if digests:

@@ -74,7 +74,7 @@ class FolderImages(LazyImages):
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         images = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        places = list(enumerate(indices.tolist()))
+        places: list[tuple[int, int]] = list(enumerate(indices.tolist()))
 
         def load(place: tuple[int, int]) -> None:
             images[place[0]] = self._checked(self._files[place[1]])
@@ -168,7 +168,7 @@ def read_pictures(
         )
     files, labels, classes = _class_files(names["train"], None)
     train = _split(files, labels, size, grayscale, in_memory, names["train"])
-    others = []
+    others: list[Split] = []
     for name in present[:2]:
         files, labels, _ = _class_files(names[name], classes)
         others.append(_split(files, labels, size, grayscale, in_memory, names[name]))

@@ -58,10 +58,8 @@ class LazyImages(ABC):
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        if isinstance(key, tuple) and key:
-            first, rest = key[0], key[1:]
-        else:
-            first, rest = key, ()
+        parts: tuple[Any, ...] = key if isinstance(key, tuple) and key else (key,)
+        first, rest = parts[0], parts[1:]
         chosen = np.arange(len(self))[first]  # with NumPy's own rules and errors
         if chosen.ndim == 0:
             return self.read(chosen.reshape(1))[0][rest]
@@ -114,9 +112,10 @@ class ChosenImages(LazyImages):
     """
 
     def __init__(self, images: LazyImages, indices: np.ndarray) -> None:
-        if isinstance(images, ChosenImages):
-            images, indices = images._images, images._indices[indices]
-        self._images, self._indices = images, indices
+        self._images: LazyImages = images
+        self._indices: np.ndarray = indices
+        if isinstance(images, ChosenImages):  # those that it was chosen from
+            self._images, self._indices = images._images, images._indices[indices]
         _, rows, cols, channels = images.shape
         self.shape = (len(indices), rows, cols, channels)
         self.dtype, self.finite = images.dtype, images.finite

@@ -47,7 +47,7 @@ def data_roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     DataError
         If `data_dir` or ``GPULAYERS_DATA`` is set and is no readable folder.
     """
-    roots = []
+    roots: list[Path] = []
     for source, value in (("data_dir", data_dir), (ENVIRONMENT, os.environ.get(ENVIRONMENT))):
         if value:
             root = Path(value).expanduser()
@@ -159,7 +159,7 @@ def _fetch(spec: Published, folder: Path, looked: list[str]) -> None:
 def _fetch_one(
     pooch: ModuleType, spec: Published, item: Download, folder: Path, looked: list[str]
 ) -> None:
-    failures = []
+    failures: list[str] = []
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel("WARNING")  # the progress bar says it already

@@ -182,9 +182,9 @@ def read_idx(
     DataError
         As `read_bytes`, `parse_idx` and `Split` do; also if a digest is given and differs.
     """
-    splits = []
+    splits: list[Split] = []
     for images_name, labels_name in (IDX_FILES[:2], IDX_FILES[2:]):
-        arrays = []
+        arrays: list[np.ndarray] = []
         for name, ndim in ((images_name, 3), (labels_name, 1)):
             data = read_bytes(files[name])
             arrays.append(parse_idx(data, ndim, files[name]))
@@ -228,7 +228,7 @@ def read_npz(path: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
         raise DataError(
             f"{path}: classes must be a vector of strings, got {names.dtype} {names.shape}"
         )
-    splits = []
+    splits: list[Split] = []
     for part in ("train", "test"):
         images = arrays[f"x_{part}"]
         if images.ndim == 3:
