@@ -33,7 +33,7 @@ class CpuActivation(ReferenceActivation):
                 add_bias(Z.reshape(-1, ch), b)
             _apply(name, Z.reshape(-1), Y.reshape(-1))
             return Y
-        step = max(1, BLOCK // ch)
+        step = max(1, 4 * BLOCK // ch)  # few passes: calls cost more than the cache saves
         rows, out = Z.reshape(-1, ch), Y.reshape(-1, ch)
         parts = row_shares(len(rows), ch, _PASSES.get(name, 0) + (b is not None))
 
@@ -59,10 +59,11 @@ class CpuActivation(ReferenceActivation):
             np.multiply(dy, _slope(name, z, dz, _scratch(name, z.size, Z.dtype)), out=dz)
             return dZ
         parts = row_shares(z.size, 1, _PASSES[name])
-        scratch = [_scratch(name, min(BLOCK, part.stop - part.start), Z.dtype) for part in parts]
+        step = 4 * BLOCK
+        scratch = [_scratch(name, min(step, part.stop - part.start), Z.dtype) for part in parts]
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, BLOCK):
+            for block in blocks(part, step):
                 x, out = z[block], dz[block]
                 slope = _slope(name, x, out, scratch[i][: x.size])
                 np.multiply(dy[block], slope, out=out)

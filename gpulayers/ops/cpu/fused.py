@@ -61,10 +61,11 @@ class CpuFused(ReferenceFused):
             np.multiply(dy, np.greater(y, 0, out=workspace.empty(y.shape, np.bool_)), out=dz)
             return dZ
         parts = row_shares(y.size, 1, 2)
-        masks = [workspace.empty((min(BLOCK, p.stop - p.start),), np.bool_) for p in parts]
+        step = 4 * BLOCK  # two passes: calls cost more than the cache saves
+        masks = [workspace.empty((min(step, p.stop - p.start),), np.bool_) for p in parts]
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, BLOCK):
+            for block in blocks(part, step):
                 above = np.greater(y[block], 0, out=masks[i][: block.stop - block.start])
                 np.multiply(dy[block], above, out=dz[block])
 
