@@ -231,6 +231,30 @@ def test_a_seed_gives_the_same_batches_everywhere(
     assert helpers() == []
 
 
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_a_break_and_an_error_end_the_threads(share: float, backend: Backend) -> None:
+    def fragile(X: Any, labels: Any, generator: random.Generator) -> tuple[Any, Any]:
+        if generator.counter >> 64 == 3:
+            raise ZeroDivisionError("in batch 3")
+        return X, labels
+
+    feed = Feed(split(), backend.library, fragile, threads=3, share=share)
+    for _ in feed.batches(2):
+        break
+    assert helpers() == []
+    seen = []
+    with pytest.raises(ZeroDivisionError, match="in batch 3"):
+        for _, labels in feed.batches(2):
+            seen.append(len(labels))
+    assert seen == [2, 2, 2] and helpers() == []
+
+
+def test_one_example(backend: Backend) -> None:
+    feed = Feed(split(1), backend.library, VARY, threads=2)
+    ((X, y),) = feed.batches(5, ShuffledSampler(1))
+    assert X.shape == (1, 6, 5, 3) and len(y) == 1
+
+
 def test_epochs_and_seeds_differ(numpy_backend: Backend, want: list[tuple[Any, ...]]) -> None:
     feed = Feed(split(), "numpy", VARY)
     other = taken(feed, numpy_backend, epoch=3)
