@@ -60,8 +60,8 @@ Made with gpulayers {version}, {versions}.
 An `InterchangeError` names the layer and its place in the network:
 
 - `RBM` draws random numbers;
-- `RNNCell`, `LSTMCell`, `GRUCell` remember their state from call to call: export `RNN`, `LSTM`,
-  `GRU`;
+- cells inside a network remember their state from call to call; alone, `RNNCell`, `LSTMCell` and
+  `GRUCell` take it as an input and give the new one;
 - layers, wrappers and activations of your own, whose formula gpulayers does not know;
 - bfloat16 parameters (DTypeError): convert them to float32 first.
 

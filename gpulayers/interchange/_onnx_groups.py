@@ -13,12 +13,7 @@ from gpulayers.interchange._onnx_recurrent import recurrent
 from gpulayers.layers._group import LayerGroup
 from gpulayers.wrappers import Dropout, WrapperBase
 
-_NO_FORM = {
-    layers.RBM: "draws random numbers, and returns nothing",
-    layers.RNNCell: "remembers its state from call to call; export an RNN instead",
-    layers.LSTMCell: "remembers its states from call to call; export an LSTM instead",
-    layers.GRUCell: "remembers its state from call to call; export a GRU instead",
-}
+_NO_FORM = {layers.RBM: "draws random numbers, and returns nothing"}
 
 
 def convert(graph: Graph, layer: Any, *inputs: Value) -> Any:

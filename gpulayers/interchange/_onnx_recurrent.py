@@ -27,11 +27,9 @@ def recurrent(graph: Graph, layer: Any, X: Value, reverse: bool = False) -> Valu
     graph.expect(X, 3, "(n_ex, n_in, n_t)", n_in=(1, layer.n_in))
     n_t = X.batch_free(graph.place)[1]
     steps = graph.turned(X, _TIME_FIRST).name
-    kind = next(base for base in _OPERATORS if isinstance(layer, base))
-    operator, weights, acts, more = _OPERATORS[kind]
-    attributes = named(graph, [getattr(layer, act) for act in acts])
-    if attributes is None:
-        outputs = list(_step_by_step(graph, layer, kind, steps, n_t, reverse))
+    written = _operator(graph, layer, steps, (), reverse)
+    if written is None:
+        outputs = [states[0] for states in _step_by_step(graph, layer, steps, n_t, (), reverse)]
         if not layer.return_sequences:
             return outputs[-1]
         in_time = outputs[::-1] if reverse else outputs
@@ -39,21 +37,62 @@ def recurrent(graph: Graph, layer: Any, X: Value, reverse: bool = False) -> Valu
         apart = [graph.add("Unsqueeze", [A.name, axis]) for A in in_time]
         name = graph.add("Concat", apart, axis=0)
     else:
-        arrays = [graph.weight(array[None]) for array in weights(layer.parameters, layer.n_out)]
-        name, last = graph.add(
-            operator,
-            [steps, *arrays],
-            outputs=2,
-            hidden_size=layer.n_out,
-            direction="reverse" if reverse else "forward",
-            **attributes,
-            **more,
-        )
+        name, last, *_ = written
         if not layer.return_sequences:
             name = graph.add("Squeeze", [last, graph.integers(0)])
             return Value(name, (X.shape[0], layer.n_out), _PAIR)
         name = graph.add("Squeeze", [name, graph.integers(1)])
     return Value(name, (X.shape[0], layer.n_out, n_t), _TIME_FIRST)
+
+
+def cell(graph: Graph, layer: Any, X: Value, *states: Value) -> tuple[Value, ...]:
+    """One step, whose states come in beside X and go out as the output."""
+    if len(states) != len(layer._states):
+        names = ["(n_in,)"] + ["(n_out,)"] * len(layer._states)
+        raise graph.refuse(
+            f"{type(layer).__name__} remembers its state from call to call, which a model cannot; "
+            f"give it as an input too: input_shape=[{', '.join(names)}]"
+        )
+    graph.expect(X, 2, "(n_ex, n_in)", n_in=(1, layer.n_in))
+    for state in states:
+        graph.expect(state, 2, "(n_ex, n_out)", n_out=(1, layer.n_out))
+    axis = graph.integers(0)
+    step = graph.add("Unsqueeze", [graph.given(X).name, axis])
+    written = _operator(graph, layer, step, states, False)
+    new: tuple[Value, ...]
+    if written is None:
+        (new,) = _step_by_step(graph, layer, step, 1, states, False)
+    else:
+        names = [graph.add("Squeeze", [name, axis]) for name in written[1:]]
+        new = tuple(Value(name, (X.shape[0], layer.n_out), _PAIR) for name in names)
+    return new
+
+
+def _operator(
+    graph: Graph, layer: Any, steps: str, states: tuple[Value, ...], reverse: bool
+) -> list[str] | None:
+    """Names of all outputs and of the last states; None if ONNX does not know an activation."""
+    operator, weights, acts, more = _OPERATORS[_kind(layer)]
+    attributes = named(graph, [getattr(layer, act) for act in acts])
+    if attributes is None:
+        return None
+    arrays = [graph.weight(array[None]) for array in weights(layer.parameters, layer.n_out)]
+    first = [
+        graph.add("Unsqueeze", [graph.given(state).name, graph.integers(0)]) for state in states
+    ]
+    return graph.add(
+        operator,
+        [steps, *arrays, *(["", *first] if first else [])],  # "": no lengths of sequences
+        outputs=1 + len(layer._states),
+        hidden_size=layer.n_out,
+        direction="reverse" if reverse else "forward",
+        **attributes,
+        **more,
+    )
+
+
+def _kind(layer: Any) -> type:
+    return next(base for base in _OPERATORS if isinstance(layer, base))
 
 
 # --------------------------------------------------------------------- weights in ONNX's order
@@ -87,35 +126,46 @@ def _gru_weights(p: dict[str, Array], h: int) -> list[Array]:
     return [*_gates(p, h, "zrn"), b]
 
 
-_OPERATORS: dict[type, tuple[str, Any, tuple[str, ...], dict[str, Any]]] = {
-    layers.RNN: ("RNN", _rnn_weights, ("act_fn",), {}),
-    layers.LSTM: ("LSTM", _lstm_weights, ("gate_fn", "act_fn", "act_fn"), {}),
-    layers.GRU: ("GRU", _gru_weights, ("gate_fn", "act_fn"), {"linear_before_reset": 1}),
+# operator, weights, activations in its order, further attributes
+_Operator = tuple[str, Any, tuple[str, ...], dict[str, Any]]
+_RNN: _Operator = "RNN", _rnn_weights, ("act_fn",), {}
+_LSTM: _Operator = "LSTM", _lstm_weights, ("gate_fn", "act_fn", "act_fn"), {}
+_GRU: _Operator = "GRU", _gru_weights, ("gate_fn", "act_fn"), {"linear_before_reset": 1}
+_OPERATORS: dict[type, _Operator] = {
+    layers.RNN: _RNN,
+    layers.RNNCell: _RNN,
+    layers.LSTM: _LSTM,
+    layers.LSTMCell: _LSTM,
+    layers.GRU: _GRU,
+    layers.GRUCell: _GRU,
 }
 
 # ----------------------------------------------------------------------------------- step by step
 
 
 def _step_by_step(
-    graph: Graph, layer: Any, kind: type, steps: str, n_t: int, reverse: bool
-) -> Iterator[Value]:
-    """A_1, ..., A_n_t, each (n_ex, n_out), in the order in which they are computed."""
-    w = layer._weights()
+    graph: Graph, layer: Any, steps: str, n_t: int, states: tuple[Value, ...], reverse: bool
+) -> Iterator[tuple[Value, ...]]:
+    """The states after each step, (n_ex, n_out) each, in the order in which they are computed."""
+    w, operator = layer._weights(), _OPERATORS[_kind(layer)][0]
     projected = graph.add("MatMul", [steps, graph.weight(w.input, "W")])
     parts = graph.add("Split", [projected], outputs=n_t, axis=0) if n_t > 1 else [projected]
     axis = graph.integers(0)
-    A = C = None
+    A = graph.given(states[0]) if states else None
+    C = graph.given(states[1]) if len(states) > 1 else None
     for part in reversed(parts) if reverse else parts:
         Z = graph.add("Squeeze", [part, axis])
         R = None if A is None else graph.add("MatMul", [A.name, graph.weight(w.recurrent, "R")])
-        if kind is layers.LSTM:
+        if operator == "LSTM":
             A, C = _lstm_step(graph, layer, _plus(graph, Z, R, w.biases[0]), C)
-        elif kind is layers.GRU:
+            yield A, C
+            continue
+        if operator == "GRU":
             A = _gru_step(graph, layer, Z, R, w.biases[0], A)
         else:
             Z = _plus(graph, Z, R, (w.biases[0] + w.biases[1]).reshape(-1))
             A = activated(graph, Value(Z, (None, layer.n_out), _PAIR), layer.act_fn)
-        yield A
+        yield (A,)
 
 
 def _plus(graph: Graph, Z: str, R: str | None, b: Array) -> str:
@@ -161,4 +211,7 @@ CONVERTERS: dict[type, Converter] = {
     layers.RNN: recurrent,
     layers.LSTM: recurrent,
     layers.GRU: recurrent,
+    layers.RNNCell: cell,
+    layers.LSTMCell: cell,
+    layers.GRUCell: cell,
 }

@@ -22,8 +22,9 @@ from gpulayers.errors import DTypeError, InterchangeError, ParameterError
 from gpulayers.interchange._onnx_graph import Graph, Shape, Value, as_given, require_onnx
 from gpulayers.interchange._onnx_groups import convert, refuse_unknown
 from gpulayers.layers._group import LayerGroup
+from gpulayers.layers._sequence import Cell
 from gpulayers.models import Sequential
-from gpulayers.models._watch import example, first_layer, forward, shapes_of
+from gpulayers.models._watch import bare, example, first_layer, forward, shapes_of
 
 __all__ = ["OPSET", "export_onnx", "onnx_model"]
 
@@ -81,7 +82,8 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     ----------
     network : Sequential, layer, wrapped layer or module
     input_shape : shape of one example, e.g. (28, 28, 1); for a layer of several inputs a list of
-        them
+        them; for a cell its input's and its states', ``[(n_in,), (n_out,)]``, of which the new ones
+        are the output
     uint8_input : bool
         The model takes bytes and does to them what the network's `pixels` does.
 
@@ -94,7 +96,8 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     ImportError
         Without the package onnx.
     InterchangeError
-        If ONNX cannot express a layer: `RBM`, the cells, a layer or an activation of your own.
+        If ONNX cannot express a layer: `RBM`, a cell inside a network, a layer or an activation of
+        your own.
     ShapeError
         If the layers do not take inputs of `input_shape`.
     DTypeError
@@ -175,7 +178,10 @@ def _leaves(network: Any) -> list[Any]:
 def _initialised(network: Any, shapes: list[tuple[int, ...]]) -> None:
     """Show the network one example, if it has parameters that do not exist yet."""
     if any(a is None for leaf in _leaves(network) for a in leaf.parameters.values()):
-        forward(network, example(network, shapes), False)
+        is_cell = isinstance(bare(network), Cell)
+        forward(network, example(network, shapes[:1] if is_cell else shapes), False)
+        if is_cell:
+            network.flush_gradients()  # it has not begun a sequence
 
 
 def _dtype(network: Any, name: str) -> np.dtype:

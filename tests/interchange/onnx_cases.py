@@ -138,7 +138,14 @@ def _recurrent() -> Iterator[Case]:
         yield _case(f"{name}, GELU", lambda kind=kind: kind(4, act_fn="GELU"), (3, 5))
     gates = {"act_fn": "Affine(slope=0.5, intercept=0.1)", "gate_fn": "Hard Sigmoid"}
     yield _case("LSTM, other gates", lambda: layers.LSTM(4, **gates), (3, 6))
+    mixed = {"act_fn": "Affine(slope=0.5, intercept=0.1)", "gate_fn": "leaky relu(alpha=0.2)"}
+    yield _case("GRU, numbers of both", lambda: layers.GRU(4, **mixed), (3, 6))
     yield _case("GRU, one step", lambda: layers.GRU(4, act_fn="SELU"), (3, 1))
+    cells = {"RNNCell": layers.RNNCell, "LSTMCell": layers.LSTMCell, "GRUCell": layers.GRUCell}
+    for name, kind in cells.items():
+        shapes = [(3,), *[(4,)] * (2 if name == "LSTMCell" else 1)]
+        yield _case(name, lambda kind=kind: kind(4), *shapes)
+        yield _case(f"{name}, SELU", lambda kind=kind: kind(4, act_fn="SELU"), *shapes)
     for mode in ("concat", "sum", "average", "multiply"):
         make = lambda mode=mode: modules.BidirectionalLSTM(4, merge_mode=mode)  # noqa: E731
         yield _case(f"BidirectionalLSTM, {mode}", make, (3, 6))
@@ -186,7 +193,14 @@ def _groups() -> Iterator[Case]:
         "Sequential, vgg-small", lambda: models.vgg_small(10, (8, 8, 3), width=4), (8, 8, 3)
     )
     yield _case("Sequential, resnet9", lambda: models.resnet9(10, (8, 8, 3), width=4), (8, 8, 3))
+    yield _case("Sequential, layer norm", _normalised, image)
     yield _case("Sequential, words", _words, (7,), ids=20)
+
+
+def _normalised() -> Any:
+    """Layers that take channels first as they come, between two that want them so."""
+    between = [layers.LayerNorm2D(), layers.ZeroPad2D((1, 0, 2, 0)), layers.Softmax(1)]
+    return models.Sequential([layers.Conv2D(3, 2), *between, layers.Conv2D(2, 2)])
 
 
 def _words() -> Any:
@@ -224,6 +238,10 @@ def forward(layer: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     arrays = [backend.asarray(x) for x in inputs]
     if isinstance(layer, (layers.Add, layers.Multiply)):
         outputs = layer.forward(arrays, retain_derived=False)
+    elif isinstance(layer, (layers.RNNCell, layers.LSTMCell, layers.GRUCell)):
+        layer.flush_gradients()
+        layer.derived_variables.update(zip(layer._states, ([a] for a in arrays[1:]), strict=True))
+        outputs = layer.forward(arrays[0], retain_derived=False)
     else:
         outputs = layer.forward(*arrays, retain_derived=False)
     several = outputs if isinstance(outputs, tuple) else (outputs,)
