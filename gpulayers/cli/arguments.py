@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "data_dir": None,
     "image_size": None,
     "grayscale": False,
+    "validation": None,
     "model": "lenet",
     "epochs": None,  # by data set, see train.py
     "batch_size": 64,
@@ -151,6 +152,13 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         const=True,
         help="folders of pictures: one channel instead of three",
     )
+    train.add_argument(
+        "--validation",
+        type=values.share,
+        metavar="X",
+        help="hold out this share of the training images for validation, e.g. 0.1; without, the "
+        "test images are looked at after each epoch",
+    )
     train.add_argument("--model", metavar="NAME", help="lenet (default), mlp, vgg-small, resnet9")
     train.add_argument(
         "--epochs", type=values.positive_int, metavar="N", help="passes over the data"
@@ -203,7 +211,7 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
         "--patience",
         type=values.positive_int,
         metavar="N",
-        help="stop after N epochs without a smaller test loss",
+        help="stop after N epochs without a smaller validation loss",
     )
 
 
@@ -234,6 +242,12 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     _model_argument(evaluate)
     _data_options(evaluate, "the set it was trained with")
     _batch_option(evaluate, 256)
+    evaluate.add_argument(
+        "--flip", action="store_true", help="mean over each image and its mirror image"
+    )
+    evaluate.add_argument(
+        "--plots", metavar="DIR", help="draw confusions, mistakes, filters and more into DIR"
+    )
     _device_option(evaluate)
 
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
         (
             ("gpulayers evaluate runs/lenet-mnist-10k", ""),
             ("gpulayers evaluate runs/lenet-mnist-10k/best.npz --data mnist", ""),
+            ("gpulayers evaluate runs/lenet-mnist-10k --plots pictures", "what it gets wrong"),
             ("gpulayers evaluate runs/lenet-mnist-10k --json | jq .accuracy", ""),
         ),
     ),

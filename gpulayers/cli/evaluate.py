@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gpulayers import backend
-from gpulayers.cli.output import print_json, verbose
+from gpulayers.cli.output import note, print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.cli.saved import data_of
-from gpulayers.errors import ParameterError
+from gpulayers.errors import GPULayersError, ParameterError, ShapeError
 from gpulayers.models import summarize
-from gpulayers.training import Sequential, load_checkpoint
+from gpulayers.training import Dataset, Sequential, load_checkpoint
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
 
@@ -29,12 +31,13 @@ def run(options: Namespace) -> int:
             raise ParameterError(f"{path} does not say what it was trained on; give --data")
         where = options.data_dir or settings.get("data_dir")
         data = data_of({**settings, "data": name, "data_dir": where})
-        tested = split_results(checkpoint.network, data, batch_size=options.batch_size)
+        tested = split_results(checkpoint.network, data, None, options.batch_size, options.flip)
+        pictures = _draw(options, checkpoint.network, data, tested) if options.plots else []
         if options.verbose:
             table = summarize(checkpoint.network, data.input_shape)
             verbose(options, f"{backend.describe()}\n\n{table}\n")
     if options.json:
-        print_json({"model": str(path), "data": data.name, **tested})
+        print_json({"model": str(path), "data": data.name, **tested, "plots": pictures})
         return 0
     if options.quiet:
         print(f"{tested['accuracy']:.4f}")
@@ -48,4 +51,38 @@ def run(options: Namespace) -> int:
     print(f"\n{class_table(tested)}\n")
     for true, said, times in confusions(tested):
         print(f"{true} taken for {said}: {times} times")
+    if pictures:
+        print(f"\npictures: {', '.join(pictures)}")
     return 0
+
+
+def _draw(
+    options: Namespace, network: Sequential, data: Dataset, tested: dict[str, Any]
+) -> list[str]:
+    """Write the pictures that fit the network; return their paths."""
+    from gpulayers import plot
+
+    image, classes = data.test.images[0], data.classes
+    pictures: dict[str, Callable[[], Any]] = {
+        "confusion": lambda: plot.confusion_matrix(tested["confusion"], classes),
+        "mistakes": lambda: plot.worst_mistakes(
+            network, data.test.images, data.test.labels, classes
+        ),
+        "network": lambda: plot.network_diagram(network, data.input_shape),
+        "filters": lambda: plot.filters(network),
+        "feature_maps": lambda: plot.feature_maps(network, image),
+        "saliency": lambda: plot.saliency(network, image, None, classes),
+    }
+    folder = Path(options.plots)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, draw in pictures.items():
+        try:
+            draw().savefig(folder / f"{name}.png")
+        except ImportError as error:
+            raise GPULayersError(f"--plots: {error}") from error
+        except (ParameterError, ShapeError) as error:  # a network without filters, say
+            note(options, f"no picture of {name}: {error}")
+        else:
+            written.append(str(folder / f"{name}.png"))
+    return written

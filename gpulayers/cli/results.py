@@ -13,7 +13,7 @@ import numpy as np
 import gpulayers
 from gpulayers import backend
 from gpulayers.cli.config import CONFIG_FILE
-from gpulayers.training import Trainer, confusion_matrix, evaluate, per_class, plot_curves
+from gpulayers.training import Dataset, Trainer, evaluate, plot_curves
 from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.metrics import markdown_table
 from gpulayers.training.plots import MISSING
@@ -24,7 +24,7 @@ __all__ = ["collect", "confusions", "print_table", "show", "split_results", "wri
 
 def collect(trainer: Trainer) -> dict[str, Any]:
     """Everything worth keeping of a finished run, plain values only."""
-    history, network = trainer.history, trainer.network
+    history, network, held = trainer.history, trainer.network, trainer.data.validation
     with backend.use_backend(trainer.device):
         tested = split_results(network, trainer.data, trainer.loss)
         report = backend.describe()
@@ -36,7 +36,8 @@ def collect(trainer: Trainer) -> dict[str, Any]:
         "epochs": len(history),
         "test_accuracy": tested["accuracy"],
         "test_loss": tested["loss"],
-        "best_test_accuracy": history.best.val_accuracy,
+        "validation_examples": 0 if held is None else len(held),
+        "best_accuracy": history.best.val_accuracy,
         "best_epoch": history.best.epoch,
         "train_accuracy": history.last.train_accuracy,
         "train_loss": history.last.train_loss,
@@ -55,18 +56,18 @@ def collect(trainer: Trainer) -> dict[str, Any]:
 
 
 def split_results(
-    network: Any, data: Any, loss: Any = None, batch_size: int = 256
+    network: Any, data: Dataset, loss: Any = None, batch_size: int = 256, flip: bool = False
 ) -> dict[str, Any]:
     """Loss, accuracy, confusion matrix and scores of each class on the test split."""
-    result = evaluate(network, data.test, loss, batch_size)
-    matrix = confusion_matrix(data.test.labels, result.predicted, len(data.classes))
+    result = evaluate(network, data, loss, batch_size, flip)
     return {
         "loss": result.loss,
         "accuracy": result.accuracy,
+        "macro_f1": result.macro_f1,
         "examples": len(data.test),
         "classes": list(data.classes),
-        "confusion": matrix.tolist(),
-        "per_class": [vars(score) for score in per_class(matrix, data.classes)],
+        "confusion": result.confusion.tolist(),
+        "per_class": [vars(score) for score in result.per_class],
     }
 
 
@@ -105,11 +106,12 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    best = f"{results['best_test_accuracy']:.2%} (epoch {results['best_epoch']})"
+    best = f"{results['best_accuracy']:.2%} (epoch {results['best_epoch']})"
+    split = "validation" if results["validation_examples"] else "test"
     return [
         ("test accuracy", f"{results['test_accuracy']:.2%}"),
         ("test loss", f"{results['test_loss']:.4f}"),
-        ("best test accuracy", best),
+        (f"best {split} accuracy", best),
         ("training accuracy", f"{results['train_accuracy']:.2%}"),
         ("parameters", f"{results['parameters']:,}"),
         ("epochs", str(results["epochs"])),
@@ -121,7 +123,17 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _markdown(results: dict[str, Any]) -> str:
     title = f"# {results['model']} on {results['data']}"
-    head = ("epoch", "loss", "accuracy", "test loss", "test accuracy", "lr", "examples/s", "s")
+    split = "validation" if results["validation_examples"] else "test"
+    head = (
+        "epoch",
+        "loss",
+        "accuracy",
+        f"{split} loss",
+        f"{split} accuracy",
+        "lr",
+        "examples/s",
+        "s",
+    )
     epochs = [
         (
             e["epoch"],

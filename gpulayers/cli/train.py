@@ -103,7 +103,7 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     with backend.use_backend(device_backend(settings["device"])):
         backend.current_backend()  # a missing GPU is told before the data is loaded
     build(settings["model"])  # so is an unknown model
-    data = data_of(settings)
+    data = _data(settings)
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS.get(data.name, OTHER_EPOCHS)
     network = build(settings["model"], len(data.classes), data.input_shape)
@@ -134,7 +134,7 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
                 f"{', '.join('--' + n.replace('_', '-') for n in MAY_CHANGE)}"
             )
         settings[name] = value
-    data = data_of(settings)
+    data = _data(settings)
     trainer = _trainer(options, settings, checkpoint.network, data, resume=path)
     done = len(trainer.history)
     folder = path.parent.parent if path.parent.name == OLDER else path.parent
@@ -183,6 +183,12 @@ def _trainer(
         },
         **more,
     )
+
+
+def _data(settings: dict[str, Any]) -> Dataset:
+    data = data_of(settings)
+    share = settings["validation"]
+    return data if share is None else data.hold_out(share, settings["seed"])
 
 
 def _callbacks(settings: dict[str, Any]) -> list[Callback]:
@@ -244,9 +250,10 @@ def _announce(trainer: Trainer, stream: Any) -> None:
     data, network = trainer.data, trainer.network
     with backend.use_backend(trainer.device):
         place = backend.current_backend()
+    held = f", {len(data.validation):,} validation" if data.validation is not None else ""
     print(
-        f"{network.name} on {data.name}: {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.classes)} classes\n"
+        f"{network.name} on {data.name}: {len(data.train):,} training{held} and "
+        f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"{place}, {trainer.dtype.name}, batches of {trainer.batch_size}, seed {trainer.seed}; "
         f"results go to {trainer.out}",
         file=stream,

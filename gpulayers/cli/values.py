@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gpulayers.errors import suggest
 
-__all__ = ["fraction", "one_of", "port", "positive", "positive_int", "seed"]
+__all__ = ["fraction", "one_of", "port", "positive", "positive_int", "seed", "share"]
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -26,24 +26,30 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def positive(text: str) -> float:
     """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
+    return _real(text, 0.0 < _number(text) < math.inf, "a positive number")
 
 
 def fraction(text: str) -> float:
     """A number of at least 0 and below 1."""
+    return _real(text, 0.0 <= _number(text) < 1.0, "a number from 0 to below 1")
+
+
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    return _real(text, 0.0 < _number(text) < 1.0, "a number between 0 and 1")
+
+
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
-    return value
+        return math.nan
+
+
+def _real(text: str, fits: bool, expected: str) -> float:
+    if not fits:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return float(text)
 
 
 def _integer(text: str, least: int, most: float, expected: str) -> int:

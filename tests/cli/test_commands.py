@@ -292,6 +292,34 @@ def test_evaluate_quiet_and_verbose(trained, capsys) -> None:
     assert "backend:    numpy" in output.err and "FullyConnected" in output.err
 
 
+def test_evaluate_draws(trained, capsys, hidden) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    assert main(["evaluate", str(trained), "--plots", "p", "--flip", "--json"]) == 0
+    output = capsys.readouterr()
+    answer = json.loads(output.out)
+    assert answer["plots"] and all(Path(file).stat().st_size > 1000 for file in answer["plots"])
+    assert {"p/confusion.png", "p/network.png", "p/saliency.png"} <= set(answer["plots"])
+    assert "no picture of filters" in output.err  # the network has no convolution
+    hidden("matplotlib")
+    code, text = failing(capsys, "evaluate", str(trained), "--plots", "p")
+    assert code == 1 and "gpulayers[train]" in text
+
+
+def test_evaluate_takes_the_mean_over_mirror_images(tiny_set, trained, capsys) -> None:
+    losses = []
+    for more in ([], ["--flip"]):
+        assert main(["evaluate", str(trained), "--json", *more]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    network = load(trained / "model.safetensors")
+    with np.load(tiny_set) as file:
+        images, labels = file["x_test"], file["y_test"]
+    for loss, views in zip(losses, ([images], [images, images[:, :, ::-1]]), strict=True):
+        outputs = [network.predict(np.ascontiguousarray(v)).astype(np.float64) for v in views]
+        Z = np.mean(outputs, axis=0)
+        log = Z - np.log(np.exp(Z).sum(axis=1, keepdims=True))
+        assert loss == pytest.approx(-log[np.arange(len(labels)), labels].mean(), rel=1e-4)
+
+
 # ------------------------------------------------------------------------------- configuration
 
 
@@ -427,6 +455,20 @@ def test_what_changes_the_training_arrives_and_is_resumed(tiny_set, capsys) -> N
     assert cut["test"] == whole["test"]
     code, text = failing(capsys, "train", "--resume", "cut", "--ema", "0.5")
     assert code == 2 and "--ema 0.5 differs" in text
+
+
+def test_validation_images_come_from_the_training_images(tiny_set, capsys) -> None:
+    arguments = ["train", "--data", str(tiny_set), "--model", "mlp", "--epochs", "2"]
+    assert main([*arguments, "--validation", "0.25", "--out", "a", "--json"]) == 0
+    output = capsys.readouterr()
+    results = json.loads(output.out)
+    assert "72 training, 24 validation and 32 test images" in output.err
+    assert results["validation_examples"] == 24 and results["test"]["examples"] == 32
+    last = results["history"]["epochs"][-1]
+    assert last["val_loss"] != results["test_loss"]
+    assert "| validation loss |" in Path("a/results.md").read_text()
+    assert main(["train", "--resume", "a", "--epochs", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation_examples"] == 24
 
 
 def test_a_run_that_gets_no_better_stops_early(tiny_set, capsys) -> None:
