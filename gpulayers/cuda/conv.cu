@@ -59,20 +59,17 @@ __device__ __forceinline__ Tap tap_of(const Geometry& g, int number, int depth)
     return tap;
 }
 
-// The windows of an image, one an output pixel: the matrix that im2col would write. Taps beyond it: one of ones.
+// The windows of an image, one an output pixel: the matrix that im2col would write.
 template <typename T, typename Acc>
 struct Windows {
     const T* image;
     Geometry g;
-    int pixels, taps, ones;
     bool pooled;
 };
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc window_value(const Windows<T, Acc>& w, int number, int tap_number)
 {
-    if (tap_number == w.ones) return static_cast<Acc>(1);
-    if (number >= w.pixels || tap_number >= w.taps) return static_cast<Acc>(0);
     const Pixel pixel = pixel_of(w.g, number, w.pooled);
     const Tap tap = tap_of(w.g, tap_number, w.g.channels);
     const int row = pixel.row * w.g.stride_rows - w.g.pad_top + tap.row * w.g.dilation_rows;
@@ -86,25 +83,29 @@ __device__ __forceinline__ Acc window_value(const Windows<T, Acc>& w, int number
 template <typename T, typename Acc>
 struct PixelsByTaps {
     Windows<T, Acc> windows;
+    int pixels;
     bool terms_lie_together;
 };
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const PixelsByTaps<T, Acc>& source, int line, int term)
 {
+    if (line >= source.pixels) return static_cast<Acc>(0);
     return window_value(source.windows, line, term);
 }
 
-// ... or the other way round.
+// ... or the other way round, with a line of ones after the last tap, for the gradient of a bias.
 template <typename T, typename Acc>
 struct TapsByPixels {
     Windows<T, Acc> windows;
+    int taps;
     bool terms_lie_together;
 };
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const TapsByPixels<T, Acc>& source, int line, int term)
 {
+    if (line >= source.taps) return static_cast<Acc>(1);
     return window_value(source.windows, term, line);
 }
 
@@ -137,14 +138,13 @@ __device__ __forceinline__ Acc gradient_value(const Gradient<T, Acc>& source, in
 template <typename T, typename Acc>
 struct FiltersByPixels {
     Gradient<T, Acc> gradient;
-    int pixels;
     bool terms_lie_together;
 };
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const FiltersByPixels<T, Acc>& source, int line, int term)
 {
-    if (line >= source.gradient.filters || term >= source.pixels) return static_cast<Acc>(0);
+    if (line >= source.gradient.filters) return static_cast<Acc>(0);
     const Pixel pixel = pixel_of(source.gradient.g, term, source.gradient.pooled);
     return gradient_value(source.gradient, pixel.image, pixel.row, pixel.col, line);
 }
@@ -153,7 +153,7 @@ __device__ __forceinline__ Acc value_at(const FiltersByPixels<T, Acc>& source, i
 template <typename T, typename Acc>
 struct InputsByTaps {
     Gradient<T, Acc> gradient;
-    int pixels, taps;
+    int pixels;
     bool terms_lie_together;
 };
 
@@ -161,7 +161,7 @@ template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const InputsByTaps<T, Acc>& source, int line, int term)
 {
     const Geometry& g = source.gradient.g;
-    if (line >= source.pixels || term >= source.taps) return static_cast<Acc>(0);
+    if (line >= source.pixels) return static_cast<Acc>(0);
     const int strip = line / g.cols;
     const int image = strip / g.rows;
     const Tap tap = tap_of(g, term, source.gradient.filters);
@@ -175,14 +175,14 @@ __device__ __forceinline__ Acc value_at(const InputsByTaps<T, Acc>& source, int 
 template <typename T, typename Acc>
 struct ChannelsByTaps {
     const T* w;
-    int channels, filters, terms;
+    int channels, filters;
     bool terms_lie_together;
 };
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const ChannelsByTaps<T, Acc>& source, int line, int term)
 {
-    if (line >= source.channels || term >= source.terms) return static_cast<Acc>(0);
+    if (line >= source.channels) return static_cast<Acc>(0);
     const int tap = term / source.filters;
     const long long row = static_cast<long long>(tap) * source.channels + line;
     return static_cast<Acc>(source.w[row * source.filters + (term - tap * source.filters)]);
@@ -196,11 +196,11 @@ __global__ void conv2d_forward(const T* __restrict__ x, const T* __restrict__ w,
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
-    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pixels, taps, -1, pooled != 0}, true};
-    const Matrix<T, Acc> right = {w, filters, taps, 1, filters, -1, false};
+    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, true};
+    const Matrix<T, Acc> right = {w, filters, 1, filters, -1, false};
     const Target<T, Acc> target = {z,       nullptr, bias,          nullptr, winners,   pixels,
                                    filters, has_bias != 0, false, relu != 0, pooled != 0};
-    work_out_tile<T, Acc, WIDTH>(left, right, target, taps, taps);
+    work_out<T, Acc, WIDTH>(share_of_block(), left, right, target, taps, taps);
 }
 
 // dx (pixels, channels) = what the windows hand back to the inputs; has_mask: times [mask > 0].
@@ -211,11 +211,11 @@ __global__ void conv2d_input_grad(const T* __restrict__ dz, const unsigned char*
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * filters;
-    const InputsByTaps<T, Acc> left = {{dz, winners, GEOMETRY, filters, pooled != 0}, pixels, taps, true};
-    const ChannelsByTaps<T, Acc> right = {w, channels, filters, taps, true};
+    const InputsByTaps<T, Acc> left = {{dz, winners, GEOMETRY, filters, pooled != 0}, pixels, true};
+    const ChannelsByTaps<T, Acc> right = {w, channels, filters, true};
     const Target<T, Acc> target = {dx,       nullptr, nullptr,       mask,  nullptr, pixels,
                                    channels, false,   has_mask != 0, false, false};
-    work_out_tile<T, Acc, WIDTH>(left, right, target, taps, taps);
+    work_out<T, Acc, WIDTH>(share_of_block(), left, right, target, taps, taps);
 }
 
 // dw (taps * channels, filters) = windows of x, transposed, times dz; and, a row more, the bias's gradient.
@@ -227,10 +227,9 @@ __global__ void conv2d_weight_grad(const T* __restrict__ x, const T* __restrict_
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
-    const int ones = has_bias ? taps : -1;
-    const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pixels, taps, ones, pooled != 0}, false};
-    const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, pixels, false};
+    const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pooled != 0}, taps, false};
+    const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, false};
     const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, has_bias ? taps + 1 : taps,
                                    filters, false,   false,   false,   false};
-    work_out_tile<T, Acc, WIDTH>(left, right, target, pixels, span);
+    work_out<T, Acc, WIDTH>(share_of_block(), left, right, target, pixels, span);
 }

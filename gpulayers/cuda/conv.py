@@ -6,6 +6,7 @@ Source: Chetlur et al., "cuDNN: Efficient primitives for deep learning" (2014), 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cupy
 
@@ -82,29 +83,55 @@ def input_grad(
     return dX
 
 
+def weight_parts(
+    x_shape: Shape4, dz_shape: Shape4, window: Window, bias: bool, pooled: bool, dtype: Any
+) -> tuple[int, int]:
+    """(parts, span) of the sums over pixels in `weight_grad`."""
+    pixels = math.prod(dz_shape[:3]) * (4 if pooled else 1)
+    _, *tile = tile_of("conv2d_weight_grad", dtype, dz_shape[3])
+    rows = window.taps * x_shape[3] + bias
+    return share_terms(rows, dz_shape[3], pixels, (tile[0], tile[1]))
+
+
 def weight_grad(
-    X: Array, dZ: Array, window: Window, bias: bool, winners: Array | None = None
+    X: Array,
+    dZ: Array,
+    window: Window,
+    bias: bool,
+    winners: Array | None = None,
+    grads: Array | None = None,
 ) -> Array:
     """Return dW as (taps * channels, filters), with `bias` the bias's gradient as one row more;
-    `winners` as for `input_grad`."""
+    `winners` as for `input_grad`.
+
+    With `grads` (parts, rows, filters), that is filled and returned: the parts of the sums, as many
+    as `weight_parts` says, are not added up.
+    """
     filters = dZ.shape[3]
     rows = window.taps * X.shape[3] + bias
     pixels = math.prod(dZ.shape[:3]) * (1 if winners is None else 4)
-    grads = cupy.empty((rows, filters), dtype=X.dtype)
-    if not grads.size:
-        return grads
+    pooled = winners is not None
+    parts, span = weight_parts(X.shape, dZ.shape, window, bias, pooled, X.dtype)
+    none = cupy.empty(0, dtype=X.dtype)
+    if grads is not None:
+        whole, partial = (none, grads) if parts > 1 else (grads, none)
+    else:
+        whole = cupy.empty((rows, filters), dtype=X.dtype)
+        partial = partial_sums(parts, rows, filters, X)
+        if not whole.size:
+            return whole
     name, *tile = tile_of("conv2d_weight_grad", X.dtype, filters)
-    parts, span = share_terms(rows, filters, pixels, (tile[0], tile[1]))
-    partial = partial_sums(parts, rows, filters, X)
     args = (
-        *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, grads, partial),
-        *(pixels, filters, span, bias, winners is not None, *window_arguments(X.shape, window)),
+        *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, whole, partial),
+        *(pixels, filters, span, bias, pooled, *window_arguments(X.shape, window)),
     )
     grid = (-(-rows // tile[0]), -(-filters // tile[1]), parts)
     launch(name, X.dtype, grid, args, "int32")
+    if grads is not None:
+        return grads
     if parts > 1:
-        add_up(partial, grads, None, False, None)
-    return grads
+        add_up(partial, whole, None, False, None)
+    return whole
 
 
 class CudaConv(CudaColumns):

@@ -10,11 +10,40 @@ __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* 
                      int terms, int span, int a_row, int a_term, int b_term, int b_col, int ones, int has_bias,
                      int relu, int has_mask)
 {
-    const Matrix<T, Acc> left = {a, ones >= 0 ? rows - 1 : rows, terms, a_row, a_term, ones, a_term == 1};
-    const Matrix<T, Acc> right = {b, cols, terms, b_col, b_term, -1, b_term == 1};
+    const Matrix<T, Acc> left = {a, rows, a_row, a_term, ones, a_term == 1};
+    const Matrix<T, Acc> right = {b, cols, b_col, b_term, -1, b_term == 1};
     const Target<T, Acc> target = {c,        partial,       bias,          mask,      nullptr, rows, cols,
                                    has_bias != 0, has_mask != 0, relu != 0, false};
-    work_out_tile<T, Acc, WIDTH>(left, right, target, terms, span);
+    work_out<T, Acc, WIDTH>(share_of_block(), left, right, target, terms, span);
+}
+
+// The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out dw, which is
+// (inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
+template <typename T, typename Acc, int WIDTH>
+__global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ dz,
+                               T* __restrict__ dw, Acc* __restrict__ partial, T* __restrict__ dx, int batch, int inputs,
+                               int outputs, int span, int parts, int weight_blocks, int masked)
+{
+    const int block = static_cast<int>(blockIdx.x);
+    if (block < weight_blocks) {
+        const int down = (inputs + HEIGHT_OF(WIDTH)) / HEIGHT_OF(WIDTH);
+        const int tile = block / parts;
+        const Share share = {tile % down, tile / down, block % parts, parts};
+        const Matrix<T, Acc> left = {x, inputs, 1, inputs, inputs, false};
+        const Matrix<T, Acc> right = {dz, outputs, 1, outputs, -1, false};
+        const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, inputs + 1,
+                                       outputs, false,   false,   false,   false};
+        work_out<T, Acc, WIDTH>(share, left, right, target, batch, span);
+    } else {
+        const int down = (batch + HEIGHT_OF(WIDTH) - 1) / HEIGHT_OF(WIDTH);
+        const int tile = block - weight_blocks;
+        const Share share = {tile % down, tile / down, 0, 1};
+        const Matrix<T, Acc> left = {dz, batch, outputs, 1, -1, true};
+        const Matrix<T, Acc> right = {w, inputs, outputs, 1, -1, true};
+        const Target<T, Acc> target = {dx,     nullptr, nullptr,     x,     nullptr, batch,
+                                       inputs, false,   masked != 0, false, false};
+        work_out<T, Acc, WIDTH>(share, left, right, target, outputs, outputs);
+    }
 }
 
 // c = the sum of `parts` partial products, finished as by gemm; total = c.size. One thread an element.

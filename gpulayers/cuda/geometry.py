@@ -14,7 +14,7 @@ from gpulayers.ops.window import Window
 _ROWS_A_THREAD = 16
 _BLOCKS = 1024
 # from here on a row keeps a whole block busy
-_LONG_ROW = 1024
+LONG_ROW = 1024
 _WARP = 32
 
 
@@ -42,7 +42,7 @@ def launch_rows(name: str, dtype: Any, args: Sequence[Any], rows: int, width: in
     """Launch a kernel over rows: a warp a row, or a block for long rows (`name` with ``_long``)."""
     if not rows * width:
         return
-    if width >= _LONG_ROW:
+    if width >= LONG_ROW:
         name, grid = f"{name}_long", rows
     else:
         grid = -(-rows // (table.KERNELS[name].block // _WARP))

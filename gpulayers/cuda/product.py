@@ -17,8 +17,8 @@ from gpulayers.ops.reference import Reference
 # Blocks share the terms of a sum where the product alone gives fewer than this many; a number of
 # its own, not the device's, so that results are the same on every GPU.
 _BLOCKS = 128
-# terms that a block should have at least
-_LEAST_TERMS = 64
+# terms that a block should have at least: fewer cost more bytes of partial sums
+_LEAST_TERMS = 192
 _NARROW, _WIDE = 16, 64
 
 
@@ -112,6 +112,38 @@ def gemm(
     if parts > 1:
         add_up(partial, out, bias, relu, mask)
     return out
+
+
+def dense_parts(batch: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """(parts, span) of the sums over a batch in `dense_backward`."""
+    return share_terms(inputs + 1, outputs, batch, (4096 // _WIDE, _WIDE))
+
+
+def dense_backward(
+    X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
+) -> Array | None:
+    """The way back through a dense layer in one launch: the gradients of weight and bias, and that
+    of the input if `inputs`.
+
+    Parameters
+    ----------
+    grads : (parts, n_in + 1, n_out), of the arrays' dtype
+        Filled with the gradient of the weight, the bias's below it, in the parts of `dense_parts`.
+    masked : bool
+        The input is the output of a ReLU: its gradient counts only where it is positive.
+    """
+    (batch, n_in), n_out = X.shape, dZ.shape[1]
+    parts, span = dense_parts(batch, n_in, n_out)
+    dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
+    weight_blocks = -(-(n_in + 1) // _WIDE) * -(-n_out // _WIDE) * parts
+    input_blocks = -(-batch // _WIDE) * -(-n_in // _WIDE) if inputs else 0
+    none = cupy.empty(0, dtype=X.dtype)
+    args = (
+        *(X, W, dZ, *((none, grads) if parts > 1 else (grads, none)), dX),
+        *(batch, n_in, n_out, span, parts, weight_blocks, masked),
+    )
+    launch("dense_backward", X.dtype, (weight_blocks + input_blocks,), args, "int32")
+    return dX if inputs else None
 
 
 def _laid_out(A: Array) -> tuple[Array, int]:

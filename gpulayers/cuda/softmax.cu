@@ -83,3 +83,34 @@ __global__ void softmax_cross_entropy_backward(const T* __restrict__ probs, cons
     const Acc hit = labels[row] == number - row * classes ? static_cast<Acc>(1) : static_cast<Acc>(0);
     dlogits[number] = static_cast<T>((static_cast<Acc>(probs[number]) - hit) * scale);
 }
+
+// losses as softmax_cross_entropy_forward, dlogits = (softmax(z) - [class is the label]) * scale, in one pass.
+template <typename T, typename Acc, typename Index, int LANES>
+__global__ void softmax_cross_entropy_both(const T* __restrict__ logits, const long long* __restrict__ labels,
+                                           T* __restrict__ losses, T* __restrict__ dlogits, Index rows, int classes,
+                                           Acc scale)
+{
+    __shared__ Acc warps[BLOCK / 32];
+    const Index row = row_number<Index, LANES>();
+    if (row >= rows) return;
+    const int lane = threadIdx.x % LANES;
+    const T* source = logits + row * classes;
+    T* target = dlogits + row * classes;
+    const long long label = labels[row];
+
+    Acc highest = minus_infinity<Acc>();
+    for (int c = lane; c < classes; c += LANES) highest = larger(highest, static_cast<Acc>(source[c]));
+    highest = reduce_row<LANES, true>(highest, warps);
+    Acc total = static_cast<Acc>(0);
+    for (int c = lane; c < classes; c += LANES) total += exp(static_cast<Acc>(source[c]) - highest);
+    total = reduce_row<LANES, false>(total, warps);
+    for (int c = lane; c < classes; c += LANES) {
+        const Acc hit = c == label ? static_cast<Acc>(1) : static_cast<Acc>(0);
+        target[c] = static_cast<T>((exp(static_cast<Acc>(source[c]) - highest) / total - hit) * scale);
+    }
+    if (lane == 0) {
+        const bool known = label >= 0 && label < classes;
+        losses[row] = static_cast<T>(known ? log(total) - (static_cast<Acc>(source[label]) - highest)
+                                           : not_a_number<Acc>());
+    }
+}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cupy
 
 from gpulayers.backend import Array
 from gpulayers.cuda import table
-from gpulayers.cuda.compile import launch_elements
-from gpulayers.cuda.geometry import launch_rows
+from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.geometry import LONG_ROW, launch_rows
 from gpulayers.ops.reference import Reference
 
 
@@ -48,3 +50,19 @@ class CudaSoftmax(Reference):
             table.index_for(probs.size),
         )
         return dlogits
+
+    def softmax_cross_entropy_both(
+        self: Any, logits: Array, labels: Array, scale: float
+    ) -> tuple[Array, Array]:
+        rows, classes = logits.shape
+        if classes >= LONG_ROW:
+            return Reference.softmax_cross_entropy_both(self, logits, labels, scale)
+        losses = cupy.empty(rows, dtype=logits.dtype)
+        dlogits = cupy.empty(logits.shape, dtype=logits.dtype)
+        wide = cupy.ascontiguousarray(labels, dtype=cupy.int64)
+        name = "softmax_cross_entropy_both"
+        if logits.size:
+            grid = (-(-rows // (table.KERNELS[name].block // 32)),)
+            args = (logits, wide, losses, dlogits, rows, classes, scale)
+            launch(name, logits.dtype, grid, args, table.index_for(logits.size))
+        return losses, dlogits

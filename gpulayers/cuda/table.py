@@ -6,27 +6,45 @@ Read by the launchers, by the compile cache and by the tests; needs neither CuPy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
+from gpulayers.cuda.spec import (
+    ARRAY,
+    C_TYPES,
+    INDEX,
+    INDEX_TYPES,
+    INT,
+    ITEM_SIZE,
+    REAL,
+    VECTOR_BYTES,
+    WINDOW,
+    WORD,
+    KernelSpec,
+)
 
-from gpulayers.errors import BackendError
+__all__ = [
+    "ACTIVATIONS",
+    "ARRAY",
+    "C_TYPES",
+    "DEFINES",
+    "FILES",
+    "INDEX",
+    "INDEX_TYPES",
+    "INT",
+    "INT32_LIMIT",
+    "ITEM_SIZE",
+    "KERNELS",
+    "REAL",
+    "VECTOR_BYTES",
+    "WINDOW",
+    "WORD",
+    "KernelSpec",
+    "index_for",
+    "instances",
+    "options",
+]
 
-#: dtype name -> (storage type, arithmetic type) in CUDA C++
-C_TYPES = {
-    "float32": ("float", "float"),
-    "float64": ("double", "double"),
-    "float16": ("__half", "float"),
-    "bfloat16": ("__nv_bfloat16", "float"),
-}
-ITEM_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-#: index name -> C++ type
-INDEX_TYPES = {"int32": "int", "int64": "long long"}
 #: largest count of elements that 32-bit indices reach; the last block may overhang by its size
 INT32_LIMIT = 2**31 - 1 - 1024
-#: bytes of one vector load
-VECTOR_BYTES = 16
 #: defines that a source needs for a dtype (the half headers cost compile time, so only on demand)
 DEFINES = {"float16": ("-DGPULAYERS_FLOAT16",), "bfloat16": ("-DGPULAYERS_BFLOAT16",)}
 
@@ -46,105 +64,6 @@ ACTIVATIONS = (
     "hard_sigmoid",
     "softplus",
 )
-
-#: kinds of kernel parameters: an array, a number of type Index, int, Acc or unsigned 64-bit
-ARRAY, INDEX, INT, REAL, WORD = "array", "index", "int", "real", "word"
-
-#: WINDOW_PARAMETERS of window.cuh: rows, cols, channels, out_rows, out_cols, then kernel, stride,
-#: padding (top, left) and dilation, each for rows and cols
-WINDOW = (INT,) * 13
-
-
-@dataclass(frozen=True)
-class KernelSpec:
-    """One kernel as a launcher sees it.
-
-    Attributes
-    ----------
-    name : str
-        The launchers' and tests' name for it.
-    file : str
-        Source file in this folder.
-    template : str
-        Name expression with the fields {T}, {Acc}, {Index} and {Vec}.
-    parameters : tuple of str
-        Kinds of the parameters, in order.
-    block : int
-        Threads a block (blocks are one-dimensional).
-    dtypes : tuple of str
-        Storage types it is instantiated for.
-    shared : int
-        Bytes of dynamic shared memory.
-    barriers, atomics : bool
-        Whether the kernel waits at barriers, and whether it uses atomics (then its sums differ in
-        the last bits from run to run).
-    """
-
-    name: str
-    file: str
-    template: str
-    parameters: tuple[str, ...]
-    block: int = 256
-    dtypes: tuple[str, ...] = tuple(C_TYPES)
-    shared: int = 0
-    barriers: bool = False
-    atomics: bool = False
-
-    def expression(self, dtype: str, index: str) -> str:
-        """Return the C++ name expression of one instance, say ``im2col<float, int, 4>``.
-
-        Raises
-        ------
-        BackendError
-            If the kernel has no instance for `dtype`.
-        """
-        if dtype not in self.dtypes:
-            raise BackendError(
-                f"kernel {self.name}: no instance for {dtype}, expected one of {self.dtypes}"
-            )
-        storage, arithmetic = C_TYPES[dtype]
-        return self.template.format(
-            T=storage,
-            Acc=arithmetic,
-            Index=INDEX_TYPES[index],
-            Vec=VECTOR_BYTES // ITEM_SIZE[dtype],
-        )
-
-    @property
-    def instances(self) -> tuple[str, ...]:
-        """All name expressions."""
-        return tuple(dict.fromkeys(self.expression(d, i) for d in self.dtypes for i in INDEX_TYPES))
-
-    def pack(self, dtype: str, index: str, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Convert the numbers among `args` to the exact types of the kernel's parameters.
-
-        (CuPy hands a Python float to a kernel as a double and an int as 64 bits: the wrong bytes
-        for a ``float`` or ``int`` parameter.)
-
-        Raises
-        ------
-        BackendError
-            If the count is wrong, or a number does not fit its parameter.
-        """
-        if len(args) != len(self.parameters):
-            raise BackendError(
-                f"kernel {self.name}: expected {len(self.parameters)} arguments, got {len(args)}"
-            )
-        types = {
-            INDEX: np.int32 if index == "int32" else np.int64,
-            INT: np.int32,
-            REAL: np.float64 if dtype == "float64" else np.float32,
-            WORD: np.uint64,
-        }
-        try:
-            return tuple(
-                arg if kind == ARRAY else types[kind](arg)
-                for kind, arg in zip(self.parameters, args, strict=True)
-            )
-        except (OverflowError, TypeError, ValueError) as error:
-            raise BackendError(
-                f"kernel {self.name}: bad argument among {args!r}: {error}"
-            ) from error
 
 
 _MAP = "{T}, {Acc}, {Index}"
@@ -228,6 +147,14 @@ _SPECS = (
         )
         for suffix, width, dtypes in (("", 64, tuple(C_TYPES)), ("_narrow", 16, ("float32",)))
     ),
+    KernelSpec(
+        "dense_backward",
+        "gemm.cu",
+        "dense_backward<{T}, {Acc}, 64>",
+        (*(ARRAY,) * 6, *(INT,) * 7),
+        dtypes=("float32", "float64"),
+        barriers=True,
+    ),
     KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
     *(
         KernelSpec(
@@ -269,6 +196,12 @@ _SPECS = (
         "softmax.cu",
         f"softmax_cross_entropy_backward<{_MAP}>",
         (*_A3, INDEX, INT, REAL),
+    ),
+    KernelSpec(
+        "softmax_cross_entropy_both",
+        "softmax.cu",
+        f"softmax_cross_entropy_both<{_MAP}, 32>",
+        (*(ARRAY,) * 4, INDEX, INT, REAL),
     ),
     # ---- standardize.cu; as softmax.cu
     *(
@@ -345,6 +278,22 @@ _SPECS = (
         "update.cu",
         f"adam_update<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, *(REAL,) * 7),
+    ),
+    # ---- flat.cu: all parameters in one
+    *(
+        KernelSpec(name, "flat.cu", f"{name}<{{Acc}}>", parameters, dtypes=("float32", "float64"))
+        for name, parameters in (
+            ("sum_sections", (*_A3, INT, INT)),
+            ("flat_update", (*(ARRAY,) * 7, *(INT,) * 3, *(REAL,) * 8)),
+        )
+    ),
+    KernelSpec(
+        "finish_loss",
+        "flat.cu",
+        "finish_loss<{Acc}>",
+        (*_A3, INT, REAL),
+        dtypes=("float32", "float64"),
+        barriers=True,
     ),
     # ---- recurrent.cu
     KernelSpec(

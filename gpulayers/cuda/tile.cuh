@@ -3,7 +3,7 @@
 // A block of 256 threads works out HEIGHT x WIDTH numbers, a thread OWN x OWN of them in registers. The factors come
 // through shared memory, DEPTH terms of the sums at a time; while those are multiplied the next ones are on their way.
 // The order of the terms is fixed: bitwise repeatable. What a factor is (a matrix, the windows of an image, a gradient)
-// is said by an overload of value_at, which gives zero beyond its ends.
+// is said by an overload of value_at(factor, line, term), which reads nothing beyond the last line.
 
 #define TILE_BLOCK 256
 #define OWN 4
@@ -96,7 +96,18 @@ __device__ __forceinline__ void multiply(const Left& left, const Right& right, i
     }
 }
 
-// Where a product goes: to `values`, or to `partial` (parts, rows, cols) where gridDim.z blocks share the terms.
+// Which tile of a product a block works out, and which of the `parts` that the terms of its sums are cut into.
+struct Share {
+    int row, col, part, parts;
+};
+
+__device__ __forceinline__ Share share_of_block()
+{
+    return {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z),
+            static_cast<int>(gridDim.z)};
+}
+
+// Where a product goes: to `values`, or to `partial` (parts, rows, cols) where several blocks share the terms.
 // `pooled`: four rows in a row are a 2 x 2 window; its maximum is kept, and in `winners` which of the four it was,
 // 4 where ReLU made it zero.
 template <typename T, typename Acc>
@@ -140,11 +151,10 @@ __device__ __forceinline__ void put_maximum(const Target<T, Acc>& target, int ro
 }
 
 template <typename T, typename Acc, int WIDTH>
-__device__ __forceinline__ void put(const Target<T, Acc>& target, int first_row, int first_col,
-                                    const Acc (&sum)[OWN][OWN])
+__device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& share, const Acc (&sum)[OWN][OWN])
 {
-    const int row = first_row + OWN * (static_cast<int>(threadIdx.x) / (WIDTH / OWN));
-    const int col = first_col + OWN * (static_cast<int>(threadIdx.x) % (WIDTH / OWN));
+    const int row = share.row * HEIGHT_OF(WIDTH) + OWN * (static_cast<int>(threadIdx.x) / (WIDTH / OWN));
+    const int col = share.col * WIDTH + OWN * (static_cast<int>(threadIdx.x) % (WIDTH / OWN));
 #pragma unroll
     for (int j = 0; j < OWN; ++j) {
         if (col + j >= target.cols) continue;
@@ -156,33 +166,32 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, int first_row,
         for (int i = 0; i < OWN; ++i) {
             if (row + i >= target.rows) continue;
             const long long place = static_cast<long long>(row + i) * target.cols + col + j;
-            if (gridDim.z > 1)
-                target.partial[blockIdx.z * (static_cast<long long>(target.rows) * target.cols) + place] = sum[i][j];
+            if (share.parts > 1)
+                target.partial[share.part * (static_cast<long long>(target.rows) * target.cols) + place] = sum[i][j];
             else
                 target.values[place] = static_cast<T>(finished(target, place, col + j, sum[i][j]));
         }
     }
 }
 
-// A tile of left * right: blockIdx.x and y say which, blockIdx.z which `span` of its `terms`.
+// A block's share of left * right; a part is `span` of the `terms`.
 template <typename T, typename Acc, int WIDTH, typename Left, typename Right>
-__device__ __forceinline__ void work_out_tile(const Left& left, const Right& right, const Target<T, Acc>& target,
-                                              int terms, int span)
+__device__ __forceinline__ void work_out(const Share& share, const Left& left, const Right& right,
+                                         const Target<T, Acc>& target, int terms, int span)
 {
-    const int first_row = static_cast<int>(blockIdx.x) * HEIGHT_OF(WIDTH);
-    const int first_col = static_cast<int>(blockIdx.y) * WIDTH;
-    const int from = static_cast<int>(blockIdx.z) * span;
+    const int from = share.part * span;
+    const int to = terms - from < span ? terms : from + span;
     Acc sum[OWN][OWN];
-    multiply<Acc, WIDTH>(left, right, first_row, first_col, from, terms - from < span ? terms : from + span, sum);
-    put<T, Acc, WIDTH>(target, first_row, first_col, sum);
+    multiply<Acc, WIDTH>(left, right, share.row * HEIGHT_OF(WIDTH), share.col * WIDTH, from, to, sum);
+    put<T, Acc, WIDTH>(target, share, sum);
 }
 
-// A matrix as it lies: lines of terms, zeros beyond them. Line number `ones` is all ones (-1: there is none), so that
-// a product's row of that number is the sum of the other factor's terms: the gradient of a bias.
+// A matrix as it lies: lines of terms. Line number `ones` is all ones (-1: there is none), so that a product's row of
+// that number is the sum of the other factor's terms: the gradient of a bias.
 template <typename T, typename Acc>
 struct Matrix {
     const T* values;
-    int lines, terms;
+    int lines;
     long long by_line, by_term;
     int ones;
     bool terms_lie_together;
@@ -192,6 +201,6 @@ template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const Matrix<T, Acc>& m, int line, int term)
 {
     if (line == m.ones) return static_cast<Acc>(1);
-    if (line >= m.lines || term >= m.terms) return static_cast<Acc>(0);
+    if (line >= m.lines) return static_cast<Acc>(0);
     return static_cast<Acc>(m.values[line * m.by_line + term * m.by_term]);
 }

@@ -220,7 +220,7 @@ class Sequential(Composite):
         precision : "fp32", "fp64", "fp16" or "bf16", optional
             Of the parameters, which must have it already; None takes them as they are.
         deterministic : bool
-            Kept for GPUs; on the CPU results always depend on the number of threads alone.
+            Kept for later: results depend on the number of threads alone, on a GPU on nothing.
 
         Returns
         -------
@@ -233,7 +233,10 @@ class Sequential(Composite):
         ShapeError
             If the layers do not take such a batch.
         """
-        from gpulayers.models.plan import CompiledNetwork
+        if (self.home or backend.current_backend()) == "cupy":
+            from gpulayers.models.graph_plan import GraphNetwork as CompiledNetwork
+        else:
+            from gpulayers.models.plan import CompiledNetwork
 
         if optimizer is not None:
             self.set_optimizer(optimizer)

@@ -73,7 +73,37 @@ def product(
     close(c, want, dtype, factor=4)
 
 
+def dense_backward(
+    launcher: Launcher,
+    size: tuple[int, int, int],
+    dtype: str = "float32",
+    index: str = "int32",
+    parts: int = 1,
+    masked: bool = True,
+) -> None:
+    batch, inputs, outputs = size
+    x, values = rounded(random(batch, inputs, seed="x"), dtype)
+    w, weights = rounded(random(inputs, outputs, seed="w"), dtype)
+    dz, gradient = rounded(random(batch, outputs, seed="dz"), dtype)
+    dw, dx = poisoned((inputs + 1, outputs), dtype), poisoned(x.shape, dtype)
+    partial = poisoned((parts, *dw.shape) if parts > 1 else 0, WIDE[dtype])
+    across = -(-outputs // 64)
+    weight_blocks = -(-(inputs + 1) // 64) * across * parts
+    grid = (weight_blocks + -(-batch // 64) * -(-inputs // 64),)
+    numbers = (batch, inputs, outputs, -(-batch // parts), parts, weight_blocks, masked)
+    args = (x, w, dz, dw, partial, dx, *numbers)
+    launcher.launch("dense_backward", dtype, index, grid, args)
+    if parts > 1:
+        dw = store(load(partial, dtype).sum(axis=0), dtype)
+    close(dw, np.vstack([values.T @ gradient, gradient.sum(axis=0)]), dtype, factor=4)
+    want = gradient @ weights.T
+    close(dx, np.where(values > 0, want, 0) if masked else want, dtype, factor=4)
+
+
 CASES = [
+    functools.partial(dense_backward, size=(21, 64, 66), parts=2),
+    functools.partial(dense_backward, size=(66, 3, 5), dtype="float64", index="int64"),
+    functools.partial(dense_backward, size=(3, 66, 2), masked=False),
     *(functools.partial(product, size=(66, 67, 19), dtype=d, index=i) for d, i in COMBINATIONS),
     *(
         functools.partial(product, size=(5, 9, 37), dtype=d, index=i, parts=3, extras=True)

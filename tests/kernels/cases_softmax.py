@@ -64,6 +64,18 @@ def loss(launcher: Launcher, rows: int, classes: int, dtype: str, index: str, lo
     close(probs, gold.softmax(values), dtype, 4.0)
 
 
+def loss_and_gradient(launcher: Launcher, rows: int, classes: int, dtype: str, index: str) -> None:
+    z, values = rounded(random(rows, classes, scale=4.0) - 1000.0, dtype)
+    labels = np.arange(rows, dtype=np.int64) * 7 % classes
+    labels[:2] = 2**32 + 1, 0  # of no class: the loss is NaN, the gradient that of no label
+    losses, dlogits = poisoned(rows, dtype), poisoned(z.shape, dtype)
+    args = (z, labels, losses, dlogits, rows, classes, 0.25)
+    launcher.launch("softmax_cross_entropy_both", dtype, index, _grid(rows, False), args)
+    close(losses, gold.cross_entropy(values, labels), dtype, 4.0)
+    hits = np.arange(classes) == labels[:, None]
+    close(dlogits, (gold.softmax(values) - hits) * 0.25, dtype, 4.0)
+
+
 def loss_of_low_logits(launcher: Launcher, long: bool) -> None:
     """exp(z) underflows for every class; only the difference to the row's maximum counts."""
     z, values = rounded(random(3, 40, scale=4.0) - 1000.0, "float32")
@@ -119,6 +131,11 @@ def extremes(launcher: Launcher, long: bool) -> None:
 
 
 CASES = [
+    *(
+        functools.partial(loss_and_gradient, rows=9, classes=33, dtype=d, index=i)
+        for d, i in COMBINATIONS
+    ),
+    functools.partial(loss_and_gradient, rows=2, classes=10, dtype="float32", index="int32"),
     *(
         functools.partial(f, rows=r, classes=c, dtype="float32", index="int32", long=long)
         for long, shapes in ((False, SHORT), (True, LONG))

@@ -78,8 +78,10 @@ def test_the_array_formulas_launch_more(name: str, emulated: Backend) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_captured_pass_computes_what_it_did(name: str, emulated: Backend) -> None:
     layer, X, dY = prepared(name, emulated)
-    stream = fake_cupy.cupy.cuda.Stream(non_blocking=True)
-    with stream:
+    cuda = fake_cupy.cupy.cuda
+    stream = cuda.Stream(non_blocking=True)
+    pool = cuda.MemoryPool()  # what the capture lets go of must go to nobody else
+    with cuda.using_allocator(pool.malloc), stream:
         stream.begin_capture()
         try:
             Y = layer.forward(X)

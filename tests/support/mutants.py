@@ -36,7 +36,7 @@ TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ev
 USUAL = ("float32", "int32")
 #: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
 EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
-EVERY |= {"gemm.cu": 8, "conv.cu": 24, "tile.cuh": 24}
+EVERY |= {"gemm.cu": 12, "conv.cu": 24, "tile.cuh": 24, "flat.cu": 12}
 OTHERS_EVERY = 4
 
 # ------------------------------------------------------------------------------- making of mutants

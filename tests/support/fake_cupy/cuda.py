@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.support.fake_cupy import memory
-from tests.support.fake_cupy.state import CUDARuntimeError, Recording, state
+from tests.support.fake_cupy.state import CUDARuntimeError, DeviceRuleError, Recording, state
 
 DRIVER_VERSION = 13020
 PROPERTIES = {
@@ -53,6 +53,8 @@ class Graph:
 
     def launch(self, stream: Any = None) -> None:
         state.note("graph_launch", "Graph.launch")
+        for fault in self._recording.faults():
+            raise DeviceRuleError(f"Graph.launch: the graph uses {fault}")
         for work in self._recording.work:
             work()
 

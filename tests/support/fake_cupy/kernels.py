@@ -104,6 +104,7 @@ class RawKernel:
             state.launch_log.append((self.name, counters))
 
         state.note(f"kernel:{self.name}")
+        state.note("kernel_bytes", n=sum(array.nbytes for array in arrays))
         recording = state.recording
         if recording is not None:
             for array in arrays:

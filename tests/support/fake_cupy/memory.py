@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ class MemoryPool:
         self._used = 0
         self._total = 0
         self._limit = 0
+        self.given_out = 0  # blocks that went to somebody outside a capture
 
     def _take(self, nbytes: int) -> None:
         size = rounded(nbytes)
@@ -37,6 +39,7 @@ class MemoryPool:
                 f"Out of memory allocating {size:,} bytes "
                 f"(allocated so far: {self._used:,} bytes, limit set to: {self._limit:,} bytes)."
             )
+        self.given_out += state.recording is None
         self._used += size
         self._total = max(self._total, self._used)
 
@@ -73,6 +76,10 @@ pinned_pool = MemoryPool()
 _allocator: Callable[[int], MemoryPointer] = default_pool.malloc
 
 
+#: the live blocks by the identity of the NumPy array that holds their bytes
+blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
+
+
 class Block:
     """One allocation; gives its bytes back to the pool when nothing refers to it any more."""
 
@@ -84,6 +91,11 @@ class Block:
         self.bytes = raw[start : start + nbytes]
         self.ptr = self.bytes.ctypes.data
         self.device_id = 0
+        blocks[id(raw)] = self
+
+    @property
+    def pool(self) -> MemoryPool:
+        return self._pool
 
     def __del__(self) -> None:
         if hasattr(self, "bytes"):
@@ -150,6 +162,33 @@ def checked_dtype(dtype: Any) -> np.dtype:
     if not (known or dtype.name == "bfloat16"):
         raise ValueError(f"Unsupported dtype {dtype}")
     return dtype
+
+
+class Hold:
+    """What a graph knows of memory that it uses: whether that can still be its own."""
+
+    def __init__(self, block: Block) -> None:
+        self._block, self._pool = weakref.ref(block), weakref.ref(block.pool)
+        self._is_default = block.pool is default_pool
+        self._given_out = 0
+
+    def captured(self) -> None:
+        """The capture ends: from now on nobody else may be given the pool's memory."""
+        pool = self._pool()
+        self._given_out = pool.given_out if pool is not None else 0
+
+    def fault(self) -> str | None:
+        """Why a launch of the graph would use memory that may be somebody else's; None if not."""
+        if self._block() is not None:
+            return None
+        pool = self._pool()
+        if self._is_default:
+            return "an array that is gone, whose memory the default pool may give to others"
+        if pool is None:
+            return "memory of a pool that is gone"
+        if pool.given_out > self._given_out:
+            return "memory that its pool has given to others since the capture"
+        return None
 
 
 def get_allocator() -> Callable[[int], MemoryPointer]:

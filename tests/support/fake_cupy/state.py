@@ -3,6 +3,7 @@
 Every operation of the stand-in reports here: `note("sync")`, `note("h2d")`, ... The events are
 
     launch            an operation that starts at least one kernel   kernel:<name>  a RawKernel
+    kernel_bytes      sizes of the arrays that RawKernels get
     alloc             a new array from the memory pool               alloc_bytes    its size
     alloc:<dtype>     the same by dtype
     sync              the host waits for the device                  iterate        `for x in array`
@@ -77,6 +78,10 @@ class Recording:
     CUDA runs nothing while it captures. Here the operations do run (the host code needs their
     shapes), so what they wrote is put back at the end and what they allocated is poisoned; the
     values appear when the graph is launched, as on a device.
+
+    A graph keeps addresses, not arrays. `uses` notes the memory behind each array that is written
+    or made, and behind each that a kernel of ours gets, so that a launch can say when it is not the
+    graph's any more. (What NumPy's functions only read is not followed.)
     """
 
     def __init__(self) -> None:
@@ -85,13 +90,30 @@ class Recording:
         self.launches = 0
         self._before: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._fresh: dict[int, np.ndarray] = {}
+        self._holds: dict[int, Any] = {}
+
+    def uses(self, array: np.ndarray) -> None:
+        from tests.support.fake_cupy import memory
+
+        owner = owner_of(array)
+        block = memory.blocks.get(id(owner))
+        if block is not None and id(owner) not in self._holds:
+            # the owner is kept too: its identity must not go to another array
+            self._holds[id(owner)] = (memory.Hold(block), owner)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the memory that a launch would use."""
+        found = (hold.fault() for hold, _ in self._holds.values())
+        return [fault for fault in found if fault is not None]
 
     def will_write(self, array: np.ndarray) -> None:
+        self.uses(array)
         owner = owner_of(array)
         if id(owner) not in self._fresh and id(owner) not in self._before:
             self._before[id(owner)] = (owner, owner.copy())
 
     def produced(self, array: np.ndarray) -> None:
+        self.uses(array)
         owner = owner_of(array)
         self._fresh[id(owner)] = array
 
@@ -100,6 +122,8 @@ class Recording:
             owner[...] = before
         for array in self._fresh.values():
             poison(array)
+        for hold, _ in self._holds.values():
+            hold.captured()
 
 
 class State:

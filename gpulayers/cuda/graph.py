@@ -1,0 +1,61 @@
+"""Capturing what a function launches, to be launched again as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+
+from gpulayers.errors import BackendError
+
+__all__ = ["Recorder", "launch"]
+
+
+class Recorder:
+    """Captures on a stream of its own, in memory of its own.
+
+    What a captured function allocates and lets go of is used by every replay, so it must not go to
+    anybody else: the recorder's pool serves captures alone. Keep the recorder as long as its
+    graphs. (CuPy has no pool that belongs to a graph.)
+    """
+
+    def __init__(self) -> None:
+        self._pool = cupy.cuda.MemoryPool()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the captures take."""
+        return self._pool.total_bytes()
+
+    def capture(self, what: str, run: Callable[[], object]) -> Any:
+        """Return the graph of what `run` launches; nothing is computed meanwhile.
+
+        Raises
+        ------
+        BackendError
+            If `run` raises, or does what a captured stream may not; the stream can be used again.
+        """
+        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._stream.begin_capture()
+            try:
+                run()
+            except BaseException as error:
+                self._end_broken()
+                if isinstance(error, Exception):
+                    raise BackendError(f"{what} could not be captured: {error}") from error
+                raise
+            return self._stream.end_capture()
+
+    def _end_broken(self) -> None:
+        """A stream goes on capturing until this is called, also after an error."""
+        try:
+            self._stream.end_capture()
+        except Exception:  # the capture was no longer valid: each driver says so in its own way
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+
+
+def launch(graph: Any) -> None:
+    """Launch a graph on the current stream, in the order of what else is launched there."""
+    graph.launch(cupy.cuda.get_current_stream())

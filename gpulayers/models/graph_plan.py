@@ -1,0 +1,296 @@
+"""A network prepared for training on a GPU: the step as one CUDA graph.
+
+A batch of a size that is new runs launch by launch, which compiles the kernels; the next one of
+that size is captured, and from then on a step is the launch of its graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend
+from gpulayers.backend import Array
+from gpulayers.cuda import flat, graph
+from gpulayers.models.graph_nodes import Fused, leaves, on_gpu
+from gpulayers.models.graph_update import FlatUpdate, Place
+from gpulayers.models.plan import CompiledNetwork
+from gpulayers.models.plan_node import backward_through
+from gpulayers.models.plan_nodes import nodes_of
+from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
+
+__all__ = ["GraphNetwork"]
+
+# sizes of batches whose graphs are kept: whole ones, the last one of an epoch, and two more
+_KEPT = 4
+
+
+class _Program:
+    """The step for batches of one size: its inputs, its results and where its gradients lie."""
+
+    def __init__(self, X: Array, dtype: Any) -> None:
+        xp = backend.xp_of(X)
+        self.X = xp.empty(X.shape, dtype=dtype)
+        self.labels = xp.empty(len(X), dtype="int64")
+        self.loss = xp.empty(1, dtype=dtype)
+        self.outputs: Any = None
+        self.work: Any = None
+        self.sections: Any = None
+        self.grads: list[Any] = []
+        self.graphs: dict[bool, Any] = {}
+
+
+class GraphNetwork(CompiledNetwork):
+    """`CompiledNetwork` on a GPU: forward, loss, backward and update as one CUDA graph.
+
+    Captured are networks whose layers treat examples one by one, with float32 or float64
+    parameters, trained on cross-entropy; for others `describe` says why not, and the step is
+    launched operation by operation. The parameters are moved into one array, of which the layers
+    hold views, and updated by one launch if every layer has the same optimizer (SGD, AdaGrad,
+    RMSProp, Adam or AdamW without clipping).
+    """
+
+    def __init__(
+        self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
+    ) -> None:
+        super().__init__(network, loss, batch_shape, precision)
+        self._why_not = self._reason()
+        self._programs: dict[int, _Program] = {}
+        self._signature: Any = None
+        self._last: _Program | None = None
+        self._summed = False
+
+    def _reason(self) -> str | None:
+        if not self._plain_loss:
+            return "the loss is not a plain cross-entropy"
+        if self.network.dtype.name not in ("float32", "float64"):
+            return f"the parameters are {self.network.dtype}"
+        for node in self._copies[0].nodes:
+            if not node.by_example:
+                return f"{node.name} does not treat each example by itself"
+        return None
+
+    # ------------------------------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        """Nodes, parameters and graphs anew, when a layer was frozen or another optimizer set."""
+        learning = [layer for _, layer in self.network.walk() if layer.trainable]
+        signature = [(id(layer), str(layer.optimizer)) for layer in learning]
+        if signature == self._signature:
+            return
+        self._signature = signature
+        self._nodes = on_gpu(list(nodes_of(self.network.layers)))
+        self._places = _places(self._nodes)
+        self._programs.clear()
+        self._recorder = graph.Recorder()
+        self._flat = FlatUpdate(self._places, self.network.dtype) if self._places else None
+        if self._flat is not None:
+            xp = backend.module("cupy")
+            self._sums = xp.empty(self._flat.total, dtype=self.network.dtype)
+            rows = [(start, start, 1, 0) for start in self._flat.starts]
+            self._whole = xp.asarray(np.array(rows, dtype=np.int64))
+
+    def _room(self, program: _Program) -> None:
+        """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
+        offset, regions, rows = 0, [], []
+        places = iter(range(len(self._places)))
+        flat_update = self._flat
+        if flat_update is None:
+            return
+        for node in leaves(self._nodes):
+            count = len(_names(node))
+            if not count:
+                continue
+            sizes = [next(places) for _ in range(count)]
+            parts = node.parts() if isinstance(node, Fused) else 1
+            stride = sum(flat_update.sizes[i] for i in sizes)
+            regions.append((offset, parts, stride))
+            start = offset
+            for i in sizes:
+                rows.append((flat_update.starts[i], start, parts, stride))
+                start += flat_update.sizes[i]
+            offset += parts * stride
+        xp = backend.module("cupy")
+        program.work = xp.empty(offset, dtype=self.network.dtype)
+        program.sections = xp.asarray(np.array(rows, dtype=np.int64))
+        program.grads = [
+            program.work[start : start + parts * stride].reshape(parts, stride)
+            for start, parts, stride in regions
+        ]
+
+    # ------------------------------------------------------------------------------------ the step
+
+    def _captures(self, X: Array) -> bool:
+        engine = current_engine()
+        return self._why_not is None and len(X) > 0 and engine not in ("cublas", "reference")
+
+    def step(self, X: Array, labels: Array) -> float | Array:
+        if not self._captures(X):
+            return super().step(X, labels)
+        program = self._staged(X, labels)
+        update = self._flat
+        if update is None or not update.serves():
+            self._execute(program, False)
+            self.update(None)
+        else:
+            self._execute(program, True)
+        return program.loss.copy().reshape(())
+
+    def gradients(self, X: Array, labels: Array) -> float | Array:
+        if not self._captures(X):
+            self._last = None
+            return super().gradients(X, labels)
+        program = self._staged(X, labels)
+        self._execute(program, False)
+        return program.loss.copy().reshape(())
+
+    def _staged(self, X: Array, labels: Array) -> _Program:
+        """The program for such a batch, which is copied to where that takes it from."""
+        X = self._checked(X)
+        self._check_labels(labels, len(X))
+        self._build()
+        if self._flat is not None:
+            self._flat.adopt()
+        program = self._programs.get(len(X))
+        if program is None:
+            while len(self._programs) >= _KEPT:
+                del self._programs[next(iter(self._programs))]
+            program = self._programs[len(X)] = _Program(X, self.network.dtype)
+        program.X[...] = X
+        program.labels[...] = labels
+        return program
+
+    def _execute(self, program: _Program, update: bool) -> None:
+        """Launch the step, with the update or without, by its graph where there is one."""
+        update_all, fresh = self._flat, program.outputs is None
+        if not fresh and update not in program.graphs:
+            with use_engine(current_engine()):
+                program.graphs[update] = self._recorder.capture(
+                    f"{self.network.name}, batches of {len(program.X)}: the step",
+                    lambda: self._launch(program, update),
+                )
+        if update and update_all is not None:
+            update_all.prepare(None, counted=False)
+        if fresh:
+            with use_engine(current_engine()):  # looked up once, not by each operation
+                self._launch(program, update)
+        else:
+            graph.launch(program.graphs[update])
+        if update_all is not None:
+            update_all.was_counted()
+        self.outputs, self._last, self._summed = program.outputs, program, False
+
+    def _launch(self, program: _Program, update: bool) -> None:
+        """Forward, loss, backward and, if wanted, update."""
+        n, flat_update = len(program.X), self._flat
+        scale = 1.0 / n if self.loss.reduction == "mean" else 1.0
+        try:
+            Y = program.X
+            for node in self._nodes:
+                Y = node.forward(Y)
+            losses, dY = kernels_for(Y).softmax_cross_entropy_both(Y, program.labels, scale)
+            counter = self._counter() if flat_update is None else flat_update.step
+            flat.finish_loss(losses, program.loss, counter, scale)
+            if flat_update is not None:
+                if program.work is None:
+                    self._room(program)
+                self._backward(program, dY)
+                if update:
+                    flat_update.launch(program.work, program.sections)
+            program.outputs = Y
+        finally:
+            for node in self._nodes:
+                node.forget()
+
+    def _counter(self) -> Array:
+        """Of steps that nobody asks for."""
+        if getattr(self, "_unused", None) is None:
+            self._unused = backend.module("cupy").zeros(1, dtype="int32")
+        return self._unused
+
+    def _backward(self, program: _Program, dY: Array) -> None:
+        regions = iter(program.grads)
+        others = []
+        for node in leaves(self._nodes):
+            if not _names(node):
+                continue
+            region = next(regions)
+            if isinstance(node, Fused):
+                cols = node.layers[0].parameters["W"].shape[-1]
+                node.grads = region.reshape(len(region), -1, cols)
+            else:
+                others.append((node, region[0]))
+        backward_through(self._nodes, dY, False)
+        for node, region in others:
+            start = 0
+            for layer, grads in zip(node.layers, node.gradients, strict=True):
+                for name in layer.gradients if layer.trainable else ():
+                    size = grads[name].size
+                    region[start : start + size] = grads[name].reshape(-1)
+                    start += size
+
+    # ---------------------------------------------------------------------------- second half of it
+
+    def gradient_arrays(self) -> list[Array]:
+        program, update = self._last, self._flat_of_last()
+        if program is None or update is None:
+            return super().gradient_arrays() if program is None else []
+        if not self._summed:
+            flat.sum_sections(program.work, program.sections, self._sums)
+            self._summed = True
+        cuts = zip(update.starts, update.sizes, update.shapes, strict=True)
+        return [self._sums[a : a + size].reshape(shape) for a, size, shape in cuts]
+
+    def _flat_of_last(self) -> FlatUpdate | None:
+        return self._flat if self._last is not None else None
+
+    def update(self, cur_loss: float | None = None) -> None:
+        program = self._last
+        if program is None:
+            super().update(cur_loss)
+            return
+        update = self._flat
+        if update is None:
+            return
+        update.adopt()
+        if update.serves():
+            update.prepare(cur_loss, counted=True)
+            if self._summed:
+                update.launch(self._sums, self._whole)
+            else:
+                update.launch(program.work, program.sections)
+        else:
+            self._update_one_by_one(self.gradient_arrays(), cur_loss)
+
+    def _update_one_by_one(self, gradients: list[Array], cur_loss: float | None) -> None:
+        last = None
+        for (layer, name), grad in zip(self._places, gradients, strict=True):
+            if layer is not last:
+                layer.optimizer.step()
+                last = layer
+            layer.optimizer.update_(layer.parameters[name], grad, name, cur_loss)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes that the graphs keep for what they compute in between."""
+        return self._recorder.nbytes if self._signature is not None else 0
+
+    def describe(self) -> str:
+        """Return what is computed in one pass, a line each, and whether it is one graph."""
+        if self._why_not is None:
+            how = "captured as one CUDA graph"
+        else:
+            how = f"launched one by one: {self._why_not}"
+        return f"{super().describe()}\n{how}"
+
+
+def _names(node: Any) -> list[Place]:
+    """The parameters of a node that learn, in the order of their gradients."""
+    if isinstance(node, Fused):
+        return [(node.layers[0], "W"), (node.layers[0], "b")] if node.learns else []
+    return [(layer, name) for layer in node.layers if layer.trainable for name in layer.gradients]
+
+
+def _places(nodes: list[Any]) -> list[Place]:
+    return [place for node in leaves(nodes) for place in _names(node)]

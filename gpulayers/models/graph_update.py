@@ -1,0 +1,180 @@
+"""The update of a planned network on a GPU: all parameters in one array, one launch for all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpulayers import backend
+from gpulayers.backend import Array
+from gpulayers.cuda import flat
+from gpulayers.cuda.flat import Numbers
+from gpulayers.errors import ShapeError
+from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
+
+__all__ = ["FlatUpdate", "numbers_of"]
+
+Place = tuple[Any, str]
+
+
+def numbers_of(optimizer: Any) -> Numbers | None:
+    """The optimizer's rule as `gpulayers.cuda.flat` takes it, None if that has no such rule."""
+    o, kind = optimizer, type(optimizer)
+    if kind not in (SGD, AdaGrad, RMSProp, Adam, AdamW):
+        return None
+    if o.clip_norm is not None or o.clip_value is not None:
+        return None
+    if o.weight_decay and kind is not AdamW:
+        return None
+    if kind is SGD:
+        return None if o.nesterov else Numbers("sgd", a=o.momentum)
+    if kind is AdaGrad:
+        return Numbers("adagrad", eps=o.eps)
+    if kind is RMSProp:
+        return Numbers("rmsprop", a=o.decay, b=1.0 - o.decay, eps=o.eps)
+    if not o.decay1 or not o.decay2:  # whose logarithm is infinite
+        return None
+    return Numbers(
+        "adam",
+        *(o.decay1, 1.0 - o.decay1, o.decay2, 1.0 - o.decay2),
+        *(math.log(o.decay1), math.log(o.decay2), o.eps),
+        o.weight_decay if kind is AdamW else 0.0,
+    )
+
+
+class FlatUpdate:
+    """Parameters one after the other in one array, of which the layers hold views, and their
+    optimizers' state the same way.
+
+    What changes from step to step is kept on the device: the learning rates and Adam's number of
+    steps. They are written there only when they are not what the device has already.
+
+    Parameters
+    ----------
+    places : list of (layer, name)
+        The parameters that learn, in the order of their gradients.
+    dtype : of all of them
+    """
+
+    def __init__(self, places: list[Place], dtype: Any) -> None:
+        self.places = places
+        self.xp = backend.module("cupy")
+        self.shapes = [layer.parameters[name].shape for layer, name in places]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.starts = [sum(self.sizes[:i]) for i in range(len(places))]
+        self.dtype = dtype
+        self.total = sum(self.sizes)
+        self.numbers = numbers_of(places[0][0].optimizer)
+        self.param = self.xp.empty(self.total, dtype=dtype)
+        self.names = tuple(getattr(places[0][0].optimizer, "_state_names", ()))
+        self.states = [self.xp.zeros(self.total, dtype=dtype) for _ in self.names or (0,)]
+        self._views = [self._cut(self.param, i) for i in range(len(places))]
+        self._state_views = [[self._cut(s, i) for s in self.states] for i in range(len(places))]
+        self.rates = self.xp.zeros(len(places), dtype=dtype)
+        self._sent_rates: list[float] = [0.0] * len(places)
+        self.step = self.xp.zeros(1, dtype="int32")
+        self._sent_step = 0
+        self.adopt()
+
+    def _cut(self, array: Array, i: int) -> Array:
+        return array[self.starts[i] : self.starts[i] + self.sizes[i]].reshape(self.shapes[i])
+
+    def serves(self) -> bool:
+        """Whether one launch can update all: one rule, one number of steps, the same constants."""
+        if self.numbers is None:
+            return False
+        optimizers = [layer.optimizer for layer, _ in self.places]
+        if any(numbers_of(o) != self.numbers for o in optimizers):
+            return False
+        return len({self._entry(i).get("t", 0) for i in range(len(self.places))}) == 1
+
+    def _entry(self, i: int) -> dict[str, Any]:
+        """What the optimizer keeps for a parameter, by name; empty before the first step."""
+        layer, name = self.places[i]
+        entry = layer.optimizer.cache.get(name)
+        if entry is None:
+            return {}
+        return entry if self.names else {"": entry}
+
+    def adopt(self) -> None:
+        """Take over arrays that somebody put into a layer or an optimizer (a checkpoint,
+        `set_params`): their values are copied, and the layers hold the views again.
+
+        Raises
+        ------
+        ShapeError
+            If a parameter has another shape now.
+        """
+        kinds = {type(layer.optimizer) for layer, _ in self.places}
+        for i, (layer, name) in enumerate(self.places):
+            value, view = layer.parameters[name], self._views[i]
+            if value is not view:
+                layer.parameters[name] = self._taken(value, view, f"{layer}, {name!r}")
+            if self.numbers is None or len(kinds) > 1:
+                continue
+            entry, views = self._entry(i), self._state_views[i]
+            keys = self.names or ("",)
+            for key, state in zip(keys, views, strict=True):
+                if entry.get(key) is not state:
+                    if entry.get(key) is None:
+                        state.fill(0)
+                    else:
+                        self._taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
+                    entry[key] = state
+            if self.names:
+                entry.setdefault("t", 0)
+            layer.optimizer.cache[name] = entry if self.names else entry[""]
+
+    def _taken(self, value: Array, view: Array, what: str) -> Array:
+        if value.shape != view.shape:
+            raise ShapeError(
+                f"{what}: the plan was made for shape {view.shape}, got {value.shape}; "
+                "compile again"
+            )
+        view[...] = backend.to_backend(value, "cupy").astype(self.dtype, copy=False)
+        return view
+
+    # ------------------------------------------------------------------------------------ the step
+
+    def prepare(self, cur_loss: float | None, counted: bool) -> None:
+        """Count a step, ask the schedules, and see to it that the device has the numbers.
+
+        Parameters
+        ----------
+        counted : bool
+            Whether the loss of this step was computed before; else it is in the same graph and
+            counts the step on the device by itself.
+        """
+        rates, last = [], None
+        for layer, _ in self.places:
+            if layer is not last:
+                layer.optimizer.step()
+                last = layer
+            rates.append(float(layer.optimizer.lr_scheduler(layer.optimizer.cur_step, cur_loss)))
+        if rates != self._sent_rates:
+            if len(set(rates)) == 1:
+                self.rates.fill(rates[0])
+            else:
+                for i, rate in enumerate(rates):
+                    self.rates[i : i + 1].fill(rate)
+            self._sent_rates = rates
+        if not self.names:
+            return
+        number = self._entry(0)["t"] + 1
+        wanted = number if counted else number - 1
+        if self._sent_step != wanted:
+            self.step.fill(wanted)
+            self._sent_step = wanted
+        for i in range(len(self.places)):
+            self._entry(i)["t"] = number
+
+    def was_counted(self) -> None:
+        """The device has computed a loss, and so counted a step."""
+        self._sent_step += 1
+
+    def launch(self, work: Array, sections: Array) -> None:
+        """Update all parameters by gradients that lie in `work` as `sections` say."""
+        assert_numbers = self.numbers or Numbers("sgd")
+        flat.flat_update(
+            *(self.param, self.states, work, sections, self.rates, self.step, assert_numbers)
+        )

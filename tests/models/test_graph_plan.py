@@ -1,0 +1,288 @@
+"""The planned step on a GPU computes what the layers compute, whatever comes between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import random
+from gpulayers.errors import BackendError, ShapeError
+from gpulayers.layers import (
+    BatchNorm2D,
+    Conv2D,
+    Flatten,
+    FullyConnected,
+    GlobalAvgPool2D,
+    LayerNorm1D,
+    Pool2D,
+)
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Activation, Residual, Sequential
+from gpulayers.ops import use_engine
+from gpulayers.training import Trainer
+from gpulayers.training.data import Dataset, Split
+from tests.conftest import Backend
+from tests.support import fake_cupy
+
+pytestmark = pytest.mark.emulated
+
+BATCH, SHAPE, CLASSES = 5, (9, 8, 2), 3
+SGD = "SGD(lr=0.1, momentum=0.9)"
+
+
+def small() -> list[Any]:
+    """Convolution with pooling, that leaves a row out, one without; dense with ReLU and without."""
+    return [
+        Conv2D(3, (3, 3), pad=1, act_fn="ReLU"),
+        Pool2D((2, 2), stride=2),
+        Conv2D(4, (2, 3), act_fn="ReLU"),
+        Flatten(),
+        FullyConnected(7, act_fn="ReLU"),
+        FullyConnected(CLASSES),
+    ]
+
+
+def mixed() -> list[Any]:
+    """What has no kernel of its own in the plan stands between what has."""
+    return [
+        Conv2D(4, (3, 3), pad=1),
+        Activation("ReLU"),
+        Residual([Conv2D(4, (3, 3), pad=1, act_fn="ReLU"), Conv2D(4, (3, 3), pad=1)]),
+        Conv2D(4, (3, 3), stride=2, act_fn="Tanh"),
+        Pool2D((2, 2), stride=1),
+        GlobalAvgPool2D(),
+        LayerNorm1D(),
+        FullyConnected(CLASSES),
+    ]
+
+
+class Run:
+    """A network and its data on the stand-in, trained by its layers or by its plan."""
+
+    def __init__(self, backend: Backend, layers: Callable[[], list[Any]], optimizer: str) -> None:
+        random.seed(0)
+        rng = np.random.default_rng(0)
+        self.backend = backend
+        self.network: Any = Sequential(layers(), optimizer)
+        self.X = backend.asarray(rng.standard_normal((BATCH, *SHAPE)).astype(np.float32))
+        self.labels = backend.asarray(rng.integers(0, CLASSES, BATCH))
+        self.network.forward(self.X[:1], retain_derived=False)
+        self.loss = SoftmaxCrossEntropy()
+        self.plan: Any = None
+
+    def compile(self) -> Run:
+        self.plan = self.network.compile((BATCH, *SHAPE))
+        return self
+
+    def step(self, n: int = BATCH) -> float:
+        X, labels = self.X[:n], self.labels[:n]
+        if self.plan is not None:
+            return float(self.plan.step(X, labels))
+        value = float(self.loss.forward(labels, self.network.forward(X)))
+        self.network.backward(self.loss.backward(), input_grad=False)
+        self.network.update()
+        return value
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {k: np.array(self.backend.asnumpy(v)) for k, v in self.network.parameters.items()}
+
+
+def same(one: Run, other: Run, tolerance: float = 2e-5) -> None:
+    theirs = other.parameters()
+    for name, array in one.parameters().items():
+        np.testing.assert_allclose(array, theirs[name], atol=tolerance, rtol=1e-4, err_msg=name)
+
+
+def pair(backend: Backend, layers: Any = small, optimizer: str = SGD) -> tuple[Run, Run]:
+    return Run(backend, layers, optimizer), Run(backend, layers, optimizer).compile()
+
+
+@pytest.mark.parametrize("layers", [small, mixed])
+@pytest.mark.parametrize("optimizer", [SGD, "AdamW(lr=0.003, weight_decay=0.1)"])
+def test_losses_are_those_of_the_layers(emulated: Backend, layers: Any, optimizer: str) -> None:
+    plain, planned = pair(emulated, layers, optimizer)
+    with fake_cupy.count() as events:
+        got = [planned.step(n) for n in (BATCH, BATCH, BATCH, 2, BATCH, 2, 2)]
+    want = [plain.step(n) for n in (BATCH, BATCH, BATCH, 2, BATCH, 2, 2)]
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+    same(planned, plain, 2e-4 if optimizer != SGD else 2e-5)
+    assert events["graph_launch"] == 5, "the first batch of each size goes launch by launch"
+    assert "captured as one CUDA graph" in planned.plan.describe()
+
+
+@pytest.mark.parametrize("optimizer", ["RMSProp(lr=0.003)", "AdaGrad(lr=0.01)", "Adam(lr=0.003)"])
+def test_other_rules(emulated: Backend, optimizer: str) -> None:
+    plain, planned = pair(emulated, small, optimizer)
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    same(planned, plain, 2e-4)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["SGD(lr=0.1, clip_norm=0.5)", "SGD(lr=0.1, momentum=0.9, nesterov=True)"]
+)
+def test_rules_without_a_launch_of_their_own(emulated: Backend, optimizer: str) -> None:
+    plain, planned = pair(emulated, small, optimizer)
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    same(planned, plain)
+
+
+def test_losses_stay_what_they_were(emulated: Backend) -> None:
+    plain, planned = pair(emulated)
+    losses = [planned.plan.step(planned.X, planned.labels) for _ in range(3)]
+    assert [float(loss) for loss in losses] == pytest.approx([plain.step() for _ in range(3)])
+
+
+def test_schedules_reach_the_graph(emulated: Backend) -> None:
+    optimizer = "SGD(lr_scheduler=ExponentialScheduler(initial_lr=0.2, decay=0.3, stage_length=1))"
+    plain, planned = pair(emulated, small, optimizer)
+    for _ in range(4):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    same(planned, plain)
+
+
+def test_halves_of_a_step(emulated: Backend) -> None:
+    """As `Trainer` takes them: gradients, a look at them and a change, update."""
+    plain, planned = pair(emulated, small, "Adam(lr=0.003)")
+    for factor in (1.0, 0.5, 1.0):
+        value = float(planned.plan.gradients(planned.X, planned.labels))
+        got = planned.plan.gradient_arrays()
+        assert planned.plan.gradient_arrays()[0] is not None
+        assert value == pytest.approx(
+            float(plain.loss.forward(plain.labels, plain.network.forward(plain.X))), rel=2e-5
+        )
+        plain.network.backward(plain.loss.backward(), input_grad=False)
+        for grad, want in zip(got, plain.network.gradients.values(), strict=True):
+            np.testing.assert_allclose(grad.get(), want.get(), atol=1e-6, rtol=1e-4)
+            grad *= np.float32(factor)
+            want *= np.float32(factor)
+        plain.network.update()
+        planned.plan.update()
+        planned.plan.gradients(planned.X, planned.labels)  # counts no step of Adam's
+    same(planned, plain, 2e-4)
+
+
+def test_arrays_put_in_from_outside_are_taken_over(emulated: Backend) -> None:
+    plain, planned = pair(emulated, small, "Adam(lr=0.003)")
+    for run in (plain, planned):
+        for _ in range(3):
+            run.step()
+        layer = run.network[4]
+        layer.parameters["W"] = layer.parameters["W"] * np.float32(0.5)
+        entry = layer.optimizer.cache["W"]
+        entry["mean"] = entry["mean"] * np.float32(2.0)
+        run.step()
+    same(planned, plain, 2e-4)
+    layer = planned.network[4]
+    layer.parameters["W"] = emulated.asarray(np.zeros((2, 2), np.float32))
+    with pytest.raises(ShapeError, match=r"'W': the plan was made for shape .* compile again"):
+        planned.step()
+
+
+def test_frozen_layers_and_new_hyperparameters(emulated: Backend) -> None:
+    plain, planned = pair(emulated)
+    for run in (plain, planned):
+        run.step()
+        run.step()
+        run.network[0].freeze()
+        run.network[4].freeze()
+        if run.plan is not None:
+            run.step()
+        else:  # layers that are frozen must not be asked to update
+            run.loss.forward(run.labels, run.network.forward(run.X))
+            run.network.backward(run.loss.backward(), input_grad=False)
+            run.network.update()
+        run.network[0].unfreeze()
+        run.network[4].unfreeze()
+        for layer in (run.network[i] for i in (0, 2, 4, 5)):
+            layer.optimizer.set_params({"momentum": 0.5, "lr": 0.01})
+        run.step()
+        run.step()
+    same(planned, plain)
+
+
+def test_engines_that_cannot_be_captured(emulated: Backend) -> None:
+    plain, planned = pair(emulated)
+    planned.step()
+    planned.step()
+    with use_engine("cublas"), fake_cupy.count() as events:
+        planned.step()
+    assert not events["graph_launch"]
+    planned.step()
+    for _ in range(4):
+        plain.step()
+    same(planned, plain)
+
+
+def test_networks_that_are_not_captured(emulated: Backend) -> None:
+    def layers() -> list[Any]:
+        return [Conv2D(3, (3, 3)), BatchNorm2D(), Flatten(), FullyConnected(CLASSES)]
+
+    plain, planned = pair(emulated, layers)
+    with fake_cupy.count() as events:
+        got = [planned.step() for _ in range(3)]
+    assert got == pytest.approx([plain.step() for _ in range(3)], rel=1e-5)
+    assert not events["graph_launch"]
+    assert "one by one: BatchNorm2D does not treat each" in planned.plan.describe()
+
+
+def test_an_error_while_capturing_leaves_everything_usable(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, planned = pair(emulated)
+    planned.step()
+    before = planned.parameters()
+    node = planned.plan._nodes[-1]
+    forward = node.forward
+    for broken in (lambda X: X.get(), lambda X: 1 / 0):  # refused by the driver; by itself
+        monkeypatch.setattr(node, "forward", broken)
+        with pytest.raises(BackendError, match=r"batches of 5: the step could not be captured"):
+            planned.step()
+        assert not fake_cupy.state.stream.is_capturing()
+    for name, array in planned.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    planned.network.forward(planned.X)  # the plain path
+    planned.network.flush_gradients()
+    monkeypatch.setattr(node, "forward", forward)
+    for _ in range(2):
+        planned.step()
+    for _ in range(3):
+        plain.step()
+    same(planned, plain)
+
+
+def test_a_batch_that_does_not_fit_changes_nothing(emulated: Backend) -> None:
+    _, planned = pair(emulated)
+    planned.step()
+    planned.step()
+    before = planned.parameters()
+    with pytest.raises(ShapeError, match="the plan was made for batches of shape"):
+        planned.plan.step(planned.X[:, 1:], planned.labels)
+    with pytest.raises(ShapeError, match="expected labels of shape"):
+        planned.plan.step(planned.X, planned.labels[1:])
+    for name, array in planned.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_trainer_trains_by_the_graph(emulated: Backend) -> None:
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> Split:
+        return Split(rng.integers(0, 256, (n, *SHAPE), np.uint8), rng.integers(0, CLASSES, n))
+
+    data = Dataset("noise", split(4 * BATCH), split(BATCH), ("a", "b", "c"))
+    histories = []
+    for plan in (True, False):
+        run = Run(emulated, small, "Adam(lr=0.003)")
+        settings: Any = {"epochs": 2, "progress": False, "clip_global_norm": 1.0}
+        trainer = Trainer(run.network, data, BATCH, compile=plan, **settings)
+        with fake_cupy.count() as events:
+            trainer.fit()
+        histories.append(run.parameters())
+        assert (events["graph_launch"] > 0) == plan
+    for name, array in histories[0].items():
+        np.testing.assert_allclose(array, histories[1][name], atol=2e-4, err_msg=name)

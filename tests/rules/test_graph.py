@@ -1,0 +1,142 @@
+"""A planned step on the GPU is one CUDA graph of few launches and few bytes.
+
+Bytes: of the arrays that kernels get, each counted once a launch; what a kernel reads twice for
+want of cache is not seen. The least: every stored activation (after its pooling) written once and
+read by the next layer and by the backward pass, gradients of activations written and read, a byte
+for each pooled pixel's winner, parameters read twice and updated with one state.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import models, random
+from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
+from gpulayers.models import Sequential
+from tests.conftest import Backend
+from tests.rules.step import BUDGET
+from tests.support import fake_cupy
+
+SGD = "SGD(lr=0.1, momentum=0.9)"
+MOST = 1.3  # times the least bytes
+
+
+def vgg() -> Sequential:
+    def conv(filters: int) -> Conv2D:
+        return Conv2D(filters, (3, 3), pad=1, act_fn="ReLU")
+
+    def pool() -> Pool2D:
+        return Pool2D((2, 2), stride=2)
+
+    layers = [conv(32), conv(32), pool(), conv(64), conv(64), pool(), Flatten()]
+    dense = [FullyConnected(512, act_fn="ReLU"), FullyConnected(10)]
+    return Sequential([*layers, *dense], optimizer=SGD)
+
+
+#: network, input, numbers of each stored activation of an example, whether it was pooled
+NETWORKS: dict[str, tuple[Any, tuple[int, ...], list[tuple[int, bool]]]] = {
+    "lenet b64": (
+        lambda: models.lenet(optimizer=SGD),
+        (64, 28, 28, 1),
+        [(14 * 14 * 6, True), (5 * 5 * 16, True), (120, False), (84, False), (10, False)],
+    ),
+    "lenet b128": (
+        lambda: models.lenet(optimizer=SGD),
+        (128, 28, 28, 1),
+        [(14 * 14 * 6, True), (5 * 5 * 16, True), (120, False), (84, False), (10, False)],
+    ),
+    "vgg b128": (
+        vgg,
+        (128, 32, 32, 3),
+        [
+            *((32 * 32 * 32, False), (16 * 16 * 32, True), (16 * 16 * 64, False)),
+            *((8 * 8 * 64, True), (512, False), (10, False)),
+        ],
+    ),
+}
+
+
+def least_bytes(name: str, parameters: int) -> int:
+    _, shape, activations = NETWORKS[name]
+    n = shape[0]
+    total = 2 * 4 * int(np.prod(shape))  # forward, and again for the first weight's gradient
+    for numbers, pooled in activations:
+        total += n * numbers * (5 * 4 + 2 * pooled)
+    total -= 3 * 4 * n * activations[-1][0]  # logits are read once, where the loss is
+    return total + 4 * parameters * (2 + 4)
+
+
+@pytest.fixture
+def first_blocks_only() -> Iterator[None]:
+    """Launches are counted, not computed: that would take minutes."""
+    fake_cupy.state.launch_options = {"only_blocks": 1}
+    yield
+    fake_cupy.state.launch_options = {}
+
+
+def planned(name: str, backend: Backend) -> tuple[Any, Any, Any]:
+    make, shape, _ = NETWORKS[name]
+    network = make()
+    X = backend.asarray(np.zeros(shape, np.float32))
+    labels = backend.asarray(np.zeros(shape[0], np.int64))
+    plan = network.compile(shape)
+    plan.step(X, labels)  # compiles the kernels
+    return plan, X, labels
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_launches_and_bytes(name: str, emulated: Backend, first_blocks_only: None) -> None:
+    plan, X, labels = planned(name, emulated)
+    with fake_cupy.count() as captured:
+        plan.step(X, labels)
+    nodes = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    budget = BUDGET["graph"][name]
+    assert {"nodes": nodes, "kernel_bytes": captured["kernel_bytes"]} == budget
+    parameters = sum(p.size for p in plan.network.parameters.values())
+    assert captured["kernel_bytes"] <= MOST * least_bytes(name, parameters)
+    assert nodes <= (16 if name.startswith("lenet") else 20)
+    graph = plan._programs[len(X)].graphs[True]
+    assert graph._recording.launches == nodes, "nothing but our own kernels is in the graph"
+
+
+def test_a_step_is_a_graph_and_the_batch_that_it_takes(
+    emulated: Backend, first_blocks_only: None
+) -> None:
+    plan, X, labels = planned("lenet b64", emulated)
+    plan.step(X, labels)
+    with (
+        fake_cupy.count() as events,
+        fake_cupy.forbid("sync", "h2d", "d2h", "iterate"),
+    ):
+        plan.step(X, labels)
+    assert events["graph_launch"] == 1
+    assert events["launch"] == 3, "images and labels to their places, the loss out of its own"
+    assert events["alloc_bytes"] == 4, "the loss"
+
+
+def test_memory_does_not_grow(emulated: Backend, first_blocks_only: None) -> None:
+    plan, X, labels = planned("lenet b64", emulated)
+    plan.step(X, labels)
+    gc.collect()
+    pool = fake_cupy.cupy.get_default_memory_pool()
+    used = []
+    for _ in range(3):
+        plan.step(X, labels)
+        used.append(pool.used_bytes())
+    assert used[0] == used[1] == used[2]
+
+
+def test_the_arena_is_smaller_than_what_is_asked_for(
+    emulated: Backend, first_blocks_only: None
+) -> None:
+    """What a capture lets go of is used again within it."""
+    random.seed(0)
+    plan, X, labels = planned("vgg b128", emulated)
+    with fake_cupy.count() as events:
+        plan.step(X, labels)
+    assert plan.arena_bytes < 0.85 * events["alloc_bytes"]
