@@ -136,6 +136,10 @@ COLD view_t view_of(const images_t *s, const looks_t *l, const item_t *t) {
     return (view_t){copy, cols * s->ch, size};
 }
 
+/* The input gradient of few channels, conv_scatter.c. */
+int GL(gl_scatter_wins)(const conv_t *c);
+int GL(gl_scatter_input_grad)(const real *dz, const real *w, real *dx, const conv_t *c);
+
 INLINE void fail(int *failed) { __atomic_store_n(failed, 1, __ATOMIC_RELAXED); }
 
 #endif

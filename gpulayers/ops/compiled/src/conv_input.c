@@ -61,6 +61,8 @@ EXPORT int GL(gl_conv_input_grad)(const real *dz, const real *w, real *dx, const
     const conv_t *c = (const conv_t *)numbers;
     i64 phases = min_i64(c->sr, c->rows) * min_i64(c->sc, c->cols), taps = c->fr * c->fc;
     if (c->n <= 0 || c->ch <= 0 || phases <= 0) return 0;
+    if (c->out_ch > 0 && c->out_rows > 0 && c->out_cols > 0 && GL(gl_scatter_wins)(c))
+        return GL(gl_scatter_input_grad)(dz, w, dx, c);
     if (!all_finite(w, taps * c->ch * c->out_ch)) return 2;
     axis_t rows = {c->rows, c->fr, c->sr, c->top, c->dr};
     axis_t cols = {c->cols, c->fc, c->sc, c->left, c->dc};
