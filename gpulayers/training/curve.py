@@ -38,7 +38,7 @@ class CurveProgress:
         from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         self.epochs, self.steps, self._notes = epochs, max(1, steps), []
-        self._handle = display(_Picture(self._svg()), display_id=True)
+        self._handle = display(self._picture(), display_id=True)
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
         at = epoch - 1 + step / self.steps
@@ -72,20 +72,24 @@ class CurveProgress:
     def _draw(self) -> None:
         self._shown = time.perf_counter()
         if self._handle is not None:
-            self._handle.update(_Picture(self._svg()))
+            self._handle.update(self._picture())
 
-    def _svg(self) -> str:
-        return curve_svg(self.history, self.epochs, [self._line, *self._notes], self._running)
+    def _picture(self) -> _Picture:
+        notes = [self._line, *self._notes]
+        return _Picture(curve_svg(self.history, self.epochs, notes, self._running), notes[0])
 
 
 class _Picture:
-    """What IPython asks for its picture; as text, its last line for terminals."""
+    """What IPython asks for its picture, or for its text where there are none."""
 
-    def __init__(self, svg: str) -> None:
-        self._svg = svg
+    def __init__(self, svg: str, text: str) -> None:
+        self._svg, self._text = svg, text
 
     def _repr_html_(self) -> str:
         return self._svg
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def curve_svg(
@@ -139,8 +143,10 @@ def _panel(
     """One pair of axes with its curves."""
     values = [y for points, _, _ in lines for _, y in points if math.isfinite(y)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+    least = max(1e-9, 1e-6 * abs(low), 1e-6 * abs(high))
+    step = _round_step(max(high - low, least) / 4)
+    low = step * math.floor(low / step + 1e-9)
+    high = max(step * math.ceil(high / step - 1e-9), low + step)
     width, bottom, x0 = max(1, epochs), _TOP + _HEIGHT, left + _LEFT
 
     def place(x: float, y: float) -> str:
@@ -150,12 +156,12 @@ def _panel(
     if title == "loss":
         text += f'<text x="{x0 + 60}" y="18" fill="{_BLUE}">training</text>'
         text += f'<text x="{x0 + 120}" y="18" fill="{_ORANGE}">test</text>'
-    for i in range(5):
-        value = low + (high - low) * i / 4
-        y = bottom - _HEIGHT * i / 4
+    for i in range(round((high - low) / step) + 1):
+        value = low + i * step
+        y = bottom - _HEIGHT * i * step / (high - low)
         text += f'<path d="M{x0} {y:.1f}h{_WIDTH}" stroke="#ddd"/>'
-        text += f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-    for epoch in sorted({round(width * i / 5) for i in range(6)}):
+        text += f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+    for epoch in range(0, width + 1, max(1, round(_round_step(width / 6)))):
         at = x0 + epoch / width * _WIDTH
         text += f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{epoch}</text>'
     text += f'<text x="{x0 + _WIDTH / 2}" y="{bottom + 34}" text-anchor="middle">epoch</text>'
@@ -170,3 +176,9 @@ def _panel(
             cx, cy = place(x, y).split(",")
             text += f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>'
     return text
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, 50 ... (and of their tenths and so on) that is not less."""
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next(n * unit for n in (1, 2, 5, 10) if n * unit >= least * (1 - 1e-9))

@@ -45,9 +45,15 @@ def config_of(
         "clip_global_norm": trainer.clip_global_norm,
         "accumulate": trainer.accumulate,
         "label_smoothing": float(label_smoothing),
+        "loss": _told(trainer.train_loss),
         "transform": None if trainer.transform is None else repr(trainer.transform),
         "sampler": None if sampler is None else repr(sampler),
     }
+
+
+def _told(loss: Any) -> str:
+    """A loss as text: its class, and its settings if it tells them."""
+    return type(loss).__name__ if type(loss).__str__ is object.__str__ else str(loss)
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
@@ -88,7 +94,8 @@ def restore(trainer: Trainer, path: Path) -> None:
             "a new training"
         )
     try:
-        saved = {"data_sum": trainer.config["data_sum"], **_ABSENT, **state["config"]}
+        untold = {name: trainer.config[name] for name in ("data_sum", "loss")}  # by version 0.1
+        saved = {**untold, **_ABSENT, **state["config"]}
         for name, value in trainer.config.items():
             if saved[name] != value:
                 raise ParameterError(

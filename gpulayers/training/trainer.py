@@ -68,8 +68,7 @@ class Trainer:
     seed : int
     out : path, optional
         Folder for ``model.safetensors`` (the last checkpoint), ``checkpoints/`` (those before it),
-        ``best.safetensors`` (highest validation accuracy) and ``log.csv``. None: nothing is
-        written.
+        ``best.safetensors`` (highest validation accuracy) and ``log.csv``. None writes nothing.
     device : "cpu", "gpu", "auto", or None for the current backend
     dtype : dtype, optional
         Of the parameters; None is the default dtype.
@@ -180,7 +179,7 @@ class Trainer:
         self.history = History()
         self.stopped: str | None = None
         self.saved: tuple[Path, int, int] | None = None  # last checkpoint: file, epochs, batches
-        self.examples = len(self.sampler)  # in an epoch
+        self.examples = settings.count("the sampler's length", len(self.sampler))  # in an epoch
         self.steps = -(-self.examples // self.batch_size)  # batches in an epoch
         self.config = config_of(self, normalize, label_smoothing, sampler)
         summed = getattr(self.train_loss, "reduction", "mean") == "sum"

@@ -271,7 +271,9 @@ def test_a_run_with_all_of_them_on_each_backend(digits, backend, tmp_path):
     options = {"epochs": 2, "seed": 2, "accumulate": 2}
     whole = run(conv(), small, callbacks=all_of_them(), **options)
     assert whole.network.home == backend.library
-    run(conv(), small, callbacks=all_of_them(), out=tmp_path, **{**options, "epochs": 1})
+    more = {"out": tmp_path, "checkpoint_batches": 2}
+    killed(conv(), small, 12, callbacks=all_of_them(), **more, **options)  # in the last batch
+    assert load_checkpoint(tmp_path / "model.safetensors").trainer["step"] == 2
     resumed = run(conv(), small, callbacks=all_of_them(), resume=tmp_path, **options)
     assert whole.history.step_losses == resumed.history.step_losses
     for name, array in whole.network.parameters.items():

@@ -16,6 +16,7 @@ from gpulayers.errors import (
     ParameterError,
 )
 from gpulayers.layers import Dropout, Flatten, FullyConnected
+from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from gpulayers.training import Trainer, evaluate, load, load_checkpoint, save
 from gpulayers.training.callbacks import WeightAverage
@@ -155,6 +156,7 @@ def test_training_in_another_thread(digits):
         ({"dtype": "float64"}, "dtype is 'float64'"),
         ({"accumulate": 2}, "accumulate is 2"),
         ({"label_smoothing": 0.1}, "label_smoothing is 0.1"),
+        ({"loss": SoftmaxCrossEntropy("sum")}, r"loss is 'SoftmaxCrossEntropy\(reduction=sum"),
         ({"callbacks": [WeightAverage()]}, "are WeightAverage, but the run in .* has none"),
     ],
 )
@@ -354,6 +356,7 @@ def test_a_run_that_was_stopped_after_its_last_step_only_finishes(digits, tmp_pa
         ({"accumulate": 0}, "accumulate must be a positive"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"progress": "kurve"}, "progress .*did you mean 'curve'"),
+        ({"sampler": []}, "the sampler's length must be a positive integer, got 0"),
     ],
 )
 def test_bad_settings(digits, options, words):

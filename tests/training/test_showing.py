@@ -132,6 +132,7 @@ class Notebook:
 
     def update(self, thing) -> None:
         self.pictures.append(thing._repr_html_())
+        self.text = repr(thing)
 
 
 @pytest.fixture
@@ -162,6 +163,7 @@ def test_a_notebook_gets_curves_that_grow(digits, notebook, capsys, monkeypatch)
     text = " ".join(roots[-1].itertext())
     assert f"test accuracy {trainer.history.last.val_accuracy:.2%}" in text
     assert "stopped after epoch 2: val_loss" in text
+    assert notebook.text.startswith("epoch 2/3: loss "), "where no pictures are shown"
     run(dense(), digits, epochs=1, progress=False)
 
 
