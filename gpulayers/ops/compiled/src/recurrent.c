@@ -123,14 +123,20 @@ typedef struct {
     i64 n, ch, n_t;
 } turn_t;
 
-/* to (columns, rows) = from (rows, columns) transposed. */
+/* to (columns, rows) = from (rows, columns) transposed. The rows that lie far apart, which get in
+ * each other's way in the cache, are gone along: a few of them at a time, from end to end. */
 static void transpose(const real *from, i64 ld_from, i64 rows, i64 columns, real *to, i64 ld_to) {
     i64 whole_rows = 0, whole_columns = 0;
 #ifdef HAVE_SHUFFLE
     whole_rows = rows / VW * VW, whole_columns = columns / VW * VW;
-    for (i64 i = 0; i < whole_rows; i += VW)
-        for (i64 j = 0; j < whole_columns; j += VW)
+    int along_from = ld_from > ld_to;
+    i64 outer = along_from ? whole_rows : whole_columns;
+    i64 inner = along_from ? whole_columns : whole_rows;
+    for (i64 far = 0; far < outer; far += VW)
+        for (i64 near = 0; near < inner; near += VW) {
+            i64 i = along_from ? far : near, j = along_from ? near : far;
             transpose_block(from + i * ld_from + j, ld_from, to + j * ld_to + i, ld_to);
+        }
 #endif
     for (i64 i = 0; i < rows; i++)
         for (i64 j = i < whole_rows ? whole_columns : 0; j < columns; j++)
