@@ -8,7 +8,7 @@ convolutions that follow each other need none between them, whatever elementwise
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -101,7 +101,7 @@ class Graph:
     # ---- where in the network
 
     @contextmanager
-    def inside(self, key: str, layer: Any) -> Iterator[None]:
+    def inside(self, key: str, layer: Any) -> Generator[None, None, None]:
         """Names and messages of what is added meanwhile say which part of the network it is."""
         what = f"layer {key}" if key.isdigit() else key
         self._path.append((key, f"{what} ({type(layer).__name__})"))

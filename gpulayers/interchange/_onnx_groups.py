@@ -44,11 +44,12 @@ def _converter(graph: Graph, layer: Any) -> tuple[Converter, Any]:
             if type(wrapper) is not Dropout:  # which is nothing in evaluation
                 raise graph.refuse(f"the wrapper {type(wrapper).__name__} is unknown")
         layer = layer._base_layer
-    converter = CONVERTERS.get(type(layer))
+    kind: type[Any] = layer.__class__
+    converter = CONVERTERS.get(kind)
     if converter is None:
-        why = next((why for kind, why in _NO_FORM.items() if isinstance(layer, kind)), None)
+        why = next((why for no_form, why in _NO_FORM.items() if isinstance(layer, no_form)), None)
         why = why or "is not one of gpulayers' own layers, so its formula is unknown"
-        raise graph.refuse(f"{type(layer).__name__} {why}")
+        raise graph.refuse(f"{kind.__name__} {why}")
     return converter, layer
 
 

@@ -129,7 +129,7 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     ]
     values = [_from_bytes(graph, network.pixels, inputs[0])] if uint8_input else inputs
     given = convert(graph, network, *values)
-    outputs: tuple[Value, ...] = given if isinstance(given, tuple) else (given,)
+    outputs: list[Value] = [given] if isinstance(given, Value) else list(given)
     named = [
         ("output" if len(outputs) == 1 else f"output_{i}", graph.given(value))
         for i, value in enumerate(outputs)

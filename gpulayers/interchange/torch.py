@@ -15,7 +15,7 @@ keeps its numbers in either library stands in `_torch_layers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -248,7 +248,7 @@ def _named(name: str, layer: Any) -> str:
 
 
 @contextmanager
-def _between(name: str, layer: Any, prefix: str) -> Iterator[None]:
+def _between(name: str, layer: Any, prefix: str) -> Generator[None, None, None]:
     """Say in errors which layer it was, and which module."""
     try:
         yield

@@ -35,7 +35,8 @@ def flops(layer: Any, inputs: list[Shape], output: Shape) -> int | None:
     inputs : list of shapes, batch included
     output : shape, batch included
     """
-    counted = _COUNTS.get(type(layer))
+    kind: type[Any] = layer.__class__
+    counted = _COUNTS.get(kind)
     return None if counted is None else counted(layer, inputs, output)
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpulayers.backend import Array
-from gpulayers.errors import ParameterError
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
 from gpulayers.models._watch import as_table, bare, example, forward, parts_of, undisturbed, watched
 from gpulayers.models.blocks import Residual
@@ -184,8 +184,7 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     pass (two products instead of one). What `network.compile` makes of the network needs less
     memory: it fuses layers and uses buffers again.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ParameterError(f"summarize: batch_size must be an integer >= 1, got {batch_size!r}")
+    batch_size = check.integer("summarize", "batch_size", batch_size)
     shape = tuple(input_shape)
     rows, parameter_bytes = _seen(network, shape, 1)
     if batch_size > 1:
@@ -217,10 +216,9 @@ class _Held:
 
     def add(self, value: Any) -> int:
         """Hold every array in `value`; return how many bytes are new."""
-        if isinstance(value, dict):
-            return sum(self.add(v) for v in value.values())
-        if isinstance(value, (list, tuple)):
-            return sum(self.add(v) for v in value)
+        inside: Any = value.values() if hasattr(value, "values") else value
+        if isinstance(value, (dict, list, tuple)):
+            return sum(self.add(v) for v in inside)
         if not hasattr(value, "strides") or not hasattr(value, "nbytes") or not value.nbytes:
             return 0
         start = value.data.ptr if hasattr(value.data, "ptr") else value.ctypes.data

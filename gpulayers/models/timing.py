@@ -13,7 +13,7 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
-from gpulayers.errors import ParameterError
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models._watch import as_table, bare, forward, undisturbed, watched
@@ -127,16 +127,15 @@ def profile(network: Any, X: Any, labels: Array | None = None, repeats: int = 10
     On a GPU each layer is waited for before and after, so the sum is more than the time of a step
     that is not watched. Layers run one by one: what `network.compile` fuses is not seen here.
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
-        raise ParameterError(f"profile: repeats must be an integer >= 1, got {repeats!r}")
-    inputs = list(X) if isinstance(X, (list, tuple)) else [X]
+    repeats = check.integer("profile", "repeats", repeats)
+    inputs: list[Array] = _listed(X)
     xp = backend.xp_of(*inputs)
     watch = _Watch(xp)
     twin = watched(network, watch, "forward", "backward")
     leaves = dict(twin.walk()) if isinstance(twin, LayerGroup) else {"": twin}
     steps: list[tuple[float, _Times]] = []
     with undisturbed():
-        for _ in range(_WARM_UP + int(repeats)):
+        for _ in range(_WARM_UP + repeats):
             watch.times = {}
             before = watch.now()
             loss_seconds = _step(twin, inputs, labels, watch)
@@ -153,7 +152,7 @@ def profile(network: Any, X: Any, labels: Array | None = None, repeats: int = 10
         )
         for name, shape in watch.shapes.items()
     ]
-    return Profile(len(inputs[0]), int(repeats), rows, seconds)
+    return Profile(len(inputs[0]), repeats, rows, seconds)
 
 
 class _Watch:
@@ -178,9 +177,19 @@ class _Watch:
         seconds = self.now() - before
         self.times[name, method] = self.times.get((name, method), 0.0) + seconds
         if method == "forward":
-            output = result[0] if isinstance(result, tuple) else result
+            output = _listed(result)[0]
             self.shapes.setdefault(name, getattr(output, "shape", ())[1:])
         return result
+
+
+def _listed(value: Any) -> list[Any]:
+    """One array, or several in a list or tuple, as a list."""
+    several: list[Any] = []
+    if isinstance(value, (list, tuple)):
+        several.extend(value)  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        several.append(value)
+    return several
 
 
 def _step(network: Any, inputs: list[Array], labels: Array | None, watch: _Watch) -> float:
@@ -188,8 +197,7 @@ def _step(network: Any, inputs: list[Array], labels: Array | None, watch: _Watch
     Y = forward(network, inputs, True)
     before = watch.now()
     if labels is None:
-        several = Y if isinstance(Y, tuple) else (Y,)
-        gradients = [backend.xp_of(y).ones_like(y) for y in several]
+        gradients = [backend.xp_of(y).ones_like(y) for y in _listed(Y)]
     else:
         loss = SoftmaxCrossEntropy()
         loss.forward(labels, Y)

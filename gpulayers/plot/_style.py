@@ -63,7 +63,8 @@ def picture(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
             import matplotlib
         except ImportError as error:
             raise ImportError(MISSING) from error
-        with matplotlib.rc_context(_SETTINGS):
+        library: Any = matplotlib
+        with library.rc_context(_SETTINGS):
             return draw(*args, **kwargs)
 
     return run

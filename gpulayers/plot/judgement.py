@@ -8,6 +8,7 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.layers import _arguments as check
 from gpulayers.plot._style import (
     INK,
     PICTURE,
@@ -132,8 +133,7 @@ def worst_mistakes(
     ImportError
         If matplotlib is not installed.
     """
-    if isinstance(most, bool) or not isinstance(most, (int, np.integer)) or most < 1:
-        raise ParameterError(f"worst_mistakes: most must be a positive integer, got {most!r}")
+    most = check.integer("worst_mistakes", "most", most)
     truth = backend.to_cpu(labels)
     if truth.shape != (len(images),):
         raise ShapeError(

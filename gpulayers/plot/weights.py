@@ -10,7 +10,10 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.errors import NotInitializedError, ParameterError, ShapeError, suggest
 from gpulayers.layers import Conv2D
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
+from gpulayers.models._watch import bare as unwrapped
+from gpulayers.models._watch import parts_of, watched
 from gpulayers.plot._style import (
     PICTURE,
     SEQUENTIAL,
@@ -53,7 +56,7 @@ def filters(layer: Any, most: int = 64) -> Figure:
     ImportError
         If matplotlib is not installed.
     """
-    _positive("filters: most", most)
+    most = check.integer("filters", "most", most)
     name, conv = _first_convolution(layer)
     if conv.parameters["W"] is None:
         raise NotInitializedError("filters: the layer has no kernels before its first input")
@@ -122,7 +125,7 @@ def feature_maps(network: Any, image: Any, layers: Any = None, most: int = 8) ->
     ImportError
         If matplotlib is not installed.
     """
-    _positive("feature_maps: most", most)
+    most = check.integer("feature_maps", "most", most)
     X = _one_image("feature_maps", network, image)
     outputs = _outputs(network, X)
     if layers is None:
@@ -171,9 +174,6 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _outputs(network: Any, X: Any) -> dict[str, tuple[str, np.ndarray]]:
     """Class and output (rows, cols, channels) of every layer that gives an image."""
-    from gpulayers.models._watch import bare as unwrapped
-    from gpulayers.models._watch import watched
-
     found: dict[str, tuple[str, np.ndarray]] = {}
 
     def listener(name: str, _: str, part: Any, call: Any, args: tuple[Any, ...]) -> Any:
@@ -189,8 +189,6 @@ def _outputs(network: Any, X: Any) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def _names(network: Any) -> list[str]:
-    from gpulayers.models._watch import parts_of
-
     return [name for name, _ in parts_of(network)]
 
 
@@ -290,8 +288,3 @@ def _one_image(what: str, network: Any, image: Any) -> Any:
         )
     X = backend.to_backend(image[None], network.home or backend.current_backend())
     return network.pixels(X, network.dtype) if X.dtype == np.uint8 else X
-
-
-def _positive(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ParameterError(f"{what} must be a positive integer, got {value!r}")

@@ -122,7 +122,7 @@ def test_filters_in_colour() -> None:
     assert np.abs(shown - 0.5).max() == pytest.approx(0.5)
     with pytest.raises(ParameterError, match="expected a Conv2D"):
         plot.filters(FullyConnected(2))
-    with pytest.raises(ParameterError, match="most must be a positive integer"):
+    with pytest.raises(ParameterError, match="most must be an integer >= 1"):
         plot.filters(conv, 0)
 
 
