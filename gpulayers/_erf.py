@@ -40,7 +40,7 @@ _LARGE = (  # y^2 (1 / sqrt(pi) - y exp(y^2) erfc(y)) in 1 / y^2, y >= 4
 
 
 def _ratio(x: Array, polynomials: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
-    values = []
+    values: list[Array] = []
     for coefficients in polynomials:
         value = coefficients[0] * x + coefficients[1]
         for c in coefficients[2:]:

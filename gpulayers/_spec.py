@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from gpulayers._types import is_mapping
 from gpulayers.errors import ParameterError, suggest
 
 _WORDS = {"true": True, "false": False, "none": None}
@@ -108,7 +109,7 @@ def build_from_dict(
         If there is no "id", its name is unknown, or the other entries do not fit the class.
     """
     values = given.get("hyperparameters", given)
-    if not isinstance(values, Mapping) or not isinstance(values.get("id"), str):
+    if not is_mapping(values) or not isinstance(values.get("id"), str):
         raise ParameterError(
             f"{owner}: a dict needs the entry 'hyperparameters' with the {kind}'s name as 'id', "
             f"got the keys {sorted(map(str, given))}"

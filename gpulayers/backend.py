@@ -330,7 +330,7 @@ def asarray(value: Any, dtype: Any = None) -> Array:
 
 def _gpu_lines(cupy: ModuleType) -> list[str]:
     runtime = cupy.cuda.runtime
-    lines = []
+    lines: list[str] = []
     for i in range(runtime.getDeviceCount()):
         props = runtime.getDeviceProperties(i)
         name = props["name"].decode() if isinstance(props["name"], bytes) else props["name"]

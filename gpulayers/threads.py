@@ -99,7 +99,7 @@ class use_threads:  # noqa: N801 - read as a verb, like contextlib.suppress
 def physical_cores() -> int:
     """Return the cores this process may use; two hardware threads of one core count once."""
     allowed = _allowed_cpus()
-    cores = set()
+    cores: set[str] = set()
     for cpu in allowed:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:

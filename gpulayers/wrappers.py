@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+from gpulayers._types import is_dict, is_list, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.layers import _arguments as check
@@ -281,7 +282,7 @@ class Dropout(WrapperBase):
         base = self._base_layer
         kept = None
         if retain_derived and self.trainable and self.p > 0:
-            if isinstance(X, (list, tuple)):
+            if is_sequence(X):
                 raise DTypeError(
                     f"Dropout: expected one input array, got {len(X)}; wrap the layers before "
                     f"this {type(base).__name__}"
@@ -317,7 +318,7 @@ class Dropout(WrapperBase):
         dLdX = self._wrapped.backward(dLdY, retain_grads, input_grad)
         if not input_grad:
             return dLdX
-        several = isinstance(dLdX, list)
+        several = is_list(dLdX)
         dLdXs = [
             grad if (kept := retained.saved.get(self._key)) is None else drop(grad, kept, self.p)
             for grad, retained in zip(dLdX if several else [dLdX], passes, strict=True)
@@ -370,7 +371,7 @@ def init_wrappers(layer: Any, wrappers_list: Sequence[dict[str, Any]]) -> Any:
 
 def _described(entry: Any) -> tuple[Any, dict[str, Any]]:
     """Name and settings of one entry of ``hyperparameters["wrappers"]``."""
-    if not isinstance(entry, dict) or "wrapper" not in entry:
+    if not is_dict(entry) or "wrapper" not in entry:
         raise ParameterError(
             f"a wrapper is described by a dict with the entry 'wrapper', got {entry!r}"
         )

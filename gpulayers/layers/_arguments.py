@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from gpulayers._types import is_sequence
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.ops.window import Window
 
@@ -55,7 +56,7 @@ def plain(value: Any) -> Any:
     """Return ints, strings and sequences of them as plain Python objects (tuples of ints)."""
     if hasattr(value, "tolist"):  # an array or a scalar of an array library
         value = value.tolist()
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return tuple(plain(v) for v in value)
     if isinstance(value, (bool, str)) or value is None:
         return value

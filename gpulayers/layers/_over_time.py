@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Any, Self
 
 from gpulayers import backend
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.layers import _arguments as check
@@ -133,7 +134,7 @@ class OverTime(Recurrent):
 
     def _check_state(self, what: str, given: Any, like: Array) -> tuple[Array, ...]:
         """One array (n_ex, n_out) for each state, on the backend and in the dtype of `like`."""
-        states = given if isinstance(given, (list, tuple)) else (given,)
+        states = given if is_sequence(given) else (given,)
         names = ", ".join(self._states)
         if len(states) != len(self._states):
             raise ShapeError(

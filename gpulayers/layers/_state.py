@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple, Self
 
 from gpulayers import backend
+from gpulayers._types import is_dict, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import ActivationInitializer, OptimizerInitializer
@@ -250,9 +251,9 @@ class LayerState:
 
 def _moved(value: Any, name: str) -> Any:
     """`value` with every array in it on the backend `name`."""
-    if isinstance(value, dict):
+    if is_dict(value):
         return {key: _moved(v, name) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return type(value)(_moved(v, name) for v in value)
     try:
         return backend.to_backend(value, name)

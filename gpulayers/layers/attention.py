@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpulayers._types import is_list
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.initializers import WeightInitializer
@@ -126,7 +127,7 @@ class DotProductAttention(LayerBase):
             As in `LayerBase.backward`.
         """
         grads = super().backward(dLdY, retain_grads, input_grad)
-        if input_grad and isinstance(grads, list):
+        if input_grad and is_list(grads):
             return tuple(list(column) for column in zip(*grads, strict=True))
         return grads if input_grad else None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpulayers import backend
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, FrozenLayerError, ShapeError
 from gpulayers.layers._state import LayerState, Retained, Saved
@@ -137,7 +138,7 @@ class LayerBase(LayerState, ABC):
         self, step: Callable[..., Backward], dLdY: Any, retain_grads: bool, input_grad: bool
     ) -> Any:
         params = retain_grads and self.trainable
-        dLdXs = []
+        dLdXs: list[Array | None] = []
         for dLdy, retained in zip(self._check_gradients(dLdY), self._retained, strict=True):
             dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
             if params:
@@ -281,7 +282,7 @@ class LayerBase(LayerState, ABC):
 
     def _check_gradients(self, dLdY: Any) -> list[Array]:
         """Return the gradients as a list that fits the retained inputs."""
-        grads = list(dLdY) if isinstance(dLdY, (list, tuple)) else [dLdY]
+        grads = list(dLdY) if is_sequence(dLdY) else [dLdY]
         count = len(self._retained)
         if count == 0:
             raise ShapeError(

@@ -233,7 +233,8 @@ class GroupNorm(LayerBase):
         examples and pixels.
         """
         X_hat, grouped = saved["X_hat"], self._grouped(dLdY.shape)
-        dX, grads = None, {}
+        dX: Array | None = None
+        grads: dict[str, Array] = {}
         if params:
             grads["scaler"] = conv.bias_grad(dLdY * X_hat)
             grads["intercept"] = conv.bias_grad(dLdY)

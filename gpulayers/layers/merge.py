@@ -7,6 +7,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.initializers import ActivationInitializer
@@ -84,7 +85,7 @@ class _Merge(LayerBase):
 
     def _check_input(self, X: Any) -> Any:
         """Return the inputs as a list of C-contiguous arrays that fit each other."""
-        if not isinstance(X, (list, tuple)):
+        if not is_sequence(X):
             raise DTypeError(
                 f"{self._name}: expected a list of input arrays, got {type(X).__name__}"
             )
@@ -217,7 +218,9 @@ class Multiply(_Merge):
 
     def _split(self, dZ: Array, Xs: list[Array]) -> list[Array]:
         """dX_i = dZ * (product of the inputs before i) * (product of those after i)."""
-        before = list(accumulate([dZ, *Xs[:-1]], mul))
-        after = list(accumulate(Xs[:0:-1], mul))[::-1]
-        dXs = [b * a for b, a in zip(before, after, strict=False)]  # the last has none after it
+        before: list[Array] = list(accumulate([dZ, *Xs[:-1]], mul))
+        after: list[Array] = list(accumulate(Xs[:0:-1], mul))[::-1]
+        dXs: list[Array] = [
+            b * a for b, a in zip(before, after, strict=False)
+        ]  # the last has none after it
         return [*dXs, before[-1] if dXs else dZ.copy()]

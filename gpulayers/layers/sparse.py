@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gpulayers import random
+from gpulayers._types import is_dict
 from gpulayers.backend import Array, xp_of
 from gpulayers.initializers import ActivationInitializer, WeightInitializer
 from gpulayers.layers import _arguments as check
@@ -148,7 +149,7 @@ class SparseEvolution(LayerBase):
         mask[...] = stays | new
         W[...] = xp.where(new, drawn.astype(W.dtype), W * stays.astype(W.dtype))
         state = self.optimizer.cache.get("W")
-        for held in state.values() if isinstance(state, dict) else [state]:
+        for held in state.values() if is_dict(state) else [state]:
             if getattr(held, "shape", None) == W.shape:
                 held *= stays.astype(held.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ParameterError
 from gpulayers.layers import _arguments as check
@@ -49,7 +50,7 @@ class Upsample2D(LayerBase):
 
     def _check_hyperparameters(self) -> None:
         factor = check.pair(check.plain(self.factor))
-        if not isinstance(factor, tuple) or len(factor) != 2:
+        if not is_sequence(factor) or len(factor) != 2:
             raise ParameterError(
                 f"{self._name}: factor must be an int or (rows, cols), got {self.factor!r}"
             )

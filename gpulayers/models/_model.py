@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 from gpulayers._progress import Display, make_display
+from gpulayers._types import is_dict
 from gpulayers.backend import Array, is_floating, xp_of
 from gpulayers.errors import DTypeError, NotInitializedError, ParameterError, ShapeError, suggest
 
@@ -91,7 +92,7 @@ class Model:
         if summary_dict.get("layer", name) != name:
             raise ParameterError(f"{name}: got the summary of {summary_dict['layer']!r}")
         parameters = summary_dict.get("parameters", {}).get("components")
-        if not isinstance(parameters, dict):
+        if not is_dict(parameters):
             raise ParameterError(f"{name}.set_params: expected the summary of a {name}")
         hyper = summary_dict.get("hyperparameters", {}).get("components", {})
         if not self._layers() and any(parameters.values()):

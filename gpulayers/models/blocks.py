@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from gpulayers._types import is_list, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import ShapeError
 from gpulayers.initializers import ActivationInitializer
@@ -115,10 +116,10 @@ class Residual(Composite):
             side = dLdY
         if not input_grad:
             return None
-        if isinstance(through, list):
-            side = side if isinstance(side, (list, tuple)) else [side]
+        if is_list(through):
+            side = side if is_sequence(side) else [side]
             return [a + b for a, b in zip(through, side, strict=True)]
-        if isinstance(side, (list, tuple)):
+        if is_sequence(side):
             side = side[0]
         return through + side
 

@@ -136,7 +136,7 @@ class BernoulliVAE(Model):
         return str(self._optimizer)
 
     def _new_encoder(self) -> Part:
-        options = {"init": self.init, "optimizer": self._optimizer}
+        options: dict[str, Any] = {"init": self.init, "optimizer": self._optimizer}
         return OrderedDict(
             Conv1=Conv2D(
                 self.enc_conv1_out_ch,
@@ -162,7 +162,7 @@ class BernoulliVAE(Model):
         )
 
     def _make_decoder(self, n_features: int) -> None:
-        options = {"init": self.init, "optimizer": self._optimizer}
+        options: dict[str, Any] = {"init": self.init, "optimizer": self._optimizer}
         self.decoder["FC1"] = FullyConnected(self.latent_dim, act_fn="ReLU", **options)
         self.decoder["FC2"] = FullyConnected(n_features, act_fn="Sigmoid", **options)
 
@@ -329,7 +329,7 @@ class BernoulliVAE(Model):
                 f"BernoulliVAE.fit: pixels must be in [0, 1], got {low:g}..{high:g}"
             )
         callbacks = called("BernoulliVAE.fit", callbacks)
-        losses = []
+        losses: list[float] = []
         steps = -(-X_train.shape[0] // _spec.integer("BernoulliVAE.fit", "batchsize", batchsize, 1))
         with shown(verbose) as display:
             display.start(n_epochs * steps)

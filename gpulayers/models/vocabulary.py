@@ -153,7 +153,7 @@ class Vocabulary:
         """
         if not self.words:
             raise NotInitializedError("Vocabulary: call fit first")
-        ids = []
+        ids: list[int] = []
         for word in words:
             if word not in self._ids:
                 raise ParameterError(

@@ -155,7 +155,8 @@ class Word2Vec(Model):
         return self
 
     def _make_parts(self) -> None:
-        n, options = self.vocab_size, {"init": self.init, "optimizer": self._optimizer}
+        n = self.vocab_size
+        options: dict[str, Any] = {"init": self.init, "optimizer": self._optimizer}
         pool = "mean"
         self.embedding = OrderedDict(Embedding=Embedding(self.embedding_dim, n, pool, **options))
         if self.num_negative_samples:

@@ -84,7 +84,7 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
 
     def _make_layers(self, n_features: int) -> None:
         def chain(n_out: int) -> Part:
-            options = {"init": self.init, "optimizer": self._optimizer}
+            options: dict[str, Any] = {"init": self.init, "optimizer": self._optimizer}
             widths = {f"FC{i}": (self.g_hidden, "ReLU") for i in (1, 2, 3)}
             widths["FC4"] = (n_out, "Identity")
             return OrderedDict(

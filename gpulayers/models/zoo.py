@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers._types import is_sequence
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.layers import (
     BatchNorm2D,
@@ -220,7 +221,7 @@ def _check(model: str, classes: Any, input_shape: Any) -> None:
     if not _is_count(classes) or classes < 1:
         raise ParameterError(f"{model}: classes must be a positive integer, got {classes!r}")
     if (
-        not isinstance(input_shape, (tuple, list))
+        not is_sequence(input_shape)
         or not input_shape
         or not all(_is_count(n) and n > 0 for n in input_shape)
     ):

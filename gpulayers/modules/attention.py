@@ -87,7 +87,7 @@ class MultiHeadedAttentionModule(ModuleBase):
 
     def _check(self, X: tuple[Any, Any, Any]) -> None:
         """Raise unless Q, K and V fit each other and the module."""
-        homes = []
+        homes: list[str] = []
         for name, x in zip("QKV", X, strict=True):
             try:
                 homes.append(backend_of(x))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 from gpulayers import backend
+from gpulayers._types import is_dict, is_list, is_sequence
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import (
     FrozenLayerError,
@@ -189,8 +190,8 @@ class ModuleBase(LayerGroup):
 
     def _assign(self, summary_dict: dict[str, Any]) -> None:
         values = dict(summary_dict)
-        arrays = values.pop("parameters", None) or {}
-        settings = {**values, **(values.pop("hyperparameters", None) or {})}
+        arrays: dict[str, Any] = values.pop("parameters", None) or {}
+        settings: dict[str, Any] = {**values, **(values.pop("hyperparameters", None) or {})}
         settings.pop("hyperparameters", None)
         kind = settings.pop("layer", self._name)
         if kind != self._name:
@@ -232,7 +233,7 @@ class ModuleBase(LayerGroup):
     # ---- running the components
 
     @contextmanager
-    def _named(self, what: str = "") -> Iterator[None]:
+    def _named(self, what: str = "") -> Generator[None]:
         """Say in errors which module, and which of its components, it was."""
         try:
             yield
@@ -258,7 +259,7 @@ class ModuleBase(LayerGroup):
 
     def _gradients(self, dLdY: Any, output: str) -> list[Array]:
         """Return the gradients as a list that fits the outputs retained under a name."""
-        grads = list(dLdY) if isinstance(dLdY, (list, tuple)) else [dLdY]
+        grads = list(dLdY) if is_sequence(dLdY) else [dLdY]
         count = len(self._kept)
         if count == 0:
             raise ShapeError(
@@ -298,13 +299,13 @@ def _own_state(settings: dict[str, Any], arrays: dict[str, Any]) -> dict[str, An
     """
     settings = dict(settings)
     optimizer = settings.get("optimizer")
-    if isinstance(optimizer, dict) and optimizer.get("cache"):
+    if is_dict(optimizer) and optimizer.get("cache"):
         cache = {
             name: state
             for name, state in optimizer["cache"].items()
             if all(
                 getattr(array, "shape", None) in (None, (), getattr(arrays.get(name), "shape", ()))
-                for array in (state.values() if isinstance(state, dict) else [state])
+                for array in (state.values() if is_dict(state) else [state])
             )
         }
         settings["optimizer"] = {**optimizer, "cache": cache}
@@ -313,7 +314,7 @@ def _own_state(settings: dict[str, Any], arrays: dict[str, Any]) -> dict[str, An
 
 def _plain(value: Any) -> Any:
     """A setting in a form that compares: activations as strings, lists as tuples."""
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return tuple(_plain(v) for v in value)
     return value if isinstance(value, (int, float, str)) or value is None else str(value)
 
@@ -321,7 +322,7 @@ def _plain(value: Any) -> Any:
 def _mark(layer: Any) -> tuple[LayerBase, int, int, dict[str, int]]:
     """How much a layer, wrapped or not, retains."""
     layer = getattr(layer, "_base_layer", layer)
-    lengths = {n: len(v) for n, v in layer.derived_variables.items() if isinstance(v, list)}
+    lengths = {n: len(v) for n, v in layer.derived_variables.items() if is_list(v)}
     return layer, len(layer.X), len(layer._retained), lengths
 
 

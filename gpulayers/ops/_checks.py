@@ -39,7 +39,7 @@ def same_float(op: str, **arrays: Array | None) -> list[Array]:
     """
     xp = one_library(op, *arrays.values())
     dtype, first = None, ""
-    result = []
+    result: list[Array | None] = []
     for name, given in arrays.items():
         if given is None:
             result.append(None)

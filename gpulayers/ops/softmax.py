@@ -6,6 +6,8 @@ Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 6.2.2.3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gpulayers.backend import Array, backend_of, xp_of
 from gpulayers.errors import DTypeError, ParameterError, ShapeError
 from gpulayers.ops import _checks as check
@@ -127,18 +129,26 @@ def _axis(name: str, Z: Array, axis: int) -> int:
     return axis % Z.ndim
 
 
-def _as_rows(name: str, Z: Array, axis: int):
+def _as_rows(name: str, Z: Array, axis: int) -> tuple[Array, Callable[[Array], Array]]:
     """`Z` as contiguous rows along `axis`, and the way back."""
     (contiguous,) = check.same_float(name, Z=Z)
     if axis == Z.ndim - 1:
         width = Z.shape[-1]
         count = Z.size // width if width else 0
-        return contiguous.reshape(count, width), lambda rows: rows.reshape(Z.shape)
+
+        def reshaped(rows: Array) -> Array:
+            return rows.reshape(Z.shape)
+
+        return contiguous.reshape(count, width), reshaped
     xp = xp_of(Z)
     moved = xp.ascontiguousarray(xp.moveaxis(contiguous, axis, -1))
     shape = moved.shape
     rows = moved.reshape(moved.size // shape[-1] if shape[-1] else 0, shape[-1])
-    return rows, lambda r: xp.ascontiguousarray(xp.moveaxis(r.reshape(shape), -1, axis))
+
+    def moved_back(rows: Array) -> Array:
+        return xp.ascontiguousarray(xp.moveaxis(rows.reshape(shape), -1, axis))
+
+    return rows, moved_back
 
 
 def _check_labels(name: str, what: str, scores: Array, labels: Array) -> None:

@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+from gpulayers._types import is_sequence
 from gpulayers.errors import ParameterError, ShapeError
 
 
@@ -23,7 +24,7 @@ def _integer(value: Any, what: str, name: str, minimum: int) -> int:
 
 def _pair(value: Any, what: str, name: str, minimum: int) -> tuple[int, int]:
     """An int for both axes, or (rows, cols)."""
-    if isinstance(value, (tuple, list)):
+    if is_sequence(value):
         if len(value) != 2:
             raise ParameterError(f"{name}: {what} must be an int or (rows, cols), got {value!r}")
         return _integer(value[0], what, name, minimum), _integer(value[1], what, name, minimum)
@@ -103,9 +104,9 @@ class Window:
                 raise ParameterError(f"{name}: pad='same' needs the input size")
             top, bottom = _same_pad(in_size[0], (fr - 1) * dr + 1, sr)
             left, right = _same_pad(in_size[1], (fc - 1) * dc + 1, sc)
-        elif isinstance(pad, (tuple, list)) and len(pad) == 4:
+        elif is_sequence(pad) and len(pad) == 4:
             top, bottom, left, right = (_integer(p, "pad", name, 0) for p in pad)
-        elif isinstance(pad, (tuple, list)) and len(pad) != 2:
+        elif is_sequence(pad) and len(pad) != 2:
             raise ParameterError(
                 f"{name}: pad must be an int, a tuple of 2 or 4 ints or 'same', got {pad!r}"
             )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from gpulayers import _spec
+from gpulayers._types import is_dict, is_mapping
 from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
 from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
 from gpulayers.ops import update as checked_rules
@@ -247,7 +248,7 @@ class BuiltIn(OptimizerBase):
         and its gradient; `kernels` is the implementation for them. What it takes no short way for
         goes to `update_`."""
         entry: Any = self.cache.get(param_name)
-        states = [entry[key] for key in self._state_names] if isinstance(entry, dict) else [entry]
+        states = [entry[key] for key in self._state_names] if is_dict(entry) else [entry]
         dtype, shape, fits = param.dtype, param.shape, True
         for array in (param, grad, *states):
             if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
@@ -345,6 +346,6 @@ class BuiltIn(OptimizerBase):
 
 def _copied(entry: Any) -> Any:
     """A cache entry (an array, or a dict of arrays and numbers) with its arrays copied."""
-    if isinstance(entry, Mapping):
+    if is_mapping(entry):
         return {key: _copied(value) for key, value in entry.items()}
     return entry.copy() if hasattr(entry, "copy") else entry
