@@ -1,8 +1,9 @@
-/* Max and average pooling, backward. Every pixel gathers from the windows that see it, in the order
- * of their taps, so nothing is added to memory and threads share no pixel. */
+/* Max and average pooling, backward. A pixel's gradients come from the windows that see it, in the
+ * order of their taps, and threads share no pixel. */
 #include "pool.h"
 #include "recorded.h"
 
+#define IMAGE_BYTES (256 << 10) /* half the second-level cache */
 #define MOST_VIEWS 256 /* of one pixel; the caller sees to it */
 
 /* A window that sees a row (or column) of the image: its number, and with which tap. */
@@ -183,6 +184,67 @@ static void spread_task(void *arguments, i64 begin, i64 end, int share) {
         spread_rows(job, begin, end, 1, 1);
 }
 
+/* ------------------------------------------------------------------- overlapping windows, max */
+
+/* VW channels of an output, added to the pixel of its window that won. */
+INLINE void add_vector(const job_t *job, i64 at, real *first, i64 i0, i64 i1, i64 j0, i64 j1,
+                       int relu) {
+    const window_t *w = job->w;
+    vec g = incoming(job, at, relu);
+    mask winner = load_winners(job->winners + at);
+    for (i64 i = i0; i < i1; i++)
+        for (i64 j = j0; j < j1; j++) {
+            real *to = first + (i * w->dr * w->cols + j * w->dc) * w->ch;
+            mask won = winner == splat_bits((bits)(i * w->fc + j));
+            store(to, load(to) + (vec)(won & (mask)g));
+        }
+}
+
+/* Images [begin, end). The last window first: a pixel's gradients are added in the order of its
+ * taps, as above. */
+INLINE void add_images(const job_t *job, i64 fr, i64 fc, i64 begin, i64 end, int relu) {
+    const window_t *w = job->w;
+    i64 size = w->rows * w->cols * w->ch, outputs = w->out_rows * w->out_cols * w->ch;
+    for (i64 n = begin; n < end; n++) {
+        real *image = job->dx + n * size;
+        memset(image, 0, size * sizeof(real));
+        for (i64 r = w->out_rows - 1; r >= 0; r--) {
+            i64 y = r * w->sr - w->top, i0, i1;
+            taps_inside(y, w->dr, w->fr, w->rows, &i0, &i1);
+            for (i64 c = w->out_cols - 1; c >= 0; c--) {
+                i64 x = c * w->sc - w->left, j0, j1;
+                taps_inside(x, w->dc, w->fc, w->cols, &j0, &j1);
+                i64 at = n * outputs + (r * w->out_cols + c) * w->ch;
+                for (i64 k = 0; k < w->ch; k += VW) {
+                    real *first = image + (y * w->cols + x) * w->ch + k;
+                    if (fr && i1 - i0 == fr && j1 - j0 == fc)
+                        add_vector(job, at + k, first, 0, fr, 0, fc, relu);
+                    else
+                        add_vector(job, at + k, first, i0, i1, j0, j1, relu);
+                }
+            }
+        }
+    }
+}
+
+static void add_task(void *arguments, i64 begin, i64 end, int share) {
+    const job_t *job = arguments;
+    int three = job->w->fr == 3 && job->w->fc == 3;
+    (void)share;
+    if (job->y)
+        three ? add_images(job, 3, 3, begin, end, 1) : add_images(job, 0, 0, begin, end, 1);
+    else
+        three ? add_images(job, 3, 3, begin, end, 0) : add_images(job, 0, 0, begin, end, 0);
+}
+
+/* Whether every thread has images of its own, in whole vectors, and an image stays in the cache;
+ * then each winner is read once, not by each pixel that its window sees. */
+static int adds(const job_t *job) {
+    const window_t *w = job->w;
+    return job->winners && w->ch % VW == 0 && w->n >= gl_shares(INT64_MAX, 1) &&
+           w->rows * w->cols * w->ch * (i64)sizeof(real) <= IMAGE_BYTES;
+}
+
 /* ------------------------------------------------------------------------------- entry points */
 
 static int pool_backward(job_t *job) {
@@ -193,6 +255,10 @@ static int pool_backward(job_t *job) {
     if (w->fr == 2 && w->fc == 2 && w->sr == 2 && w->sc == 2 && w->dr == 1 && w->dc == 1 &&
         w->top == 0 && w->left == 0 && w->out_rows == w->rows / 2 && w->out_cols == w->cols / 2) {
         gl_parallel(w->n * w->out_rows, 1 + 32768 / max_i64(1, 2 * row), spread_task, job);
+        return 0;
+    }
+    if (adds(job)) {
+        gl_parallel(w->n, 1 + 32768 / max_i64(1, w->rows * row), add_task, job);
         return 0;
     }
     /* every window has at most fc views */
