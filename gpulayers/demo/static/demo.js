@@ -125,7 +125,7 @@ function showLayer(i, layer, blank, c) {
   for (const [k, canvas] of [...item.querySelectorAll("canvas")].entries()) {
     const from = k * rows * cols;
     const size = rows * cols;
-    paint(canvas, size, (j) => mix(c.low, c.high, blank ? 0 : levels[from + j] / 255));
+    paint(canvas, size, (j) => mix(c.low, c.high, blank ? 0 : (levels[from + j] / 255) ** 0.75));
   }
 }
 
