@@ -71,7 +71,8 @@ class CompiledNetwork:
 
     In pure NumPy a large batch is cut into one part for each thread, if every layer treats its
     examples one by one; their gradients are added up in a fixed order, so results depend on the
-    number of threads alone. The compiled kernels use their threads within each operation.
+    number of threads alone. A small batch leaves the threads to BLAS, within each product. The
+    compiled kernels use their threads within each operation.
 
     Attributes
     ----------

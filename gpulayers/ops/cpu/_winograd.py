@@ -111,7 +111,7 @@ class _Input:
         self.steps = workspace.empty((g.count, 4 * g.tiles, N), dtype)
         self.half = workspace.empty((g.count, g.tiles, 2, N), dtype)
         self.result = workspace.empty((6, g.sequence(ch)), dtype)
-        self.seen: list[Array] = []  # the matrices (6, thirds, 3 ch) of every third position
+        self.seen: Array  # (3, 6, thirds, 3 ch): the matrices of every third position
         self._count = -1
 
     def _arrange(self, g: _Geometry) -> None:
@@ -133,21 +133,22 @@ class _Input:
         self.u1, self.u2 = steps[:, :, 1], steps[:, :, 2]
         self.v = self.half[: g.count]
         self.v0, self.v1 = self.v[:, :, 0], self.v[:, :, 1]
+        # The third row, -4 (d1 + d2) + d3 + d4, holds every pixel that is not in the first or last
+        # row of its column; where those are padding, it tells whether all are finite.
+        self.sees_all = g.top > 0 and g.top + g.rows < g.padded_rows
         used = g.positions * ch
+        self.witness = self.result[2, :used]
         self.result[:, used : g.sequence(ch)] = 0
         T = self.result[:, :used].reshape(6, g.count, g.tiles, N)
         self.T, self.T05 = T, T[:2].transpose(1, 2, 0, 3)
         by_point = self.result.strides[0]
-        self.seen = [
-            as_strided(
-                self.result[:, r * ch :],
-                (6, g.thirds, 3 * ch),
-                (by_point, 3 * ch * by_number, by_number),
-            )
-            for r in range(3)
-        ]
+        self.seen = as_strided(
+            self.result,
+            (3, 6, g.thirds, 3 * ch),
+            (ch * by_number, by_point, 3 * ch * by_number, by_number),
+        )
 
-    def __call__(self, images: Array, g: _Geometry) -> list[Array]:
+    def __call__(self, images: Array, g: _Geometry) -> Array:
         if self._count != g.count:
             self._arrange(g)
         T, v = self.T, self.v
@@ -177,7 +178,7 @@ class _Output:
     def _arrange(self, g: _Geometry) -> None:
         self._count, ch = g.count, self.ch
         third = self.products[:, : 3 * g.thirds].reshape(6, g.thirds, 3, ch)
-        self.thirds = [third[:, :, r] for r in range(3)]
+        self.thirds = third.transpose(2, 0, 1, 3)
         by_point, by_position, by_number = self.products.strides
         row = g.width * by_position
         self.M = as_strided(
@@ -189,12 +190,11 @@ class _Output:
         self.s = scratch.reshape(4, g.count, g.tiles, g.out_cols * ch)
 
     def __call__(
-        self, seen: list[Array], weights: Array, bias: Array | None, Y: Array, g: _Geometry
+        self, seen: Array, weights: Array, bias: Array | None, Y: Array, g: _Geometry
     ) -> None:
         if self._count != g.count:
             self._arrange(g)
-        for matrix, out in zip(seen, self.thirds, strict=True):
-            np.matmul(matrix, weights, out=out)
+        np.matmul(seen, weights, out=self.thirds)
         M, (plus, minus, plus2, minus2) = self.M, self.s
         np.add(M[2], M[3], out=plus)
         np.subtract(M[2], M[3], out=minus)
@@ -303,7 +303,6 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     bias = None if b is None else repeated(b, full.out_cols)
     buffers = [(_Input(full, ch), _Output(full, out_ch)) for _ in parts]
     finite = [True] * len(parts)
-    few_outputs = Z.size < X.size  # what is not finite in X is left in Z, too: check the smaller
 
     def work(i: int, part: slice) -> None:
         to_tiles, from_tiles = buffers[i]
@@ -311,7 +310,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             count = block.stop - block.start
             g = full if count == step else _Geometry(count, window, rows, cols)
             from_tiles(to_tiles(X[block], g), weights, bias, Z[block], g)
-            if not all_finite(Z[block] if few_outputs else X[block]):
+            if not all_finite(to_tiles.witness if to_tiles.sees_all else X[block]):
                 finite[i] = False
                 return
             if rectify:

@@ -179,6 +179,17 @@ def test_what_is_not_finite_stays_where_it_belongs(
         assert np.abs(actual[near] - expected[near]).max(initial=0.0) < 2 * bound * largest
 
 
+@pytest.mark.parametrize("row", [0, 9])
+def test_what_is_not_finite_at_the_rim_of_images_without_padding(row: int, bound: float) -> None:
+    X, W = normal((2, 10, 10, 24), 1).copy(), normal((3, 3, 24, 24), 2)
+    X[1, row, 4, 3] = np.inf
+    with np.errstate(invalid="ignore"):
+        actual = CPU.conv2d_forward(X, W, None, Window((3, 3)))
+        expected = REFERENCE.conv2d_forward(X, W, None, Window((3, 3)))
+    np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+    assert 0 < np.count_nonzero(~np.isfinite(expected)) <= 3 * 24
+
+
 COLUMNS = {
     "band": ((11, 12, 14, 1), (5, 5), 6, Window((5, 5), pad=(2, 2, 2, 2))),
     "band of 2": ((5, 9, 9, 3), (3, 3), 5, Window((3, 3), pad=(1, 0, 2, 1))),
