@@ -88,6 +88,7 @@ class Summary:
     batch_size : int
         FLOPs and bytes are those of so many examples.
     rows : list of Row
+        In the order in which data runs through them; a group stands before its layers.
     parameters, flops, forward_bytes, backward_bytes : sums
         `flops` leaves out the layers where it is None.
     parameter_bytes : int
@@ -241,8 +242,10 @@ def _seen(network: Any, shape: tuple[Any, ...], n: int) -> tuple[list[Row], int]
     """The rows of one training pass of n examples, and the bytes of all parameters."""
     held = _Held()
     rows: dict[str, Row] = {}
+    called: dict[str, None] = {}  # groups before their layers, as data runs through them
 
     def listener(name: str, _: str, part: Any, call: Any, args: tuple[Any, ...]) -> Any:
+        called.setdefault(name)
         Y = call()
         inputs = _arrays_in(args)
         layer, output = bare(part), _arrays_in((Y,))
@@ -272,10 +275,10 @@ def _seen(network: Any, shape: tuple[Any, ...], n: int) -> tuple[list[Row], int]
         inputs = example(network, shape, n)
         held.add(inputs)
         forward(twin, inputs, True)
-    order = [name for name, part in [("", twin), *parts_of(twin)] if _has_row(part)]
+    parts = {"": twin, **dict(parts_of(twin))}
     leaves = [part for _, part in twin.walk()] if isinstance(twin, LayerGroup) else [twin]
     total = sum(_nbytes(_parameters(bare(leaf))) for leaf in leaves)
-    return [rows[name] for name in order if name in rows], total
+    return [rows[name] for name in called if _has_row(parts[name])], total
 
 
 def _has_row(part: Any) -> bool:

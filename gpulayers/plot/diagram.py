@@ -10,6 +10,7 @@ from gpulayers.models import Residual
 from gpulayers.models._watch import bare as unwrapped
 from gpulayers.models._watch import parts_of
 from gpulayers.models.summary import Row, summarize
+from gpulayers.modules.base import ModuleBase
 from gpulayers.plot._style import (
     BLUE,
     GREEN,
@@ -53,7 +54,8 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
     -------
     matplotlib.figure.Figure
         A box a layer, the layers of a block set in from it, the way around a residual block as a
-        line at its side; behind each box the shape of its output and the number of its parameters.
+        line at its side; the layers of a module, which may stand side by side, have no arrows.
+        Behind each box the shape of its output and the number of its parameters.
 
     Raises
     ------
@@ -79,18 +81,31 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
     axes.text(columns[0], 0, _shape(summary.input_shape), fontsize=9, va="center")
     for k, row in enumerate(rows, 1):
         y, x = -_STEP * k, _INDENT * _depth(row)
-        _arrow(axes, x + 0.35, y)
+        if _follows(row.name, layers):
+            _arrow(axes, x + 0.35, y)
         _box(axes, x, y, _words(row, layers[row.name]), _colour(row.layer), row.is_group)
         axes.text(columns[0], y, _shape(row.output), fontsize=9, va="center")
         if row.parameters:
             text = f"{row.parameters:,}"
             axes.text(columns[1], y, text, fontsize=9, va="center", ha="right")
-        if isinstance(unwrapped(layers[row.name]), Residual):
+        block = unwrapped(layers[row.name])
+        if isinstance(block, Residual) and block.shortcut is None:
             inside = sum(other.name.startswith(f"{row.name}.") for other in rows)
             _way_around(axes, x + _INDENT / 2, y, inside)
     name = title or getattr(network, "name", type(unwrapped(network)).__name__)
     axes.set_title(f"{name}: {summary.parameters:,} parameters", loc="left")
     return figure
+
+
+def _follows(name: str, layers: dict[str, Any]) -> bool:
+    """Whether a row gets what the row above it gives: not inside modules, whose layers may stand
+    side by side, nor at the beginning of a shortcut."""
+    if not name:
+        return True
+    parent, _, key = name.rpartition(".")
+    if isinstance(layers[parent], ModuleBase):
+        return False
+    return not (parent.endswith("shortcut") and key == "0")
 
 
 def _depth(row: Row) -> int:

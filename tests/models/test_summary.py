@@ -91,8 +91,8 @@ def test_layers_of_ones_own_and_single_layers() -> None:
     (row,) = gpulayers.summarize(layers.LSTM(4), (3, 5)).rows
     assert row.flops == 5 * 4 * (2 * 4 * (3 + 4) + 9) and row.output == (4, 5)
     heads = gpulayers.summarize(modules.MultiHeadedAttentionModule(2), [(5, 6), (4, 6), (4, 6)])
-    assert [r.name for r in heads.rows] == ["", "attention", "Q", "K", "V", "O"]
-    assert heads.rows[1].flops == 2 * 5 * 4 * (2 * 3 + 5 + 1 + 2 * 3)
+    assert [r.name for r in heads.rows] == ["", "Q", "K", "V", "attention", "O"]
+    assert heads.rows[4].flops == 2 * 5 * 4 * (2 * 3 + 5 + 1 + 2 * 3)
     assert gpulayers.summarize(layers.Add(), [(3,), (3,)]).rows[0].flops == 3
     words = gpulayers.summarize(Sequential([layers.Embedding(4, 9), Flatten()]), (6,))
     assert words.rows[0].parameters == 36 and words.rows[0].backward_bytes == 4 * 36

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers import layers, losses, models, plot
+from gpulayers import layers, losses, models, modules, plot
 from gpulayers.errors import DataError, NotInitializedError, ParameterError, ShapeError
 from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected
 from gpulayers.models import Residual, Sequential
@@ -261,6 +261,27 @@ def test_network_diagram(network: Sequential) -> None:
     assert "Pool2D  max, 2 x 3, stride 1 x 2" in pool
 
 
+def test_arrows_are_where_data_runs() -> None:
+    """Not between the layers of a module, not from a body to its shortcut; rows in the order of
+    the calls."""
+    net = Sequential(
+        [
+            modules.SkipConnectionConvModule(3, 4, 3, 3, 1, 1, 1),
+            Residual([Conv2D(4, 1)], [Conv2D(4, 1)]),
+            Residual([Conv2D(4, 1)]),
+        ]
+    )
+    figure = plot.network_diagram(net, (7, 6, 1))
+    words = [t.get_text() for t in figure.axes[0].texts]
+    inside = [w.split()[0] for w in words if w.startswith("0.")]
+    paths = "conv1 batchnorm1 conv2 batchnorm2 conv_skip batchnorm_skip add3"
+    assert inside == [f"0.{part}" for part in paths.split()]
+    arrows = [t for t in figure.axes[0].texts if getattr(t, "arrow_patch", None)]
+    lines = [t for t in arrows if t.arrow_patch.get_linewidth() == 1.5]
+    assert len(lines) == 1 and words.count("+") == 1  # around the second block only
+    assert len(arrows) - len(lines) == 5  # to the module, both blocks, both bodies
+
+
 def test_boxes_do_not_overlap(network: Sequential) -> None:
     from matplotlib.patches import FancyBboxPatch
 
@@ -323,10 +344,10 @@ def test_on_the_stand_in(emulated: Any) -> None:
     X = emulated.asarray(images(6))
     net.forward(X, False)
     labels = emulated.asarray(np.arange(6) % 4)
-    png(plot.filters(net))
-    png(plot.feature_maps(net, X[0]))
-    png(plot.saliency(net, X[1]))
-    png(plot.worst_mistakes(net, X, labels, most=2))
+    plot.filters(net)
+    plot.feature_maps(net, X[0])
+    plot.saliency(net, X[1])
+    plot.worst_mistakes(net, X, labels, most=2)
 
 
 def test_the_users_settings_stay(history: History) -> None:
