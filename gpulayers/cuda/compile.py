@@ -36,10 +36,12 @@ def load_source(file: str) -> str:
     return _INCLUDE.sub(inline, text)
 
 
-_kernels: dict[tuple[int, str, str, str], Callable[..., None]] = {}
+_kernels: dict[tuple[int, str, str, str, str], Callable[..., None]] = {}
 
 
-def get_kernel(name: str, dtype: str, index: str = "int32") -> Callable[..., None]:
+def get_kernel(
+    name: str, dtype: str, index: str = "int32", constants: str = ""
+) -> Callable[..., None]:
     """Return the compiled kernel for the current device; the first call compiles.
 
     Parameters
@@ -50,6 +52,9 @@ def get_kernel(name: str, dtype: str, index: str = "int32") -> Callable[..., Non
         Name of the storage dtype.
     index : str
         ``"int32"`` or ``"int64"``.
+    constants : str
+        ``"rows=28,cols=28"``: parameters that always have these values, whatever is passed, so
+        that the compiler works with them (for sources with ``SPECIALISE``).
 
     Raises
     ------
@@ -58,14 +63,14 @@ def get_kernel(name: str, dtype: str, index: str = "int32") -> Callable[..., Non
     """
     import cupy
 
-    key = (cupy.cuda.Device().id, name, dtype, index)
+    key = (cupy.cuda.Device().id, name, dtype, index, constants)
     kernel = _kernels.get(key)
     if kernel is None:
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
         module = cupy.RawModule(
             code=load_source(spec.file),
-            options=table.options(dtype),
+            options=(*table.options(dtype), *([f"-DSPECIALISE={constants}"] if constants else [])),
             name_expressions=[expression],
         )
         try:
@@ -78,7 +83,14 @@ def get_kernel(name: str, dtype: str, index: str = "int32") -> Callable[..., Non
     return kernel
 
 
-def launch(name: str, dtype: Any, grid: tuple[int, ...], args: Sequence[Any], index: str) -> None:
+def launch(
+    name: str,
+    dtype: Any,
+    grid: tuple[int, ...],
+    args: Sequence[Any],
+    index: str,
+    constants: str = "",
+) -> None:
     """Launch a kernel on the current stream.
 
     Parameters
@@ -93,6 +105,8 @@ def launch(name: str, dtype: Any, grid: tuple[int, ...], args: Sequence[Any], in
         Arrays and numbers in the kernel's order; numbers are converted to its parameter types.
     index : str
         ``"int32"`` or ``"int64"``.
+    constants : str
+        See `get_kernel`.
 
     Raises
     ------
@@ -109,7 +123,8 @@ def launch(name: str, dtype: Any, grid: tuple[int, ...], args: Sequence[Any], in
                 f"kernel {name}: expected C-contiguous CuPy arrays, got {_what(arg)}"
             )
     packed = spec.pack(dtype.name, index, args)
-    get_kernel(name, dtype.name, index)(grid, (spec.block,), packed, shared_mem=spec.shared)
+    kernel = get_kernel(name, dtype.name, index, constants)
+    kernel(grid, (spec.block,), packed, shared_mem=spec.shared)
 
 
 def _what(arg: Any) -> str:

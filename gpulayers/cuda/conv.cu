@@ -1,8 +1,8 @@
 // Convolution of NHWC images without a matrix of windows: its numbers are read from the image when a product wants
 // them ("implicit GEMM"; Chetlur et al., "cuDNN: Efficient primitives for deep learning", 2014, section 3).
 //
-// A plan compiles these kernels for one shape: -DSPECIALISE="rows = 28, ..." fixes the geometry, and the divisions
-// below become multiplications. `pooled` says that a 2 x 2 max pooling follows, stride 2: pixels are then numbered
+// A plan compiles these kernels for one shape: -DSPECIALISE=rows=28,... fixes the geometry, and the divisions below
+// become multiplications. `pooled` says that a 2 x 2 max pooling follows, stride 2: pixels are then numbered
 // window by window, and gradients are the pooled ones with the number of each window's winner (4: none).
 #include "common.cuh"
 #include "window.cuh"

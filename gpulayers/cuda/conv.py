@@ -6,6 +6,7 @@ Source: Chetlur et al., "cuDNN: Efficient primitives for deep learning" (2014), 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import cupy
@@ -22,6 +23,21 @@ from gpulayers.ops.window import Window
 #: the pooling that a convolution takes along: 2 x 2, stride 2, no padding
 POOLING = Window((2, 2), (2, 2))
 
+#: whether a plan's convolutions are compiled for their shape, which takes a third of a second each
+#: where the kernel cache has them not yet
+SPECIALISED = True
+
+
+def constants_of(numbers: Sequence[int], filters: int, pooled: bool) -> str:
+    """The parameters of conv.cu that stay, as `compile.get_kernel` takes them: the numbers of
+    `window_arguments`, and how many filters there are."""
+    known = (
+        *zip(table.WINDOW_NAMES, numbers, strict=True),
+        ("filters", filters),
+        ("pooled", int(pooled)),
+    )
+    return ",".join(f"{name}={value}" for name, value in known)
+
 
 def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool:
     """Whether the kernels take such a convolution; else it goes by im2col and a product."""
@@ -33,12 +49,19 @@ def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool
 
 
 def forward(
-    X: Array, W: Array, b: Array | None, window: Window, relu: bool, pooled: bool = False
+    X: Array,
+    W: Array,
+    b: Array | None,
+    window: Window,
+    relu: bool,
+    pooled: bool = False,
+    special: bool = False,
 ) -> tuple[Array, Array]:
     """Return (Z, winners) of a convolution with bias and ReLU, if `relu`.
 
     With `pooled`, Z is the maximum over the windows of `POOLING` and winners (uint8, of its shape)
     the place in the window that gave it, 2 i + j; 4 where ReLU left zero. Else winners is empty.
+    `special`: by a kernel compiled for this shape, if `SPECIALISED`; as for the gradients below.
     """
     n, rows, cols, _ = X.shape
     out, filters = window.output_size(rows, cols), W.shape[3]
@@ -51,11 +74,14 @@ def forward(
     if Z.size:
         none = cupy.empty(0, dtype=X.dtype)
         name, *tile = tile_of("conv2d_forward", X.dtype, filters)
+        numbers = window_arguments(X.shape, window)
         args = (
             *(X, W, none if b is None else b, Z, winners, pixels, filters),
-            *(b is not None, relu, pooled, *window_arguments(X.shape, window)),
+            *(b is not None, relu, pooled, *numbers),
         )
-        launch(name, X.dtype, (-(-pixels // tile[0]), -(-filters // tile[1])), args, "int32")
+        grid = (-(-pixels // tile[0]), -(-filters // tile[1]))
+        constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
+        launch(name, X.dtype, grid, args, "int32", constants)
     return Z, winners
 
 
@@ -66,6 +92,7 @@ def input_grad(
     window: Window,
     winners: Array | None = None,
     mask: Array | None = None,
+    special: bool = False,
 ) -> Array:
     """Return dX; `winners`: dZ is that of `forward`'s pooled Z; `mask`: dX counts only where
     this (X, the output of a ReLU) is positive."""
@@ -73,13 +100,15 @@ def input_grad(
     if dX.size:
         none, pixels = cupy.empty(0, dtype=dZ.dtype), math.prod(x_shape[:3])
         name, *tile = tile_of("conv2d_input_grad", dZ.dtype, x_shape[3])
+        numbers, pooled = window_arguments(x_shape, window), winners is not None
         args = (
             *(dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, W),
             *(none if mask is None else mask, dX, pixels, W.shape[3]),
-            *(mask is not None, winners is not None, *window_arguments(x_shape, window)),
+            *(mask is not None, pooled, *numbers),
         )
         grid = (-(-pixels // tile[0]), -(-x_shape[3] // tile[1]))
-        launch(name, dZ.dtype, grid, args, "int32")
+        constants = constants_of(numbers, W.shape[3], pooled) if special and SPECIALISED else ""
+        launch(name, dZ.dtype, grid, args, "int32", constants)
     return dX
 
 
@@ -100,6 +129,7 @@ def weight_grad(
     bias: bool,
     winners: Array | None = None,
     grads: Array | None = None,
+    special: bool = False,
 ) -> Array:
     """Return dW as (taps * channels, filters), with `bias` the bias's gradient as one row more;
     `winners` as for `input_grad`.
@@ -121,12 +151,14 @@ def weight_grad(
         if not whole.size:
             return whole
     name, *tile = tile_of("conv2d_weight_grad", X.dtype, filters)
+    numbers = window_arguments(X.shape, window)
     args = (
         *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, whole, partial),
-        *(pixels, filters, span, bias, pooled, *window_arguments(X.shape, window)),
+        *(pixels, filters, span, bias, pooled, *numbers),
     )
     grid = (-(-rows // tile[0]), -(-filters // tile[1]), parts)
-    launch(name, X.dtype, grid, args, "int32")
+    constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
+    launch(name, X.dtype, grid, args, "int32", constants)
     if grads is not None:
         return grads
     if parts > 1:

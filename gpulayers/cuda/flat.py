@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import cupy
 
 from gpulayers.backend import Array
 from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.rules import RULES, Numbers
 
-__all__ = ["RULES", "Numbers", "finish_loss", "flat_update", "sum_sections"]
-
-#: in the order of flat.cu
-RULES = ("sgd", "adagrad", "rmsprop", "adam")
-
-
-class Numbers(NamedTuple):
-    """A rule of flat.cu and its constants; those that it has no use for are zero."""
-
-    rule: str
-    a: float = 0.0
-    b: float = 0.0
-    c: float = 0.0
-    d: float = 0.0
-    log_a: float = 0.0
-    log_c: float = 0.0
-    eps: float = 0.0
-    decay: float = 0.0
+__all__ = ["finish_loss", "flat_update", "sum_sections"]
 
 
 def sum_sections(work: Array, sections: Array, out: Array) -> None:

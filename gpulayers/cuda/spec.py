@@ -25,9 +25,12 @@ VECTOR_BYTES = 16
 #: kinds of kernel parameters: an array, a number of type Index, int, Acc or unsigned 64-bit
 ARRAY, INDEX, INT, REAL, WORD = "array", "index", "int", "real", "word"
 
-#: WINDOW_PARAMETERS of window.cuh: rows, cols, channels, out_rows, out_cols, then kernel, stride,
-#: padding (top, left) and dilation, each for rows and cols
-WINDOW = (INT,) * 13
+#: WINDOW_PARAMETERS of window.cuh, in their order
+WINDOW_NAMES = (
+    *("rows", "cols", "channels", "out_rows", "out_cols", "kernel_rows", "kernel_cols"),
+    *("stride_rows", "stride_cols", "pad_top", "pad_left", "dilation_rows", "dilation_cols"),
+)
+WINDOW = (INT,) * len(WINDOW_NAMES)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gpulayers.cuda.spec import (
     REAL,
     VECTOR_BYTES,
     WINDOW,
+    WINDOW_NAMES,
     WORD,
     KernelSpec,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "REAL",
     "VECTOR_BYTES",
     "WINDOW",
+    "WINDOW_NAMES",
     "WORD",
     "KernelSpec",
     "index_for",

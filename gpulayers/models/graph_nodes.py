@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpulayers.backend import Array
-from gpulayers.cuda import conv, product
 from gpulayers.layers import Flatten
 from gpulayers.layers import _arguments as check
 from gpulayers.models.plan_conv import ConvNode, PooledNode
@@ -64,32 +63,40 @@ class ConvStep(Fused):
         self.ends_with_relu = relu and not pooled
 
     def forward(self, X: Array) -> Array:
+        from gpulayers.cuda import conv  # needs CuPy
+
         layer = self._conv
         window = check.window_2d(
             layer.kernel_shape, layer.stride, layer.pad, layer.dilation, X.shape[1:3], self.name
         )
         p = layer.parameters
         Y, winners = conv.forward(
-            *(contiguous(X), p["W"], p["b"].reshape(-1), window, self._relu, self._pooled)
+            *(contiguous(X), p["W"], p["b"].reshape(-1), window, self._relu, self._pooled),
+            special=True,
         )
         self._saved = contiguous(X), window, Y, winners if self._pooled else None
         return Y
 
     def parts(self) -> int:
+        from gpulayers.cuda import conv  # needs CuPy
+
         X, window, Y, _ = self._saved
         return conv.weight_parts(X.shape, Y.shape, window, True, self._pooled, X.dtype)[0]
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
+        from gpulayers.cuda import conv  # needs CuPy
+
         X, window, Y, winners = self._saved
         dY = contiguous(dY).reshape(Y.shape)
         if self.ends_with_relu and not self.leaves_slope:
             dY = kernels_for(dY).relu_backward(dY, Y)
         if self.learns:
-            conv.weight_grad(X, dY, window, True, winners, self.grads)
+            conv.weight_grad(X, dY, window, True, winners, self.grads, special=True)
         if not inputs:
             return None
         mask = X if self.masks_input else None
-        return conv.input_grad(dY, self._conv.parameters["W"], X.shape, window, winners, mask)
+        W = self._conv.parameters["W"]
+        return conv.input_grad(dY, W, X.shape, window, winners, mask, special=True)
 
 
 class DenseStep(Fused):
@@ -100,16 +107,22 @@ class DenseStep(Fused):
         self.ends_with_relu = relu
 
     def forward(self, X: Array) -> Array:
+        from gpulayers.cuda import product  # needs CuPy
+
         p, X = self.layers[0].parameters, contiguous(X)
         Y = product.gemm(X, p["W"], bias=p["b"].reshape(-1), relu=self.ends_with_relu)
         self._saved = X, Y
         return Y
 
     def parts(self) -> int:
+        from gpulayers.cuda import product  # needs CuPy
+
         X, Y = self._saved
         return product.dense_parts(X.shape[0], X.shape[1], Y.shape[1])[0]
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
+        from gpulayers.cuda import product  # needs CuPy
+
         X, Y = self._saved
         dY = contiguous(dY)
         if self.ends_with_relu and not self.leaves_slope:

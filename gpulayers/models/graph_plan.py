@@ -12,9 +12,8 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
-from gpulayers.cuda import flat, graph
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu
-from gpulayers.models.graph_update import FlatUpdate, Place
+from gpulayers.models.graph_update import FlatUpdate, Place, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_node import backward_through
 from gpulayers.models.plan_nodes import nodes_of
@@ -57,6 +56,7 @@ class GraphNetwork(CompiledNetwork):
         super().__init__(network, loss, batch_shape, precision)
         self._why_not = self._reason()
         self._programs: dict[int, _Program] = {}
+        self._layers: Any = None
         self._signature: Any = None
         self._last: _Program | None = None
         self._summed = False
@@ -74,9 +74,12 @@ class GraphNetwork(CompiledNetwork):
     # ------------------------------------------------------------------------------------ building
 
     def _build(self) -> None:
-        """Nodes, parameters and graphs anew, when a layer was frozen or another optimizer set."""
-        learning = [layer for _, layer in self.network.walk() if layer.trainable]
-        signature = [(id(layer), str(layer.optimizer)) for layer in learning]
+        """Nodes, parameters and graphs anew, when a layer was frozen or a rule changed."""
+        from gpulayers.cuda import graph  # needs CuPy
+
+        if self._layers is None:
+            self._layers = [layer for _, layer in self.network.walk() if layer.gradients]
+        signature = [(layer.trainable, numbers_of(layer.optimizer)) for layer in self._layers]
         if signature == self._signature:
             return
         self._signature = signature
@@ -130,7 +133,7 @@ class GraphNetwork(CompiledNetwork):
             return super().step(X, labels)
         program = self._staged(X, labels)
         update = self._flat
-        if update is None or not update.serves():
+        if update is None or not update.serves:
             self._execute(program, False)
             self.update(None)
         else:
@@ -163,6 +166,8 @@ class GraphNetwork(CompiledNetwork):
 
     def _execute(self, program: _Program, update: bool) -> None:
         """Launch the step, with the update or without, by its graph where there is one."""
+        from gpulayers.cuda import graph  # needs CuPy
+
         update_all, fresh = self._flat, program.outputs is None
         if not fresh and update not in program.graphs:
             with use_engine(current_engine()):
@@ -183,6 +188,8 @@ class GraphNetwork(CompiledNetwork):
 
     def _launch(self, program: _Program, update: bool) -> None:
         """Forward, loss, backward and, if wanted, update."""
+        from gpulayers.cuda import flat  # needs CuPy
+
         n, flat_update = len(program.X), self._flat
         scale = 1.0 / n if self.loss.reduction == "mean" else 1.0
         try:
@@ -233,6 +240,8 @@ class GraphNetwork(CompiledNetwork):
     # ---------------------------------------------------------------------------- second half of it
 
     def gradient_arrays(self) -> list[Array]:
+        from gpulayers.cuda import flat  # needs CuPy
+
         program, update = self._last, self._flat_of_last()
         if program is None or update is None:
             return super().gradient_arrays() if program is None else []
@@ -254,7 +263,7 @@ class GraphNetwork(CompiledNetwork):
         if update is None:
             return
         update.adopt()
-        if update.serves():
+        if update.serves:
             update.prepare(cur_loss, counted=True)
             if self._summed:
                 update.launch(self._sums, self._whole)

@@ -7,8 +7,7 @@ from typing import Any
 
 from gpulayers import backend
 from gpulayers.backend import Array
-from gpulayers.cuda import flat
-from gpulayers.cuda.flat import Numbers
+from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 
@@ -54,6 +53,11 @@ class FlatUpdate:
     places : list of (layer, name)
         The parameters that learn, in the order of their gradients.
     dtype : of all of them
+
+    Attributes
+    ----------
+    serves : bool
+        Whether one launch can update all.
     """
 
     def __init__(self, places: list[Place], dtype: Any) -> None:
@@ -74,17 +78,20 @@ class FlatUpdate:
         self._sent_rates: list[float] = [0.0] * len(places)
         self.step = self.xp.zeros(1, dtype="int32")
         self._sent_step = 0
+        kinds = {type(layer.optimizer) for layer, _ in places}
+        self.one_kind = len(kinds) == 1 and self.numbers is not None
+        self._adopted = False
+        self.serves = False
         self.adopt()
 
     def _cut(self, array: Array, i: int) -> Array:
         return array[self.starts[i] : self.starts[i] + self.sizes[i]].reshape(self.shapes[i])
 
-    def serves(self) -> bool:
-        """Whether one launch can update all: one rule, one number of steps, the same constants."""
+    def _fits(self) -> bool:
+        """Whether one rule with the same constants and the same number of steps holds for all."""
         if self.numbers is None:
             return False
-        optimizers = [layer.optimizer for layer, _ in self.places]
-        if any(numbers_of(o) != self.numbers for o in optimizers):
+        if any(numbers_of(layer.optimizer) != self.numbers for layer, _ in self.places):
             return False
         return len({self._entry(i).get("t", 0) for i in range(len(self.places))}) == 1
 
@@ -105,25 +112,49 @@ class FlatUpdate:
         ShapeError
             If a parameter has another shape now.
         """
-        kinds = {type(layer.optimizer) for layer, _ in self.places}
+        if self._adopted and self._holds_all():
+            return
         for i, (layer, name) in enumerate(self.places):
             value, view = layer.parameters[name], self._views[i]
             if value is not view:
                 layer.parameters[name] = self._taken(value, view, f"{layer}, {name!r}")
-            if self.numbers is None or len(kinds) > 1:
+            if self.one_kind:
+                self._adopt_state(i)
+        self.serves = self._fits()
+        self._adopted = True
+
+    def _holds_all(self) -> bool:
+        """Whether the layers and optimizers still have the views; asked in each step."""
+        for (layer, name), view, states in zip(
+            self.places, self._views, self._state_views, strict=True
+        ):
+            if layer.parameters[name] is not view:
+                return False
+            if not self.one_kind:
                 continue
-            entry, views = self._entry(i), self._state_views[i]
-            keys = self.names or ("",)
-            for key, state in zip(keys, views, strict=True):
-                if entry.get(key) is not state:
-                    if entry.get(key) is None:
-                        state.fill(0)
-                    else:
-                        self._taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
-                    entry[key] = state
-            if self.names:
-                entry.setdefault("t", 0)
-            layer.optimizer.cache[name] = entry if self.names else entry[""]
+            entry = layer.optimizer.cache.get(name)
+            if not self.names:
+                if entry is not states[0]:
+                    return False
+            elif entry is None:
+                return False
+            else:
+                for key, state in zip(self.names, states, strict=True):
+                    if entry.get(key) is not state:
+                        return False
+        return True
+
+    def _adopt_state(self, i: int) -> None:
+        (layer, name), entry = self.places[i], self._entry(i)
+        for key, state in zip(self.names or ("",), self._state_views[i], strict=True):
+            if entry.get(key) is None:
+                state.fill(0)
+            elif entry[key] is not state:
+                self._taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
+            entry[key] = state
+        if self.names:
+            entry.setdefault("t", 0)
+        layer.optimizer.cache[name] = entry if self.names else entry[""]
 
     def _taken(self, value: Array, view: Array, what: str) -> Array:
         if value.shape != view.shape:
@@ -174,7 +205,8 @@ class FlatUpdate:
 
     def launch(self, work: Array, sections: Array) -> None:
         """Update all parameters by gradients that lie in `work` as `sections` say."""
-        assert_numbers = self.numbers or Numbers("sgd")
-        flat.flat_update(
-            *(self.param, self.states, work, sections, self.rates, self.step, assert_numbers)
-        )
+        from gpulayers.cuda import flat  # needs CuPy
+
+        if self.numbers is not None:
+            arrays = (self.param, self.states, work, sections, self.rates, self.step)
+            flat.flat_update(*arrays, self.numbers)

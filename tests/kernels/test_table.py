@@ -82,7 +82,8 @@ def test_activation_numbers_follow_the_header() -> None:
 def test_window_parameters_match_the_header() -> None:
     header = (resources.files("gpulayers.cuda") / "window.cuh").read_text()
     macro = header[header.index("#define WINDOW_PARAMETERS") :].split("\n\n")[0]
-    assert len(re.findall(r"\bint \w+", macro)) == len(table.WINDOW)
+    names = re.findall(r"\b(\w+)(?:,|$)", macro.replace("\\\n", " "))
+    assert tuple(names[-len(table.WINDOW_NAMES) :]) == table.WINDOW_NAMES
 
 
 @pytest.mark.parametrize("file", table.FILES)

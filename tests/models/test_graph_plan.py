@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,13 @@ from tests.conftest import Backend
 from tests.support import fake_cupy
 
 pytestmark = pytest.mark.emulated
+
+
+@pytest.fixture(autouse=True)
+def not_specialised(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compile of a kernel for one shape would take a second here; one test below does it."""
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
+
 
 BATCH, SHAPE, CLASSES = 5, (9, 8, 2), 3
 SGD = "SGD(lr=0.1, momentum=0.9)"
@@ -129,6 +137,31 @@ def test_rules_without_a_launch_of_their_own(emulated: Backend, optimizer: str) 
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
     same(planned, plain)
+
+
+def test_kernels_compiled_for_the_shape(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def layers() -> list[Any]:
+        return [*small()[:2], *small()[3:]]
+
+    plain = Run(emulated, layers, SGD).compile()
+    want = [plain.step() for _ in range(3)]
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", True)
+    asked: list[str] = []
+    compiler = importlib.import_module("gpulayers.cuda.compile")
+    get_kernel = compiler.get_kernel
+
+    def noting(name: str, dtype: str, index: str, constants: str) -> Any:
+        asked.extend([constants] * name.startswith("conv"))
+        return get_kernel(name, dtype, index, constants)
+
+    monkeypatch.setattr(compiler, "get_kernel", noting)
+    planned = Run(emulated, layers, SGD).compile()
+    assert [planned.step() for _ in range(3)] == want
+    same(planned, plain, 0.0)
+    assert set(asked) - {""} == {  # "": the first look at the sizes, layer by layer
+        "rows=9,cols=8,channels=2,out_rows=9,out_cols=8,kernel_rows=3,kernel_cols=3,stride_rows=1,"
+        "stride_cols=1,pad_top=1,pad_left=1,dilation_rows=1,dilation_cols=1,filters=3,pooled=1"
+    }
 
 
 def test_losses_stay_what_they_were(emulated: Backend) -> None:

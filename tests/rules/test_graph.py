@@ -9,6 +9,7 @@ for each pooled pixel's winner, parameters read twice and updated with one state
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,8 +73,10 @@ def least_bytes(name: str, parameters: int) -> int:
 
 
 @pytest.fixture
-def first_blocks_only() -> Iterator[None]:
-    """Launches are counted, not computed: that would take minutes."""
+def first_blocks_only(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Launches are counted, not computed: that would take minutes; and no kernel is compiled for
+    its shape."""
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
     fake_cupy.state.launch_options = {"only_blocks": 1}
     yield
     fake_cupy.state.launch_options = {}

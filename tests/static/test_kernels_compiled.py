@@ -86,3 +86,33 @@ def test_light_headers_only(file: str) -> None:
     headers = re.findall(r"^\s*#\s*include\s*[<\"]([^>\"]+)", load_source(file), re.MULTILINE)
     assert set(headers) <= {"cuda_fp16.h", "cuda_bf16.h"}
     assert not re.search(r"\b(cuda::|cub::|std::|cooperative_groups)", load_source(file))
+
+
+#: LeNet's and a small VGG's convolutions: geometry, filters, pooled; and the kernel of each
+SPECIAL = {
+    "conv2d_forward<float, float, 16>": ((28, 28, 1, 28, 28, 5, 5, 1, 1, 2, 2, 1, 1), 6, True),
+    "conv2d_weight_grad<float, float, 16>": ((14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1), 16, True),
+    "conv2d_input_grad<float, float, 16>": ((14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1), 16, True),
+    "conv2d_forward<float, float, 64>": ((32, 32, 3, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1), 32, False),
+    "conv2d_weight_grad<float, float, 64>": (
+        (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
+        64,
+        True,
+    ),
+    "conv2d_input_grad<float, float, 64>": ((16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1), 64, True),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_compiled_for_a_shape(compiler: None, name: str) -> None:
+    """No spills; at least one block of 256 threads fits."""
+    names = [*table.WINDOW_NAMES, "filters", "pooled"]
+    numbers, filters, pooled = SPECIAL[name]
+    values = zip(names, (*numbers, filters, int(pooled)), strict=True)
+    constants = ",".join(f"{parameter}={value}" for parameter, value in values)
+    options = (*table.options("float32"), f"-DSPECIALISE={constants}")
+    compiled = nvrtc.compile_source(load_source("conv.cu"), [name], "sm_90", options, "conv.cu")
+    assert not compiled.log, compiled.log
+    found = compiled.kernels[name]
+    assert found.spill_bytes == found.stack_bytes == found.local_accesses == 0
+    assert found.registers <= 168
