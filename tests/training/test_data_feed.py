@@ -389,8 +389,8 @@ def test_a_varied_run_goes_on_exactly(digits: Dataset, tmp_path: Any, numpy_back
         run(stop, digits, out=tmp_path, **options)
     resumed = run(dense(), digits, resume=tmp_path, threads=4, **options)
     assert_same_run(whole, resumed)
-    for name, other in (("transform", None), ("sampler", None)):
-        with pytest.raises(ParameterError, match=f"resume: {name} is None, but the run"):
+    for name, other, text in (("transform", "mixup(1)", "'Compose"), ("sampler", None, "None")):
+        with pytest.raises(ParameterError, match=f"resume: {name} is {text}.*, but the run"):
             run(dense(), digits, resume=tmp_path, **{**options, name: other})
 
 
