@@ -133,10 +133,9 @@ class _Input:
         self.u1, self.u2 = steps[:, :, 1], steps[:, :, 2]
         self.v = self.half[: g.count]
         self.v0, self.v1 = self.v[:, :, 0], self.v[:, :, 1]
-        # The third row, -4 (d1 + d2) + d3 + d4, holds every pixel that is not in the first or last
-        # row of its column; where those are padding, it tells whether all are finite.
-        self.sees_all = g.top > 0 and g.top + g.rows < g.padded_rows
         used = g.positions * ch
+        # -4 (d1 + d2) + d3 + d4: every pixel that several outputs of a column would share, so it
+        # tells what is not finite; the first and the last row reach the output that sees them only.
         self.witness = self.result[2, :used]
         self.result[:, used : g.sequence(ch)] = 0
         T = self.result[:, :used].reshape(6, g.count, g.tiles, N)
@@ -310,7 +309,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             count = block.stop - block.start
             g = full if count == step else _Geometry(count, window, rows, cols)
             from_tiles(to_tiles(X[block], g), weights, bias, Z[block], g)
-            if not all_finite(to_tiles.witness if to_tiles.sees_all else X[block]):
+            if not all_finite(to_tiles.witness):
                 finite[i] = False
                 return
             if rectify:
