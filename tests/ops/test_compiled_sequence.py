@@ -376,16 +376,7 @@ def test_a_workspace_keeps_results_apart(fast: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("n, ch, n_t", [(1, 1, 1), (3, 7, 50), (9, 17, 8), (25, 40, 50), (0, 3, 4)])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-@pytest.mark.parametrize("count", [1, 3])
-def test_turning_time(
-    fast: Backend, n: int, ch: int, n_t: int, dtype: str, count: int, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(cpu_sequence, "_NUMBERS", 1)
-    with threads.use_threads(count):
-        turn_there_and_back(n, ch, n_t, dtype)
-
-
-def turn_there_and_back(n: int, ch: int, n_t: int, dtype: str) -> None:
+def test_turning_time(fast: Backend, n: int, ch: int, n_t: int, dtype: str) -> None:
     X = np.random.default_rng(0).standard_normal((n, ch, n_t)).astype(dtype)
     first = sequence.time_first(X)
     assert first.flags.c_contiguous

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,29 +38,20 @@ class CpuSequence(ReferenceSequence):
     def time_first(self, X: Array) -> Array:
         n, ch, n_t = X.shape
         out = workspace.empty((n_t, n, ch), X.dtype)
-
-        def share(_: int, examples: slice) -> None:
-            for part in _example_blocks(examples, ch * n_t * X.itemsize):
-                out[:, part] = X[part].transpose(2, 0, 1)
-
-        threads.run_shares(share, _example_shares(n, ch * n_t))
+        for part in _example_blocks(n, ch * n_t * X.itemsize):
+            out[:, part] = X[part].transpose(2, 0, 1)
         return out
 
     def time_last(self, X: Array) -> Array:
         n_t, n, ch = X.shape
         out = workspace.empty((n, ch, n_t), X.dtype)
-
-        def share(_: int, examples: slice) -> None:
-            # by way of an example's own matrix (n_t, ch): its rows are close to one another
-            parts = list(_example_blocks(examples, ch * n_t * X.itemsize))
-            most = max((part.stop - part.start for part in parts), default=0)
-            near = workspace.empty((most, n_t, ch), X.dtype)
-            for part in parts:
-                own = near[: part.stop - part.start]
-                own[...] = X[:, part].transpose(1, 0, 2)
-                out[part] = own.transpose(0, 2, 1)
-
-        threads.run_shares(share, _example_shares(n, ch * n_t))
+        # by way of an example's own matrix (n_t, ch): its rows are then close to one another
+        cut = _example_blocks(n, ch * n_t * X.itemsize)
+        near = workspace.empty((cut[0].stop if cut else 0, n_t, ch), X.dtype)
+        for part in cut:
+            own = near[: min(part.stop, n) - part.start]
+            own[...] = X[:, part].transpose(1, 0, 2)
+            out[part] = own.transpose(0, 2, 1)
         return out
 
     def joined(self, arrays: list[Array], axis: int) -> Array:
@@ -174,12 +165,9 @@ def is_cut(t: int, n_t: int, truncate: int | None) -> bool:
 # ------------------------------------------------------------------------------------ threads
 
 
-def _example_blocks(part: slice, bytes_each: int) -> Iterator[slice]:
-    return blocks(part, max(1, _COPY_BYTES // max(1, bytes_each)))
-
-
-def _example_shares(n: int, numbers_each: int) -> list[slice]:
-    return threads.shares(n, -(-_NUMBERS // max(1, numbers_each)))
+def _example_blocks(n: int, bytes_each: int) -> list[slice]:
+    step = max(1, _COPY_BYTES // max(1, bytes_each))
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def over_examples(Z: Array, share: Callable[[int, slice], None]) -> None:
