@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
 
 def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     """A trainer that goes on with the run in ``--resume``."""
-    path = checkpoint_path(Path(options.resume))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        path = checkpoint_path(Path(options.resume))
+    for warning in told:  # the last checkpoint is damaged, the one before it is taken
+        print(f"gpulayers: warning: {warning.message}", file=sys.stderr)
     checkpoint = load_checkpoint(path, device="numpy", kind=Sequential)
     settings = checkpoint.info.get("options")
     if not isinstance(settings, dict) or checkpoint.trainer is None:

@@ -160,7 +160,8 @@ def checkpoint_path(path: Path) -> Path:
             continue
         gone = candidate.parent.name == OLDER and candidate is found[0]
         if first is not None or gone:
-            reason = first or f"{path / MODEL_FILE} does not exist."
+            reason = str(first or f"{path / MODEL_FILE} does not exist.")
+            reason = reason.partition(" Use an older")[0]
             warnings.warn(
                 f"{reason} The checkpoint before it is used: {candidate}",
                 RuntimeWarning,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +200,28 @@ def test_a_finished_run_goes_on_with_more_epochs(tiny, capsys):
     assert main(["train", "--resume", "a/model.safetensors", "--epochs", "3", "--out", "b"]) == 0
     assert load_checkpoint("b/model.safetensors").trainer["epoch"] == 3
     assert load_checkpoint("a/model.safetensors").trainer["epoch"] == 2
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tiny, capsys):
+    assert main(["train", "--data", tiny, *FAST, "--out", "whole", "--quiet"]) == 0
+    assert main(["train", "--data", tiny, *FAST, "--out", "a", "--quiet"]) == 0
+    path = Path("a/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    capsys.readouterr()
+    assert main(["train", "--resume", "a", "--quiet"]) == 0
+    said = capsys.readouterr().err
+    assert "gpulayers: warning: a/model.safetensors" in said and "epoch-00001" in said
+    assert "truncated or corrupted" in said and "Use an older" not in said
+    files = [json.loads(Path(f"{name}/results.json").read_text()) for name in ("whole", "a")]
+    assert files[0]["history"]["step_losses"] == files[1]["history"]["step_losses"]
+
+
+def test_a_run_killed_before_its_results_were_written_only_writes_them(tiny, capsys):
+    assert main(["train", "--data", tiny, *FAST, "--out", "a", "--quiet"]) == 0
+    before = json.loads(Path("a/results.json").read_text())
+    Path("a/results.json").unlink()
+    assert main(["train", "--resume", "a", "--quiet"]) == 0
+    assert json.loads(Path("a/results.json").read_text())["history"] == before["history"]
 
 
 def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
