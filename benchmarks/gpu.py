@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpulayers import activations, backend
+from gpulayers import activations, backend, models
 from gpulayers.errors import BackendError
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.reference import Reference
@@ -172,6 +172,22 @@ def first_use(batch: int) -> tuple[float, float]:
     return float(first), float(later)
 
 
+def planned_step(xp: Any, batch: int, steps: int = 200, warm_up: int = 20) -> float:
+    """Milliseconds of wall clock of a LeNet step by its plan, one CUDA graph a step."""
+    network = models.build("lenet", optimizer="SGD(lr=0.01, momentum=0.9)")
+    images = xp.random.standard_normal((batch, 28, 28, 1)).astype("float32")
+    labels = xp.zeros(batch, dtype="int64")
+    plan = network.compile(batch_shape=images.shape)
+    for _ in range(warm_up):
+        plan.step(images, labels)
+    xp.cuda.Stream.null.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        plan.step(images, labels)
+    xp.cuda.Stream.null.synchronize()
+    return 1e3 * (time.perf_counter() - start) / steps
+
+
 def measure(xp: Any, batch: int, dtypes: tuple[str, ...], copy_megabytes: int) -> list[tuple]:
     """Rows under HEADER for every kernel."""
     peak = copy_speed(xp, copy_megabytes)
@@ -211,6 +227,8 @@ def main() -> int:
         first, later = first_use(batch)
         rows.append(("LeNet first step, cold cache", (batch,), "float32", 1e3 * first, "", "", ""))
         rows.append(("LeNet step", (batch,), "float32", 1e3 * later, "", "", ""))
+        planned = planned_step(xp, batch)
+        rows.append(("LeNet step, planned", (batch,), "float32", planned, "", "", ""))
     widths = [max(len(cell(row[k])) for row in [HEADER, *rows]) for k in range(len(HEADER))]
     for row in [HEADER, *rows]:
         print("  ".join(cell(value).ljust(width) for value, width in zip(row, widths, strict=True)))

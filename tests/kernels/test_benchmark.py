@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import subprocess
@@ -61,6 +62,15 @@ def test_the_first_training_step_is_timed(
     word, first, later = capsys.readouterr().out.split()
     assert word == "seconds"
     assert float(first) > 0 and float(later) > 0
+
+
+@pytest.mark.emulated
+def test_the_planned_step_is_timed(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("gpulayers.cuda.conv")
+    monkeypatch.setattr(module, "SPECIALISED", False)  # compiling for a shape takes long here
+    with emulated.count() as events:
+        assert load().planned_step(emulated.xp, 1, steps=2, warm_up=2) > 0
+    assert events["graph_launch"] == 3
 
 
 @pytest.mark.skipif(no_gpu_reason() is None, reason="a GPU is there")
