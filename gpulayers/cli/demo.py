@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import webbrowser
 from argparse import Namespace
@@ -33,10 +34,9 @@ def run(options: Namespace) -> int:
                 print(f"draw on {server.url} (Ctrl-C ends it)", flush=True)
             if options.open and not webbrowser.open(server.url):
                 note(options, "no browser could be started; open the address yourself")
-            try:
+            with contextlib.suppress(KeyboardInterrupt):  # the way to end it: no failure
                 server.serve()
-            except KeyboardInterrupt:
-                note(options, "\nended")
+    note(options, "\nended")
     return 0
 
 
