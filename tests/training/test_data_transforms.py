@@ -25,7 +25,7 @@ from gpulayers.training import (
     Split,
     make_transform,
 )
-from gpulayers.training.transforms import _symmetric_beta
+from gpulayers.training.mixed import _symmetric_beta
 from tests.conftest import Backend
 
 EVERY = "crop(3, mode='reflect'), flip, cutout(5), mixup(0.4)"
