@@ -13,6 +13,7 @@ from gpulayers import random, threads
 from gpulayers.layers import Conv2D, Dropout, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Activation, Sequential
 from gpulayers.models.plan import CompiledNetwork
+from gpulayers.ops import workspace
 from gpulayers.ops._kernels import use_engine
 from gpulayers.ops.compiled import Compiled
 
@@ -232,12 +233,15 @@ def test_numbers_that_are_not_finite(which: str) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_what_numpy_computes_in_between_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient that no kernel gave would be that of another batch."""
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_numpy_computes_in_between_is_found_out(
+    fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient that no kernel gave would be that of another batch, in place or not."""
 
     def relu_backward(self: Any, dY: Any, Y: Any) -> Any:
-        np.multiply(dY, Y > 0, out=dY)
-        return dY
+        out = workspace.empty(dY.shape, dY.dtype) if fresh else dY
+        return np.multiply(dY, Y > 0, out=out)
 
     monkeypatch.setattr(Compiled, "relu_backward", relu_backward)
     ours, theirs = plan_of(rows), in_the_ordinary_way(plan_of(rows))

@@ -2,8 +2,9 @@
 
 Winograd's (kernel 3 x 3, stride 1, any spacing, float32 only) saves up to three quarters of the
 multiplications and rounds more: results differ from those in float64 by at most 2e-5 of the largest
-of them, for normally distributed numbers. A tile of it mixes its 6 x 6 inputs, so when a result is not finite
-everything is computed again directly, and NaN and infinities reach just the outputs that see them.
+of them, for normally distributed numbers. A tile of it mixes its 6 x 6 inputs, so when a result is
+not finite everything is computed again directly, and NaN and infinities reach just the outputs that
+see them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@
 /* How long to look before sleeping. Between two operations of a layer Python takes some hundred
  * microseconds, and waking a thread of a virtual machine tens of them. */
 #define SPIN_NS 400000
-#define BUSY_NS 20000 /* of which nobody else is let go first */
+#define BUSY_NS 200000 /* of which nobody else is let go first */
 
 typedef struct {
     gl_task task;
