@@ -45,9 +45,9 @@ def config_of(
         "clip_global_norm": trainer.clip_global_norm,
         "accumulate": trainer.accumulate,
         "label_smoothing": float(label_smoothing),
-        "loss": _told(trainer.train_loss),
         "transform": None if trainer.transform is None else repr(trainer.transform),
         "sampler": None if sampler is None else repr(sampler),
+        "loss": _told(trainer.train_loss),  # last: the others may be why it differs
     }
 
 
