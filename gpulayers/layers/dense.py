@@ -77,8 +77,8 @@ class FullyConnected(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
-        W, b = self.parameters["W"], self.parameters["b"]
-        if type(self.act_fn) is Identity and X.flags.c_contiguous:
+        W, b, act = self.parameters["W"], self.parameters["b"], type(self.act_fn)
+        if act is Identity and X.flags.c_contiguous:
             Y = Z = kernels_for(X, W).dense_forward(X, W, b.reshape(-1), False)
         else:
             Z = product(X, W)
