@@ -1,7 +1,7 @@
 # One-line targets; .ci/run and the workflows call the same ones.
 PYTHON ?= .venv/bin/python
 
-.PHONY: install kernels test test-all test-numpy test-gpu sanitizers mutants lint types imports docs notebooks wheel bench all
+.PHONY: install kernels test test-all test-numpy test-gpu sanitizers kills mutants lint types imports docs notebooks wheel bench all
 
 install:            ## a virtual environment with everything to develop
 	python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"
@@ -21,6 +21,9 @@ test-numpy:         ## what does not choose an engine itself, once more without 
 
 sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) -m pytest -q -m slow tests/ops
+
+kills:              ## training runs killed at random moments, resumed, compared bit for bit
+	$(PYTHON) -m pytest -q -m slow tests/training
 
 bench:              ## a short comparison with PyTorch on the CPU; fails if a ratio fell by half
 	$(PYTHON) benchmarks/cpu.py --cases lenet,conv3x3 --rounds 3 --check benchmarks/results/cpu.json
@@ -49,4 +52,4 @@ notebooks:          ## run every notebook; the committed outputs are left alone
 wheel:              ## build the wheel, install it elsewhere, train ten steps
 	$(PYTHON) -m pytest -q -m slow tests/packaging
 
-all: lint types imports docs test test-numpy sanitizers wheel notebooks mutants bench
+all: lint types imports docs test test-numpy sanitizers kills wheel notebooks mutants bench
