@@ -181,7 +181,7 @@ def single_threaded_blas() -> Iterator[None]:
         return
     holders = _holders
     holders.change(single=1)
-    _inside.held = _held() + 1
+    _inside.held = getattr(_inside, "held", 0) + 1
     try:
         yield
     finally:
@@ -195,26 +195,21 @@ def threaded_blas() -> Iterator[None]:
 
     For many small operations: handing Python's lock from one thread to another costs more than the
     second thread gives there, while BLAS's threads need no lock. Within a share of `run_shares` it
-    does nothing; while another thread holds BLAS to one, it stays at one for both. Within
-    `single_threaded_blas` of this thread it is the inner one that counts.
+    does nothing, nor within `single_threaded_blas`: BLAS's threads go on looking for work, on the
+    cores of what is cut for Python's. While another thread holds BLAS to one, it stays at one for
+    both.
     """
-    if is_serial():
+    if is_serial() or getattr(_inside, "held", 0):
         yield
         return
     holders = _holders
-    held = _held()
-    holders.change(single=-held, threaded=1, count=thread_count())
+    holders.change(threaded=1, count=thread_count())
     _inside.value = True
     try:
         yield
     finally:
         _inside.value = False
-        holders.change(single=held, threaded=-1)
-
-
-def _held() -> int:
-    """How many `single_threaded_blas` this thread is in."""
-    return getattr(_inside, "held", 0)
+        holders.change(threaded=-1)
 
 
 def is_serial() -> bool:

@@ -292,13 +292,13 @@ def test_blas_alone_has_the_threads(blas: FakeBlas) -> None:
     assert blas.count == 7
 
 
-def test_of_blocks_of_one_thread_the_inner_one_counts(blas: FakeBlas) -> None:
+def test_held_to_one_by_this_thread_blas_gets_no_threads(blas: FakeBlas) -> None:
     with use_threads(3), single_threaded_blas(), single_threaded_blas():
-        assert blas.count == 1
         with threads.threaded_blas():
-            assert blas.count == 3
+            assert blas.count == 1
+            assert len(shares(100)) == 3
         assert blas.count == 1
-    assert (blas.count, blas.told) == (7, [1, 3, 1, 7])
+    assert (blas.count, blas.told) == (7, [1, 7])
 
 
 def test_who_holds_blas_to_one_thread_has_its_way(blas: FakeBlas) -> None:
