@@ -22,7 +22,6 @@ from gpulayers.ops.workspace import Workspace, trusted
 __all__ = ["Recordings", "Results"]
 
 _MOST = 2  # sizes of batches whose steps are kept: the whole one, and the last of an epoch
-_AT = 2  # how often a size must have come: a step is noted down, and checked, at its second time
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 Results = tuple[Array, Array]  # outputs, losses
@@ -55,8 +54,8 @@ class _Step:
 
     def record(
         self, recorder: Any, run: Callable[[Workspace, Array], Results], X: Array, labels: Array
-    ) -> Results:
-        """Do the step with `run` and note its calls."""
+    ) -> Results | None:
+        """Do the step with `run` and note its calls; None if they cannot stand for it."""
         with recorder:
             results = run(self.workspace, labels)
         self._calls, self._results = recorder, results
@@ -65,6 +64,8 @@ class _Step:
         recorder.finish(self.workspace, [X, labels, *parameters])
         self._places = [recorder.places(_address(array)) for array in (X, labels)]
         self.usable = recorder.refusal is None and self._repeats([*results])
+        if not self.usable:
+            return None
         self._counts = [sys.getrefcount(grad) for grad in self._gradient_arrays()]
         return results[0].copy(), results[1]
 
@@ -118,7 +119,6 @@ class Recordings:
         self._nodes, self._dtype = nodes, dtype
         self._possible = trusted and dtype in _DTYPES and all(node.recordable for node in nodes)
         self._steps: dict[int, _Step] = {}
-        self._seen: dict[int, int] = {}
         self.shown = False
 
     def __reduce__(self) -> Any:
@@ -154,10 +154,8 @@ class Recordings:
                 return None
             self.shown = False
             return step.run(X, labels)
-        self._seen[n] = self._seen.get(n, 0) + 1
-        if self._seen[n] < _AT:
-            return None
-        self._seen.clear()
+        # At once: the ordinary way takes other products, whose last bits differ, and a run that is
+        # resumed here must go on as the one that was not interrupted.
         if n not in self._steps and len(self._steps) >= _MOST:
             self._steps.pop(next(iter(self._steps)))
         step = self._steps[n] = _Step(self._nodes, settings)

@@ -133,8 +133,22 @@ def test_other_sizes_have_steps_of_their_own() -> None:
     for k, n in enumerate([6, 6, 2, 6, 2, 5, 5, 0, 6, 2, 1]):
         value = ours.step(*batch(k, n))
         assert value == pytest.approx(theirs.step(*batch(k, n)), rel=1e-5)
-    assert is_recorded(ours, 5)
+    assert is_recorded(ours, 2)
+    assert is_recorded(ours, 1)
     assert len(ours._recordings._steps) == 2
+
+
+@pytest.mark.parametrize("make", [images, rows])
+def test_a_new_plan_goes_on_with_the_same_bits(make: Any) -> None:
+    """What a resumed run does: its first step must not be computed in another way."""
+    ours = plan_of(make)
+    for k in range(3):
+        ours.step(*batch(k))
+    theirs = copy.deepcopy(ours.network).compile(batch_shape=(6, *IMAGE))
+    for k in range(3, 6):
+        for n in (6, 4):
+            assert ours.step(*batch(k, n)) == theirs.step(*batch(k, n))
+            assert_same(ours, theirs)
 
 
 def test_what_was_given_away_is_not_written_over() -> None:
@@ -200,7 +214,8 @@ def test_changes_of_the_network_are_seen(change: Any) -> None:
     for (name, a), b in zip(
         ours.network.parameters.items(), theirs.network.parameters.values(), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=name)
+        # Adam makes a whole step of a gradient that is nearly nothing
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_threads_and_engines_may_change() -> None:
