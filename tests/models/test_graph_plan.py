@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -319,3 +320,18 @@ def test_the_trainer_trains_by_the_graph(emulated: Backend) -> None:
         assert (events["graph_launch"] > 0) == plan
     for name, array in histories[0].items():
         np.testing.assert_allclose(array, histories[1][name], atol=2e-4, err_msg=name)
+
+
+def test_a_new_plan_goes_on_with_the_same_bits(emulated: Backend) -> None:
+    """What a resumed run does: its first step, before the capture, must give what a replay gives."""
+    ours = Run(emulated, small, SGD).compile()
+    for _ in range(3):
+        ours.step()
+    theirs = Run(emulated, small, SGD)
+    theirs.network = copy.deepcopy(ours.network)
+    theirs.compile()
+    for _ in range(3):
+        assert ours.step() == theirs.step()
+        found = theirs.parameters()
+        for name, array in ours.parameters().items():
+            np.testing.assert_array_equal(array, found[name], err_msg=name)
