@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+import numpy as np
+
 
 def is_sequence(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether it is a list or a tuple."""
@@ -20,6 +22,11 @@ def is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
+def is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Whether it is a tuple."""
+    return isinstance(value, tuple)
+
+
 def is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether it is a dictionary (of names: what other keys mean is for the caller to say)."""
     return isinstance(value, dict)
@@ -28,3 +35,8 @@ def is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
 def is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether it is a mapping."""
     return isinstance(value, Mapping)
+
+
+def is_array(value: Any) -> TypeGuard[np.ndarray]:
+    """Whether it is a NumPy array."""
+    return isinstance(value, np.ndarray)

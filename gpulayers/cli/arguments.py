@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gpulayers
 from gpulayers.cli import values
@@ -96,7 +96,8 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
     """Return the parser of each command."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
+            found = cast("argparse._SubParsersAction[argparse.ArgumentParser]", action)
+            return dict(found.choices)
     return {}
 
 

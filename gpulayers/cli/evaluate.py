@@ -75,7 +75,7 @@ def _draw(
     }
     folder = Path(options.plots)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[str] = []
     for name, draw in pictures.items():
         try:
             draw().savefig(folder / f"{name}.png")

@@ -6,6 +6,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from gpulayers._types import is_dict, is_sequence
+
 __all__ = ["note", "print_json", "set_up_logging", "verbose"]
 
 
@@ -17,9 +19,9 @@ def print_json(document: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if is_dict(value):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None

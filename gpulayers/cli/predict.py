@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend
+from gpulayers._types import is_array
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.saved import Saved, open_saved
 from gpulayers.errors import DataError, GPULayersError, ShapeError
@@ -58,7 +59,7 @@ def _probabilities(saved: Saved, images: np.ndarray, file: str, batch_size: int)
 
 def _named(row: np.ndarray, saved: Saved, top: int) -> dict[str, Any]:
     best = np.argsort(-row, kind="stable")[:top].tolist()
-    named = [
+    named: list[dict[str, Any]] = [
         {"class": saved.classes[k] if k < len(saved.classes) else str(k), "probability": row[k]}
         for k in best
     ]
@@ -116,9 +117,7 @@ def _read_npy(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
         raise DataError(f"{path} does not exist") from None
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path} is no .npy file of numbers: {error}") from error
-    if not isinstance(images, np.ndarray) or not (
-        images.dtype == np.uint8 or backend.is_floating(images.dtype)
-    ):
+    if not is_array(images) or not (images.dtype == np.uint8 or backend.is_floating(images.dtype)):
         raise DataError(f"{path}: expected uint8 or floats, got {getattr(images, 'dtype', 'npz')}")
     if images.ndim == 2:
         images = images[None, ..., None]

@@ -76,7 +76,7 @@ def confusions(tested: dict[str, Any], most: int = 5) -> list[tuple[str, str, in
     matrix = np.array(tested["confusion"])
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:most]
-    pairs = [np.unravel_index(i, matrix.shape) for i in order]
+    pairs: list[tuple[Any, ...]] = [np.unravel_index(i, matrix.shape) for i in order]
     names = tested["classes"]
     return [(names[t], names[p], int(matrix[t, p])) for t, p in pairs if matrix[t, p]]
 

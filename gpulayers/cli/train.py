@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpulayers import backend
+from gpulayers._types import is_dict
 from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
 from gpulayers.cli.config import CONFIG_FILE, config_text
 from gpulayers.cli.output import print_json, verbose
@@ -123,7 +124,7 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
         print(f"gpulayers: warning: {warning.message}", file=sys.stderr)
     checkpoint = load_checkpoint(path, device="numpy", kind=Sequential)
     settings = checkpoint.info.get("options")
-    if not isinstance(settings, dict) or checkpoint.trainer is None:
+    if not is_dict(settings) or checkpoint.trainer is None:
         raise CheckpointError(
             f"{path} was not written by `gpulayers train`; from Python, Trainer(..., resume=path) "
             "goes on with it"

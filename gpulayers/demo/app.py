@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpulayers
+from gpulayers._types import is_dict
 from gpulayers.demo.look import Look
 from gpulayers.errors import GPULayersError
 from gpulayers.training import Split
@@ -127,7 +128,7 @@ def _host_name(host: str) -> str:
 
 def _drawing(body: Any) -> tuple[np.ndarray, int | None]:
     """Check a request: ``{"rows": r, "cols": c, "pixels": base64, "explain": class or null}``."""
-    if not isinstance(body, dict):
+    if not is_dict(body):
         raise _BadRequestError("expected a JSON object with rows, cols and pixels")
     rows, cols = _side(body, "rows"), _side(body, "cols")
     pixels = body.get("pixels")

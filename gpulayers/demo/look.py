@@ -146,8 +146,8 @@ class Look:
     def _layer_name(self, i: int) -> dict[str, str]:
         """The layer's class, and what is worth knowing of it."""
         layer = self.network.layers[i]
-        known = layer.hyperparameters if hasattr(layer, "hyperparameters") else {}
-        details = []
+        known: dict[str, Any] = layer.hyperparameters if hasattr(layer, "hyperparameters") else {}
+        details: list[str] = []
         if isinstance(known.get("kernel_shape"), tuple):
             details.append("{} x {}".format(*known["kernel_shape"]))
         if known.get("act_fn") is not None and str(known["act_fn"]) != "Identity":

@@ -125,7 +125,7 @@ def _roofs(axes: Axes, copy: float, gemm: float, cases: list[Mapping[str, Any]])
     """What copying and what computing allow."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    densities = [c["MFLOP"] / c["MB"] for c in cases] or [1.0]
+    densities: list[float] = [c["MFLOP"] / c["MB"] for c in cases] or [1.0]
     low, high = min(*densities, gemm / copy) / 4, max(*densities, gemm / copy) * 2
     x: np.ndarray = np.geomspace(low, high, 200)
     axes.plot(x, np.minimum(x * copy, gemm), color=INK, linewidth=1.5)

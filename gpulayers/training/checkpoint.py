@@ -63,7 +63,7 @@ class Checkpoint:
 
     network: Any
     trainer: dict[str, Any] | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict[str, Any])
     random: dict[str, Any] | None = None
 
 

@@ -35,7 +35,8 @@ class CurveProgress:
         self._shown = 0.0
 
     def start(self, epochs: int, steps: int, done: int) -> None:
-        from IPython.display import display  # pyright: ignore[reportMissingImports]
+        # IPython may be missing, and `display` has no full types
+        from IPython.display import display  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 
         self.epochs, self.steps, self._notes = epochs, max(1, steps), []
         self._handle = display(self._picture(), display_id=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend, random
+from gpulayers._types import is_sequence
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.training.datasets.arrays import (
     Dataset,
@@ -123,7 +124,7 @@ def load_data(
 
 
 def _size(size: Any) -> tuple[int, int]:
-    pair: Sequence[Any] = size if isinstance(size, (list, tuple)) else (size, size)
+    pair: Sequence[Any] = size if is_sequence(size) else (size, size)
     if len(pair) != 2:
         raise ParameterError(f"load_data: image_size must be n or (rows, cols), got {size!r}")
     rows, cols = (_spec.integer("load_data", "image_size", value, 1) for value in pair)
@@ -157,7 +158,9 @@ class Normalizer:
 
     mean: np.ndarray
     std: np.ndarray
-    _tables: dict[np.dtype, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _tables: dict[np.dtype[Any], np.ndarray] = field(
+        default_factory=dict[np.dtype[Any], np.ndarray], init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         mean = np.atleast_1d(np.asarray(self.mean, np.float64))
@@ -198,7 +201,7 @@ class Normalizer:
     @classmethod
     def scale(cls, split: Split) -> Normalizer:
         """Return the normalizer that divides uint8 by 255 and leaves floats as they are."""
-        channels = split.images.shape[-1]
+        channels: int = split.images.shape[-1]
         top = 255.0 if split.images.dtype == np.uint8 else 1.0
         return cls(np.zeros(channels), np.full(channels, top))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend, layers, models, modules
+from gpulayers._types import is_dict, is_list, is_sequence
 from gpulayers.errors import CheckpointError, GPULayersError, suggest
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.losses import NCELoss
@@ -30,7 +31,11 @@ def describe(layer: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str,
         parts = {
             key: describe(part, arrays, f"{where}.{key}") for key, part in layer.components.items()
         }
-        spec = {"class": type(layer).__name__, "name": layer.name, "components": parts}
+        spec: dict[str, Any] = {
+            "class": type(layer).__name__,
+            "name": layer.name,
+            "components": parts,
+        }
         if isinstance(layer, Sequential):
             spec["pixels"] = {"mean": layer.pixels.mean, "std": layer.pixels.std}
         return spec
@@ -65,7 +70,7 @@ def describe(layer: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str,
             "components": {k: describe(part, arrays, f"{where}.{k}") for k, part in parts},
         }
     # a loss is made anew by its model, from the model's arguments
-    hyperparameters = {} if isinstance(layer, NCELoss) else layer.hyperparameters
+    hyperparameters: dict[str, Any] = {} if isinstance(layer, NCELoss) else layer.hyperparameters
     hyperparameters.pop("optimizer", None)
     if not hasattr(layer.optimizer, "state_dict"):
         raise CheckpointError(
@@ -89,14 +94,14 @@ def pack(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
         return value
     if isinstance(value, np.generic):
         return pack(value.item(), arrays, where)
-    if isinstance(value, dict):
+    if is_dict(value):
         for key in value:
             if not isinstance(key, str):
                 raise CheckpointError(f"cannot save {where}: the key {key!r} is no string")
             if key.startswith("$"):
                 raise CheckpointError(f"cannot save {where}: the key {key!r} begins with $")
         return {key: pack(v, arrays, f"{where}.{key}") for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         packed = [pack(v, arrays, f"{where}.{i}") for i, v in enumerate(value)]
         return {_TUPLE: packed} if isinstance(value, tuple) else packed
     try:
@@ -146,7 +151,7 @@ def rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[st
             _restore(getattr(part, "_base_layer", part), described.get("layer", described), arrays)
         return module
     values = unpack(spec["hyperparameters"], arrays)
-    accepted = inspect.signature(kind).parameters
+    accepted = inspect.signature(make).parameters
     layer = make(**{k: v for k, v in values.items() if k in accepted})
     _restore(layer, spec, arrays)
     return layer
@@ -191,7 +196,7 @@ def _restore(layer: Any, spec: dict[str, Any], arrays: dict[str, np.ndarray]) ->
 def _known() -> dict[str, type]:
     """The layer classes a checkpoint may name: nothing else is ever constructed from a file."""
     bases = (layers.LayerBase, ModuleBase, Sequential, Residual, Model)
-    found = {}
+    found: dict[str, type] = {}
     for module in (layers, models, modules):
         for name in module.__all__:
             kind = getattr(module, name)
@@ -201,9 +206,9 @@ def _known() -> dict[str, type]:
 
 
 def unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(value, list):
+    if is_list(value):
         return [unpack(v, arrays) for v in value]
-    if isinstance(value, dict):
+    if is_dict(value):
         if _ARRAY in value:
             array, dtype = arrays[value[_ARRAY]], value["dtype"]
             if dtype == "bfloat16" and array.dtype == np.uint16:  # in files of version 1

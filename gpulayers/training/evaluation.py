@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
+from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
@@ -128,7 +129,8 @@ def evaluate_feed(
     """As `evaluate`; nothing is read from the device before the last batch is on its way."""
     xp, n = feed.xp, feed.count
     predicted, true = xp.empty(n, np.int64), xp.empty(n, np.int64)
-    losses, hits = [], []
+    losses: list[Array] = []
+    hits: list[Array] = []
     outputs: Any = None
     feed.set_order(None)
     for start in range(0, n, batch_size):

@@ -166,7 +166,7 @@ def _cloned(network: Sequential) -> Sequential:
     """An independent network, with the optimizers' state."""
     arrays: dict[str, np.ndarray] = {}
     spec = describe(network, arrays, "network")
-    custom = {
+    custom: dict[str, type] = {
         type(part).__name__: type(part) for part in (network, *(x for _, x in network.walk()))
     }
     return rebuild(spec, {key: array.copy() for key, array in arrays.items()}, custom)

@@ -51,8 +51,8 @@ class History:
         The mean loss of each batch, in order.
     """
 
-    epochs: list[Epoch] = field(default_factory=list)
-    step_losses: list[float] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list[Epoch])
+    step_losses: list[float] = field(default_factory=list[float])
 
     def __len__(self) -> int:
         return len(self.epochs)

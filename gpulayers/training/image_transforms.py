@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ParameterError, ShapeError, suggest
 from gpulayers.models import Pixels
@@ -278,11 +279,11 @@ class _Fill:
 def _numbers(value: Any) -> list[float]:
     """A number, or a sequence or array of numbers, as a list."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return list(value) if is_sequence(value) else [value]
 
 
 def _size(owner: str, size: Any) -> tuple[int, int]:
-    pair = size if isinstance(size, (list, tuple)) else (size, size)
+    pair = size if is_sequence(size) else (size, size)
     if len(pair) != 2:
         raise ParameterError(f"{owner}: size must be a number or (rows, cols), got {size!r}")
     return _spec.integer(owner, "size", pair[0], 1), _spec.integer(owner, "size", pair[1], 1)

@@ -87,7 +87,7 @@ def per_class(confusion: np.ndarray, names: Sequence[str] | None = None) -> list
     if len(names) != len(confusion):
         raise ShapeError(f"per_class: expected {len(confusion)} names, got {len(names)}")
     right, true, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    scores = []
+    scores: list[ClassScore] = []
     for i, name in enumerate(names):
         precision = float(right[i] / said[i]) if said[i] else 0.0
         recall = float(right[i] / true[i]) if true[i] else 0.0

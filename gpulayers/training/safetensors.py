@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from gpulayers._types import is_dict, is_list
 from gpulayers.errors import CheckpointError
 from gpulayers.training.atomic import write_atomically
 
@@ -188,11 +189,11 @@ def _read(
         raise _damaged(path, size, f"a header of {length} bytes does not fit")
     text = b"{" + file.read(length - 1)
     try:
-        table = json.loads(text, object_pairs_hook=_unique)
+        table: dict[str, Any] = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, size, f"the header is no JSON: {error}") from error
     metadata = table.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not is_dict(metadata) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, size, "the metadata is not made of strings")
     try:
         entries = sorted(
@@ -235,13 +236,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(name: str, value: Any) -> tuple[str, int, int, np.dtype[Any], tuple[int, ...]]:
     """One line of the table, checked: name, first byte, byte behind the last, dtype, shape."""
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+    if not is_dict(value) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} is not described by dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(code, str) or code not in _NAMES:
         raise ValueError(f"{name} has the unknown dtype {code!r}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        if not is_list(numbers) or not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError(f"{name} has the {what} {numbers!r}")
     dtype = bfloat16() if code == "BF16" else np.dtype(_NAMES[code])
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:

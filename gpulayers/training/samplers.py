@@ -167,7 +167,7 @@ class WeightedSampler(Sampler):
     def order(self, generator: Generator) -> np.ndarray:
         if self.replacement:
             limits = np.cumsum(self.weights)
-            drawn = generator.uniform((self.count,), np.float64, np) * limits[-1]
+            drawn: np.ndarray = generator.uniform((self.count,), np.float64, np) * limits[-1]
             places: np.ndarray = np.searchsorted(limits, drawn, side="right")
             # rounding must not lead past the last example that can be drawn
             return np.minimum(places, int(np.flatnonzero(self.weights)[-1])).astype(np.int64)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
 from gpulayers.models import Pixels
@@ -125,7 +126,7 @@ def make_transform(spec: Any) -> Compose | None:
         parts = []
     elif callable(spec):
         parts = [spec]
-    elif isinstance(spec, (list, tuple)):
+    elif is_sequence(spec):
         parts = [
             part
             for entry in spec

@@ -74,7 +74,8 @@ class FolderImages(LazyImages):
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         images = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        places: list[tuple[int, int]] = list(enumerate(indices.tolist()))
+        numbers: list[int] = indices.tolist()
+        places = list(enumerate(numbers))
 
         def load(place: tuple[int, int]) -> None:
             images[place[0]] = self._checked(self._files[place[1]])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers._types import is_array, is_tuple
 from gpulayers.errors import DataError
 
 __all__ = ["ChosenImages", "LazyImages", "MappedImages"]
@@ -58,7 +59,7 @@ class LazyImages(ABC):
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        parts: tuple[Any, ...] = key if isinstance(key, tuple) and key else (key,)
+        parts: tuple[Any, ...] = key if is_tuple(key) and key else (key,)
         first, rest = parts[0], parts[1:]
         chosen = np.arange(len(self))[first]  # with NumPy's own rules and errors
         if chosen.ndim == 0:
@@ -142,8 +143,8 @@ def first_not_finite(images: Any, block: int = 16 << 20) -> int | None:
 
 def as_images(images: Any, source: str) -> Any:
     """Return `images` as an array or LazyImages; DataError for anything else."""
-    if isinstance(images, np.memmap) and images.ndim == 4:
+    if is_array(images) and isinstance(images, np.memmap) and images.ndim == 4:
         return MappedImages(images)
-    if isinstance(images, (np.ndarray, LazyImages)):
+    if is_array(images) or isinstance(images, LazyImages):
         return images
     raise DataError(f"{source}: images must be a NumPy array, got {type(images).__name__}")
