@@ -121,7 +121,7 @@ def _load_cupy() -> _CupyStatus:
     return _cupy_status
 
 
-def _reset() -> None:
+def reset() -> None:
     """Forget what was found (tests put another CuPy in place)."""
     global _cupy_status, _auto_choice
     _cupy_status = None
@@ -240,7 +240,7 @@ def __getattr__(name: str) -> Any:
 # ---------------------------------------------------------------------------------- arrays decide
 
 
-def _module_for(array: Any) -> ModuleType | None:
+def _module_for(array: object) -> ModuleType | None:
     found = _module_of_type.get(type(array))
     if found is None:
         for kind, library in tuple(_module_of_type.items()):  # subclasses, e.g. numpy.memmap

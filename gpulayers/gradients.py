@@ -149,8 +149,9 @@ def _compare(
     if not np.isfinite(analytic).all():
         raise GradientError(f"{name}: gradient of {key} is not finite")
     scale = max(1.0, float(abs(analytic).max(initial=0.0)))
-    places = np.arange(array.size)
-    if entries is not None and entries < array.size:
+    size: int = array.size
+    places = np.arange(size)
+    if entries is not None and entries < size:
         places = np.sort(rng.choice(places, entries, replace=False))
     worst = 0.0
     for place in places:

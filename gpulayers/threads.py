@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextvars import Context, ContextVar, copy_context
 from functools import cache
 from pathlib import Path
@@ -170,7 +170,7 @@ _holders = _Holders()
 
 
 @contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
+def single_threaded_blas() -> Generator[None]:
     """Hold BLAS to one thread for a ``with`` block; does nothing for a BLAS without that control,
     and within `threaded_blas` or a share of `run_shares`.
 
@@ -190,7 +190,7 @@ def single_threaded_blas() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def threaded_blas() -> Iterator[None]:
+def threaded_blas() -> Generator[None]:
     """Give BLAS the `thread_count` threads for a ``with`` block, and nothing else any.
 
     For many small operations: handing Python's lock from one thread to another costs more than the

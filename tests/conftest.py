@@ -267,7 +267,7 @@ def switched_to(name: str) -> Iterator[Backend]:
         else:
             xp = np
         if name != "numpy":
-            gpulayers.backend._reset()
+            gpulayers.backend.reset()
             stack.callback(_restore, before)
         stack.enter_context(gpulayers.backend.use_backend("numpy" if name == "numpy" else "cupy"))
         stack.enter_context(use_engine(engine))
@@ -275,7 +275,7 @@ def switched_to(name: str) -> Iterator[Backend]:
 
 
 def _restore(status: Any) -> None:
-    gpulayers.backend._reset()
+    gpulayers.backend.reset()
     gpulayers.backend._cupy_status = status
     if status is not None and status.module is not None:
         gpulayers.backend._module_of_type[status.module.ndarray] = status.module

@@ -169,7 +169,7 @@ class Cell(Recurrent):
             If no step is left to go back through, or the shape is wrong.
         DTypeError, BackendError
         """
-        step = self.derived_variables["current_step"]
+        step: int = self.derived_variables["current_step"]
         if step == 0 or step > len(self._retained):
             raise ShapeError(
                 f"{self._name}: no step is left to go back through; call forward(X) with "

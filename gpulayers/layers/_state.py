@@ -154,7 +154,7 @@ class LayerState:
                 setattr(self, name, value)
         self._check_hyperparameters()
 
-        in_place = []
+        in_place: list[tuple[Array, Array]] = []
         for name, value in arrays.items():
             current = self.parameters[name]
             if value is None and current is not None:

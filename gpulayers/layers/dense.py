@@ -77,8 +77,9 @@ class FullyConnected(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
-        W, b, act = self.parameters["W"], self.parameters["b"], type(self.act_fn)
-        if act is Identity and X.flags.c_contiguous:
+        W, b = self.parameters["W"], self.parameters["b"]
+        act: object = self.act_fn
+        if type(act) is Identity and X.flags.c_contiguous:
             Y = Z = kernels_for(X, W).dense_forward(X, W, b.reshape(-1), False)
         else:
             Z = product(X, W)

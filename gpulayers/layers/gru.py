@@ -108,7 +108,8 @@ class _GRUStep(Gated):
 
     def _named(self, grads: Weights) -> dict[str, Array]:
         from_state, from_input, (db,) = grads
-        h, named = self.n_out, {}
+        h = self.n_out
+        named: dict[str, Array] = {}
         for name, k, m in (("Wz", 0, 1), ("Wr", 1, 2), ("Wn", 2, 0)):
             blocks = [from_state[:, k * h : (k + 1) * h], from_input[:, m * h : (m + 1) * h]]
             named[name] = sequence.joined(blocks, axis=0)

@@ -219,8 +219,8 @@ class Multiply(_Merge):
     def _split(self, dZ: Array, Xs: list[Array]) -> list[Array]:
         """dX_i = dZ * (product of the inputs before i) * (product of those after i)."""
         before: list[Array] = list(accumulate([dZ, *Xs[:-1]], mul))
-        after: list[Array] = list(accumulate(Xs[:0:-1], mul))[::-1]
+        after: list[Array] = list(accumulate(Xs[:0:-1], mul))
         dXs: list[Array] = [
-            b * a for b, a in zip(before, after, strict=False)
+            b * a for b, a in zip(before, reversed(after), strict=False)
         ]  # the last has none after it
         return [*dXs, before[-1] if dXs else dZ.copy()]

@@ -76,7 +76,7 @@ class DiscreteSampler:
         n = _spec.integer("DiscreteSampler", "n_samples", n_samples, 0)
         generator = self.generator or random.default_generator()
         if self.with_replacement:
-            u = generator.uniform(n, np.float64, np)
+            u: np.ndarray = generator.uniform(n, np.float64, np)
             return np.searchsorted(self._cumulative, u, side="right").astype(np.int64)
         possible = np.flatnonzero(self.probs)
         if n > possible.size:

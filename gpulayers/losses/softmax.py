@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import NotInitializedError, ParameterError, ShapeError, suggest
 from gpulayers.losses._base import wide
@@ -67,8 +68,9 @@ class SoftmaxCrossEntropy:
         self.reduction = reduction
         self.label_smoothing = _spec.real(name, "label_smoothing", label_smoothing, 0.0, 1.0)
         if class_weights is not None:
-            values = class_weights.tolist() if hasattr(class_weights, "tolist") else class_weights  # type: ignore[union-attr]
-            if not isinstance(values, (list, tuple)) or not values:
+            given: Any = class_weights
+            values = given.tolist() if hasattr(given, "tolist") else given
+            if not is_sequence(values) or not values:
                 raise ParameterError(
                     f"{name}: class_weights must be one number for each class, got {values!r}"
                 )

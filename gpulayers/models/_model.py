@@ -97,10 +97,10 @@ class Model:
         hyper = summary_dict.get("hyperparameters", {}).get("components", {})
         if not self._layers() and any(parameters.values()):
             self._prepare(parameters)
-        chains = self._chains()
+        chains, none = self._chains(), Part()
         for part, layers in parameters.items():
             for key, values in layers.items():
-                if key not in chains.get(part, {}):
+                if key not in chains.get(part, none):
                     known = [f"{p}.{k}" for p, chain in chains.items() for k in chain]
                     raise ParameterError(
                         f"{name}.set_params: no layer {part}.{key}"

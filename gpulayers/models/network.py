@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -184,7 +184,7 @@ class Sequential(Composite):
                 i, first = 0, self.layers[0]
                 if input_grad:
                     return first.backward(dLdY, retain_grads)
-                if _can_skip_input_grad(type(first)):
+                if _can_skip_input_grad(first):
                     first.backward(dLdY, retain_grads, input_grad=False)
                 else:
                     first.backward(dLdY, retain_grads)
@@ -281,7 +281,7 @@ class Sequential(Composite):
         """
         _positive("predict: batch_size", batch_size)
         home, place = backend.backend_of(X), self.home
-        parts = []
+        parts: list[Array] = []
         for start in range(0, max(len(X), 1), batch_size):
             part = X[start : start + batch_size]
             if place is not None and place != home:
@@ -351,10 +351,11 @@ class Sequential(Composite):
 _can_skip: dict[type, bool] = {}
 
 
-def _can_skip_input_grad(kind: type) -> bool:
-    """Whether this layer class can leave out the gradient of its input."""
+def _can_skip_input_grad(layer: object) -> bool:
+    """Whether this layer's class can leave out the gradient of its input."""
+    kind = type(layer)
     if kind not in _can_skip:
-        _can_skip[kind] = "input_grad" in inspect.signature(kind.backward).parameters
+        _can_skip[kind] = "input_grad" in inspect.signature(cast(Any, kind).backward).parameters
     return _can_skip[kind]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend, threads
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
@@ -374,7 +375,7 @@ def _add_gradients(total: _Copy, other: _Copy) -> None:
 
 
 def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
-    values = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    values = tuple(shape) if is_sequence(shape) else ()
     whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in values)
     if len(values) < 2 or not whole or min(values) < 1:
         raise ParameterError(

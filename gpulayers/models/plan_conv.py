@@ -171,7 +171,7 @@ class PooledNode(Node):
 
     def _layers(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], Window]]:
         """The shape of W and the window of each, for images of this shape."""
-        layers = []
+        layers: list[tuple[tuple[int, ...], Window]] = []
         for node in self.nodes:
             window, shape = node.window(shape)
             layers.append((node.weights[0].shape, window))

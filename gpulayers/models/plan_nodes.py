@@ -209,7 +209,7 @@ class ResidualNode(Node):
 # ------------------------------------------------------------------------------ which node for what
 
 
-def has_own_methods(part: Any) -> bool:
+def has_own_methods(part: object) -> bool:
     """Whether somebody put a method of their own into this object, which must then be called."""
     return part is not None and not vars(part).keys().isdisjoint(
         ("forward", "backward", "update", "_forward")

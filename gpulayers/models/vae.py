@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -230,7 +231,7 @@ class BernoulliVAE(Model):
         xp = xp_of(mean)
         noise = random.default_generator().normal(mean.shape, dtype=mean.dtype, xp=xp)
         if not self.decoder:
-            self._make_decoder(int(np.prod(X_train.shape[1:])))
+            self._make_decoder(math.prod(X_train.shape[1:]))
         self._dv = {"noise": noise, "t_mean": mean, "t_log_var": log_var}
         return self.decode(mean + noise * xp.exp(0.5 * log_var), retain_derived)
 

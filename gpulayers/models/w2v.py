@@ -316,7 +316,7 @@ class Word2Vec(Model):
             self.prepare(files, encoding)
         callbacks = called("Word2Vec.fit", callbacks)
         self.flush_gradients()
-        losses = []
+        losses: list[float] = []
         contexts = 2 * self.context_len if self.skip_gram else 1
         steps = -(-int(self.vocab.counts.sum()) * contexts // batchsize)  # a guess until one is run
         done = 0

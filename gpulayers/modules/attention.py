@@ -195,7 +195,7 @@ class MultiHeadedAttentionModule(ModuleBase):
                 _split(g.reshape(kept["attention_out"].shape), self.n_heads)
                 for g, kept in zip(dOut, self._kept, strict=True)
             ]
-            dX = []
+            dX: list[Any] = []
             for k, (name, column) in enumerate(
                 zip("QKV", self.attention.backward(dHeads), strict=True)
             ):

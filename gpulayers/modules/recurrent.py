@@ -134,7 +134,8 @@ class BidirectionalLSTM(ModuleBase):
         ------
         ShapeError, DTypeError, BackendError
         """
-        dF, dB = [], []
+        dF: list[Array] = []
+        dB: list[Array] = []
         for dY, kept in zip(self._gradients(dLdY, "Y"), self._kept, strict=True):
             if not is_floating(dY.dtype):
                 raise DTypeError(

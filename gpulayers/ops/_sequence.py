@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpulayers.backend import Array
+
+SIDE_BY_SIDE: type[Any] = np.ndarray  # how all steps are kept at once; one by one they are a list
 
 
 class Weights(NamedTuple):

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ class Workspace:
         if mine:
             self._thread = threading.get_ident()
         if not hasattr(self._entries, "stack"):
-            self._entries.stack = []
+            stack: list[tuple[bool, Token[Workspace | None]]] = []
+            self._entries.stack = stack
         self._entries.stack.append((mine, _active.set(self if mine else None)))
         return self
 

@@ -91,13 +91,13 @@ def build(
     compiler = find_compiler()
     extra = CHECKS if sanitize else []
     sources = sorted(SOURCES.glob("*.c"))
-    built = {}
+    built: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in sets or instruction_sets():
-            jobs = []
+            jobs: list[tuple[list[str], Path]] = []
             for source in sources:
                 # the pool is the same for both scalar types
-                kinds = [[]] if source.stem == "threads" else [[], ["-DGL_DOUBLE"]]
+                kinds: list[list[str]] = [[]] if source.stem == "threads" else [[], ["-DGL_DOUBLE"]]
                 for k, kind in enumerate(kinds):
                     out = Path(folder) / f"{source.stem}-{name}-{k}.o"
                     command = [*compiler, *FLAGS, *WARNINGS, *SETS[name], *extra, *kind]

@@ -53,7 +53,8 @@ def _load() -> _Loaded:
         return _Loaded(None, "", "they were built from other sources than these")
     try:
         library = ctypes.CDLL(str(folder / f"kernels-baseline{SUFFIX}"))
-        best = _SETS[library.gl_instruction_set()]
+        number: int = library.gl_instruction_set()
+        best = _SETS[number]
         if best != "baseline" and best in record.get("sets", ()):
             library = ctypes.CDLL(str(folder / f"kernels-{best}{SUFFIX}"))
         else:

@@ -7,13 +7,14 @@ other went through.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
-from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.compiled.library import DTYPES, bind
 from gpulayers.ops.compiled.product import product_into
 from gpulayers.ops.cpu.gated import CpuGated
@@ -195,10 +196,10 @@ def _weight_gradients(
     return Weights(dW_a, dW_x, (db,) * len(weights.biases))
 
 
-def _takes(first: object, *others: Array | None) -> bool:
+def _takes(first: Any, *others: Array | None) -> bool:
     """Whether all are arrays that C can read; steps kept one by one are a list."""
     return (
-        isinstance(first, np.ndarray)
+        isinstance(first, SIDE_BY_SIDE)
         and first.dtype in DTYPES
         and first.flags.aligned
         and all(other is None or other.flags.aligned for other in others)

@@ -235,18 +235,19 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     # does so at once if a row is a whole number of steps.
     size, wide = (padded_rows, -(-padded_cols // step) * step), sum_dtype(dZ)
     direct = dX.dtype == wide and size == (rows, cols)  # the padded images are dX itself
-    buffers = []
+    buffers: list[tuple[Array, Array | None]] = []
     for part in parts:
         padded = None if direct else workspace.empty((columns.count(part), *size, ch), wide)
         buffers.append((columns.empty(part), padded))
     top, _, left, _ = window.pad
 
     def work(i: int, part: slice) -> None:
+        free, images = buffers[i]
         for block in blocks(part, columns.block):
             count = block.stop - block.start
-            product = buffers[i][0][: count * columns.pixels]
+            product = free[: count * columns.pixels]
             np.matmul(rows_of_dZ[block].reshape(-1, t * out_ch), transposed, out=product)
-            padded = dX[block] if buffers[i][1] is None else buffers[i][1][:count]
+            padded = dX[block] if images is None else images[:count]
             padded.fill(0)
             scatter(product.reshape(count, *columns.out, *window.kernel, ch), padded, window)
             if not direct:

@@ -10,7 +10,7 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
-from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu.sequence import (
     CpuSequence,
     States,
@@ -87,7 +87,7 @@ class CpuGated(CpuSequence):
         inputs: bool,
     ) -> SequenceGradients:
         (gates, _, seen), mask, X = trace.kept, trace.mask, trace.X
-        if not isinstance(seen, np.ndarray):
+        if not isinstance(seen, SIDE_BY_SIDE):
             return super().lstm_backward(
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
@@ -200,7 +200,7 @@ class CpuGated(CpuSequence):
         inputs: bool,
     ) -> SequenceGradients:
         (gates, M, Z), (A,), mask, X = trace.kept, trace.states, trace.mask, trace.X
-        if Z is not None or not isinstance(M, np.ndarray) or X.itemsize == 2:
+        if Z is not None or not isinstance(M, SIDE_BY_SIDE) or X.itemsize == 2:
             return super().gru_backward(
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )

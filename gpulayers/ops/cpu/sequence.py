@@ -17,7 +17,7 @@ from gpulayers import threads
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
-from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.reference.sequence import ReferenceSequence
 
@@ -99,7 +99,7 @@ class CpuSequence(ReferenceSequence):
         inputs: bool,
     ) -> SequenceGradients:
         (Z,), (A,), mask, X = trace.kept, trace.states, trace.mask, trace.X
-        if not isinstance(Z, np.ndarray) or act.kernel is None:
+        if not isinstance(Z, SIDE_BY_SIDE) or act.kernel is None:
             return super().rnn_backward(dA, last, trace, weights, act, truncate, params, inputs)
         dZ = workspace.empty(Z.shape, Z.dtype)
         (accumulator,) = accumulators_of(trace, last)

@@ -65,8 +65,9 @@ class CpuSoftmax(ReferenceSoftmax):
             return few or super().softmax_cross_entropy_forward(logits, labels)
         if not _plain(labels, logits):
             return super().softmax_cross_entropy_forward(logits, labels)
-        m, classes = logits.shape
-        probs = workspace.empty(logits.shape, logits.dtype)
+        shape: tuple[int, int] = logits.shape
+        m, classes = shape
+        probs = workspace.empty(shape, logits.dtype)
         losses = workspace.empty((m,), logits.dtype)
         one, number = ones(classes, logits.dtype), np.arange(m)
         step = max(1, _BLOCK // classes)
