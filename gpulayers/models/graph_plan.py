@@ -15,7 +15,7 @@ from gpulayers.backend import Array
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu
 from gpulayers.models.graph_update import FlatUpdate, Place, numbers_of
 from gpulayers.models.plan import CompiledNetwork
-from gpulayers.models.plan_node import backward_through
+from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import nodes_of
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
 
@@ -96,7 +96,9 @@ class GraphNetwork(CompiledNetwork):
 
     def _room(self, program: _Program) -> None:
         """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
-        offset, regions, rows = 0, [], []
+        offset = 0
+        regions: list[tuple[int, int, int]] = []
+        rows: list[tuple[int, int, int, int]] = []
         places = iter(range(len(self._places)))
         flat_update = self._flat
         if flat_update is None:
@@ -218,7 +220,7 @@ class GraphNetwork(CompiledNetwork):
 
     def _backward(self, program: _Program, dY: Array) -> None:
         regions = iter(program.grads)
-        others = []
+        others: list[tuple[Node, Array]] = []
         for node in leaves(self._nodes):
             if not _names(node):
                 continue

@@ -18,7 +18,8 @@ Place = tuple[Any, str]
 
 def numbers_of(optimizer: Any) -> Numbers | None:
     """The optimizer's rule as `gpulayers.cuda.flat` takes it, None if that has no such rule."""
-    o, kind = optimizer, type(optimizer)
+    known: object = optimizer
+    o, kind = optimizer, type(known)
     if kind not in (SGD, AdaGrad, RMSProp, Adam, AdamW):
         return None
     if o.clip_norm is not None or o.clip_value is not None:
@@ -70,7 +71,7 @@ class FlatUpdate:
         self.total = sum(self.sizes)
         self.numbers = numbers_of(places[0][0].optimizer)
         self.param = self.xp.empty(self.total, dtype=dtype)
-        self.names = tuple(getattr(places[0][0].optimizer, "_state_names", ()))
+        self.names: tuple[str, ...] = getattr(places[0][0].optimizer, "_state_names", ())
         self.states = [self.xp.zeros(self.total, dtype=dtype) for _ in self.names or (0,)]
         self._views = [self._cut(self.param, i) for i in range(len(places))]
         self._state_views = [[self._cut(s, i) for s in self.states] for i in range(len(places))]
@@ -78,8 +79,8 @@ class FlatUpdate:
         self._sent_rates: list[float] = [0.0] * len(places)
         self.step = self.xp.zeros(1, dtype="int32")
         self._sent_step = 0
-        kinds = {type(layer.optimizer) for layer, _ in places}
-        self.one_kind = len(kinds) == 1 and self.numbers is not None
+        optimizers: list[object] = [layer.optimizer for layer, _ in places]
+        self.one_kind = len({type(o) for o in optimizers}) == 1 and self.numbers is not None
         self._adopted = False
         self.serves = False
         self.adopt()
@@ -176,7 +177,8 @@ class FlatUpdate:
             Whether the loss of this step was computed before; else it is in the same graph and
             counts the step on the device by itself.
         """
-        rates, last = [], None
+        rates: list[float] = []
+        last = None
         for layer, _ in self.places:
             if layer is not last:
                 layer.optimizer.step()
