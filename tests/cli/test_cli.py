@@ -250,6 +250,7 @@ def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
         (["train", "--optimizer", "Adam(decay=1)"], "decay"),
         (["train", "--schedule", "exponental"], "did you mean 'exponential'"),
         (["train", "--dtype", "float33"], "did you mean 'float32'"),
+        (["train", "--precision", "fp61"], "did you mean 'fp16'"),
         (["train", "--device", "gpuu"], "did you mean 'gpu'"),
         (["train", "--epochs", "0"], "positive integer, got '0'"),
         (["train", "--batch-size", "ten"], "positive integer, got 'ten'"),

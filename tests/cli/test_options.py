@@ -61,6 +61,18 @@ def test_the_paths_in_a_config_hold_from_anywhere(tiny_set, tmp_path, monkeypatc
     assert Path("b/config.toml").read_text() == text
 
 
+def test_precision(tiny_set, capsys) -> None:
+    pytest.importorskip("ml_dtypes")
+    arguments = ["--data", str(tiny_set), "--model", "mlp", "--epochs", "1", "--precision", "bf16"]
+    assert main(["train", *arguments, "--out", "a", "--quiet"]) == 0
+    config = load_checkpoint("a/model.safetensors").trainer["config"]
+    assert (config["precision"], config["dtype"]) == ("bf16", "bfloat16")
+    assert main(["train", "--config", "a/config.toml", "--out", "b", "--quiet"]) == 0
+    assert main(["train", "--resume", "a", "--epochs", "2", "--quiet"]) == 0
+    assert main(["train", "--resume", "a", "--epochs", "3", "--precision", "fp16"]) == 2
+    assert "--precision fp16 differs from the run" in capsys.readouterr().err
+
+
 def test_config_keys_take_dashes_or_underscores(tiny_set, capsys) -> None:
     text = f"data = {json.dumps(str(tiny_set))}\nmodel = 'mlp'\nbatch_size = 16\n"
     text += "clip-norm = 3\nepochs = 1\nout = 'there'\n"

@@ -268,9 +268,11 @@ def no_synchronisation_in_a_capture(cp, put):
 @claim(([1.0, 1.0], [3.0, 3.0], [5.0, 5.0]))
 def a_graph_computes_when_launched(cp, put):
     x, w = put(np.ones(2, np.float32)), put(np.ones(2, np.float32))
+    twice = cp.empty_like(x)  # a temporary's memory would go to others after the capture
 
     def step():
-        w[...] += x * 2
+        cp.multiply(x, np.float32(2), out=twice)
+        cp.add(w, twice, out=w)
 
     step()  # compiles the kernels
     w[...] = 1

@@ -197,9 +197,8 @@ def test_64_bit_indices_once_any_array_needs_them(
         engine.embedding_backward(x[:2].copy(), few, 12)
         engine.embedding_backward(x, emulated.asarray(np.zeros(12, np.int64)), 2)
         engine.relu_backward(x, x_hat)
-        engine.dense_forward(x, emulated.asarray(numbers(9, 9)), b, True)
     names = {event.removeprefix("kernel:") for event in events if event.startswith("kernel:")}
-    assert len(names) == 11
+    assert len(names) == 10  # products and convolutions have 64-bit addresses always
     for name in names:
         assert "long long" in name, name
 

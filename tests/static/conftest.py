@@ -22,8 +22,9 @@ def compiler() -> None:
 
 @pytest.fixture(scope="session")
 def compiled(compiler: None) -> dict[nvrtc.Job, nvrtc.Compiled]:
-    """Each source for each architecture. Workers of pytest-xdist share the work."""
+    """Each source for each architecture that is tested. Workers of pytest-xdist share the work."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if not worker:
-        return nvrtc.compile_all(processes=2)
-    return nvrtc.compile_all(processes=1, backwards=int(worker.removeprefix("gw")) % 2 == 1)
+        return nvrtc.compile_all(2, architectures=nvrtc.TESTED)
+    backwards = int(worker.removeprefix("gw")) % 2 == 1
+    return nvrtc.compile_all(1, backwards, nvrtc.TESTED)

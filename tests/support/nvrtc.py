@@ -39,6 +39,12 @@ except ImportError:  # Windows: workers may then do the same work twice
     fcntl = None
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+#: what the tests compile for: the ends and the middle, or with every case all
+TESTED = (
+    ARCHITECTURES
+    if os.environ.get("GPULAYERS_TEST_CASES")
+    else ARCHITECTURES[::3] + ARCHITECTURES[-1:]
+)
 BUDGET_FILE = Path(__file__).parents[1] / "static" / "budget.json"
 CACHE_VARIABLE = "GPULAYERS_NVRTC_CACHE"
 #: what CuPy 14 adds to the options of every RawModule (cupy/cuda/compiler.py)
@@ -224,12 +230,14 @@ def _run(job: Job) -> Compiled:
     return job.run()
 
 
-def compile_all(processes: int = 2, backwards: bool = False) -> dict[Job, Compiled]:
+def compile_all(
+    processes: int = 2, backwards: bool = False, architectures: Sequence[str] = ARCHITECTURES
+) -> dict[Job, Compiled]:
     """Every source for every architecture. NVRTC is serial in a process, hence several.
 
     Two callers, one going backwards, share the work: each finds the other's results in the cache.
     """
-    jobs = [Job(file, architecture) for architecture in ARCHITECTURES for file in table.FILES]
+    jobs = [Job(file, architecture) for architecture in architectures for file in table.FILES]
     if backwards:
         jobs.reverse()
     if processes == 1:
