@@ -323,7 +323,7 @@ def test_the_trainer_trains_by_the_graph(emulated: Backend) -> None:
 
 
 def test_a_new_plan_goes_on_with_the_same_bits(emulated: Backend) -> None:
-    """What a resumed run does: its first step, before the capture, must give what a replay gives."""
+    """What a resumed run does: its first step, before the capture, must equal a replay."""
     ours = Run(emulated, small, SGD).compile()
     for _ in range(3):
         ours.step()
