@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": None,
     "seed": 0,
     "dtype": None,  # float32, or GPULAYERS_DTYPE
+    "precision": None,  # as the dtype says
     "device": "auto",
     "keep_last": 2,
     "checkpoint_seconds": None,
@@ -42,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
 }
 RUN_OPTIONS = tuple(DEFAULTS)
 DEVICES = ("auto", "cpu", "gpu")
+PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -167,6 +169,12 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--batch-size", type=values.positive_int, metavar="N", help="default 64")
     train.add_argument("--seed", type=values.seed, metavar="N", help="default 0")
     _dtype_option(train)
+    train.add_argument(
+        "--precision",
+        type=values.one_of(PRECISIONS),
+        metavar="NAME",
+        help="instead of --dtype: fp32, or bf16, fp16 with float32 master weights and loss",
+    )
     _device_option(train)
     _learning_options(train.add_argument_group("learning"))
     _run_options(train.add_argument_group("the run"))

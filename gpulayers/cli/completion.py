@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from gpulayers.cli.arguments import DEVICES, DTYPES, SHELLS, make_parser, subparsers
+from gpulayers.cli.arguments import DEVICES, DTYPES, PRECISIONS, SHELLS, make_parser, subparsers
 from gpulayers.errors import GPULayersError
 
 __all__ = ["run"]
@@ -47,6 +47,7 @@ def _choices() -> dict[str, tuple[str, ...]]:
         "data": DATASETS,
         "device": DEVICES,
         "dtype": DTYPES,
+        "precision": PRECISIONS,
         "shell": SHELLS,
         "optimizer": ("SGD", "AdaGrad", "RMSProp", "Adam", "AdamW"),
         "schedule": ("constant", "exponential", "cosine", "onecycle", "warmup", "noam", "king"),

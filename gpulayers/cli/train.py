@@ -175,6 +175,7 @@ def _trainer(
         seed=settings["seed"],
         device=settings["device"],
         dtype=settings["dtype"],
+        precision=settings["precision"],
         clip_global_norm=settings["clip_norm"],
         label_smoothing=settings["label_smoothing"],
         transform=settings["augment"],

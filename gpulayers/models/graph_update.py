@@ -10,6 +10,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
+from gpulayers.optimizers._master import parts
 
 __all__ = ["FlatUpdate", "numbers_of"]
 
@@ -99,7 +100,7 @@ class FlatUpdate:
     def _entry(self, i: int) -> dict[str, Any]:
         """What the optimizer keeps for a parameter, by name; empty before the first step."""
         layer, name = self.places[i]
-        entry = layer.optimizer.cache.get(name)
+        entry, _ = parts(layer.optimizer.cache.get(name))  # masters of a half-precision run
         if entry is None:
             return {}
         return entry if self.names else {"": entry}

@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from gpulayers import _spec
 from gpulayers._types import is_dict, is_mapping
 from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
 from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
 from gpulayers.ops import update as checked_rules
+from gpulayers.optimizers import _master
 from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
     Check,
@@ -96,6 +99,9 @@ class BuiltIn(OptimizerBase):
     _state_names: ClassVar[tuple[str, ...]] = ()  # () = the cache entry is one bare array
     # ours, beyond numpy-ml's: told only where they are set, so that its descriptions stay the same
     _extras: ClassVar[Mapping[str, Any]] = {"clip_value": None, "weight_decay": 0.0}
+
+    # what gradients are multiplied by first, in the master weights' dtype: one over a loss scale
+    grad_scale: float = 1.0
 
     lr: float
     clip_norm: float | None
@@ -199,7 +205,7 @@ class BuiltIn(OptimizerBase):
     def update_(
         self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
     ) -> None:
-        """Update `param` in place.
+        """Update `param` in place; a half type by a float32 copy, see `optimizers`.
 
         Parameters
         ----------
@@ -227,7 +233,15 @@ class BuiltIn(OptimizerBase):
                 f"{name}: the gradient of {param_name!r} must have the parameter's shape "
                 f"{param.shape}, got {param_grad.shape}"
             )
+        state, master = _master.parts(self.cache.get(param_name))
+        half = param if _master.is_half(param.dtype) else None
+        if half is not None:
+            if master is not None:
+                master = self._fitting(master, half, param_name, np.float32)
+            param = _master.adopted(half, master)
         grad = param_grad.astype(param.dtype, copy=False)
+        if self.grad_scale != 1.0:
+            grad = grad * self.grad_scale
         if self.clip_value is not None:
             grad = clipped_value(grad, float(self.clip_value))
         if self.clip_norm is not None:
@@ -236,9 +250,12 @@ class BuiltIn(OptimizerBase):
             grad = grad + self.weight_decay * param
         # the reshape undoes that ascontiguousarray makes 0-d arrays 1-d
         grad = xp.ascontiguousarray(grad).reshape(param.shape)
-        entry = self._entry(param, param_name)
+        entry = self._entry(state, param, param_name)
         lr = self.lr_scheduler(self.cur_step, cur_loss)
         self._rule(checked_rules, param, grad, entry, lr)
+        if half is not None:
+            half[...] = param.astype(half.dtype)
+            entry = _master.joined(entry, param)
         self.cache[param_name] = entry
 
     def update_planned(
@@ -247,15 +264,17 @@ class BuiltIn(OptimizerBase):
         """`update_` with little looking: for a planned step, which gives the layer's own parameter
         and its gradient; `kernels` is the implementation for them. What it takes no short way for
         goes to `update_`."""
-        entry: Any = self.cache.get(param_name)
-        states = [entry[key] for key in self._state_names] if is_dict(entry) else [entry]
-        dtype, shape, fits = param.dtype, param.shape, True
+        entry, master = _master.parts(self.cache.get(param_name))
+        names = self._state_names
+        states = [entry[key] for key in names] if names and is_dict(entry) else [entry]
+        dtype, shape = param.dtype, param.shape
+        fits = master is None and not _master.is_half(dtype)
         for array in (param, grad, *states):
             if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
                 fits = False
                 break
             fits = fits and array.flags.c_contiguous
-        plain = self.clip_value is None and self.clip_norm is None
+        plain = self.clip_value is None and self.clip_norm is None and self.grad_scale == 1.0
         decays = self.weight_decay and not self._decoupled
         if not fits or not plain or decays or type(self).update_ is not BuiltIn.update_:
             self.update_(param, grad, param_name, cur_loss)
@@ -266,19 +285,18 @@ class BuiltIn(OptimizerBase):
     @abstractmethod
     def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None: ...
 
-    def _entry(self, param: Array, param_name: str) -> Any:
-        """The state kept for a parameter; zeros at first."""
-        entry = self.cache.get(param_name)
+    def _entry(self, entry: Any, param: Array, param_name: str) -> Any:
+        """The state kept for a parameter, made to fit; zeros at first."""
         if not self._state_names:
-            return self._fitting(entry, param, param_name)
+            return self._fitting(entry, param, param_name, param.dtype)
         entry = {"t": 0} if entry is None else entry
         for key in self._state_names:
-            entry[key] = self._fitting(entry.get(key), param, param_name)
+            entry[key] = self._fitting(entry.get(key), param, param_name, param.dtype)
         return entry
 
-    def _fitting(self, state: Array | None, param: Array, param_name: str) -> Array:
+    def _fitting(self, state: Array | None, param: Array, param_name: str, dtype: Any) -> Array:
         if state is None:
-            return xp_of(param).zeros(param.shape, dtype=param.dtype)
+            return xp_of(param).zeros(param.shape, dtype=dtype)
         if state.shape != param.shape:
             raise ShapeError(
                 f"{type(self).__name__}: the state kept for {param_name!r} has shape "
@@ -286,7 +304,7 @@ class BuiltIn(OptimizerBase):
                 "layer: give each a copy()"
             )
         # after a checkpoint, or a layer's move to another device or dtype
-        return to_backend(state, backend_of(param)).astype(param.dtype, copy=False)
+        return to_backend(state, backend_of(param)).astype(dtype, copy=False)
 
     # -------------------------------------------------------------------------------- checkpoints
 
@@ -332,8 +350,9 @@ class BuiltIn(OptimizerBase):
         copied = {}
         for name, entry in cache.items():
             try:
-                arrays = [entry[key] for key in self._state_names] or [entry]
-                xp_of(*arrays)  # raises unless they are arrays
+                state, master = _master.parts(entry)
+                arrays = [state[key] for key in self._state_names] or [state]
+                xp_of(*arrays, *([] if master is None else [master]))  # raises unless arrays
                 copied[name] = _copied(entry)
                 if self._state_names:
                     copied[name]["t"] = int(entry["t"])

@@ -35,6 +35,7 @@ from gpulayers.training.history import Epoch, History
 from gpulayers.training.metrics import accuracy, confusion_matrix, per_class
 from gpulayers.training.mixed import MixedLabels, MixedLoss
 from gpulayers.training.plots import plot_curves
+from gpulayers.training.precision import LossScaler
 from gpulayers.training.safetensors import read_safetensors, write_safetensors
 from gpulayers.training.samplers import (
     BalancedSampler,
@@ -73,6 +74,7 @@ __all__ = [
     "History",
     "JSONLogger",
     "LazyImages",
+    "LossScaler",
     "MixedLabels",
     "MixedLoss",
     "Mixup",

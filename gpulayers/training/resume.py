@@ -22,6 +22,7 @@ _ABSENT = {
     "label_smoothing": 0.0,
     "transform": None,
     "sampler": None,
+    "precision": None,
 }
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def config_of(
         "batch_size": trainer.batch_size,
         "seed": trainer.seed,
         "dtype": trainer.dtype.name,
+        "precision": None if trainer.scaler is None else trainer.scaler.precision,
         "normalize": bool(normalize),
         "clip_global_norm": trainer.clip_global_norm,
         "accumulate": trainer.accumulate,
@@ -71,6 +73,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "random": trainer._random_state,
         "history": history,
         "callbacks": trainer.callbacks.state(),
+        "loss_scale": None if trainer.scaler is None else trainer.scaler.state(),
     }
 
 
@@ -109,6 +112,8 @@ def restore(trainer: Trainer, path: Path) -> None:
         random_state = state["random"]
         losses, hits = state["losses"], state["hits"]
         seconds, train_seconds = state["seconds"], state["train_seconds"]
+        if trainer.scaler is not None:
+            trainer.scaler.load(state["loss_scale"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"the training state in {path} is incomplete ({error!r}); use an older checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,8 +11,12 @@ from gpulayers.errors import ShapeError
 from gpulayers.models import Pixels, Sequential
 from gpulayers.training.data import Dataset, Normalizer, Split
 from gpulayers.training.schedule import fit_schedule
+from gpulayers.training.step import Step
 
-__all__ = ["output_check", "set_up"]
+if TYPE_CHECKING:
+    from gpulayers.training.trainer import Trainer
+
+__all__ = ["make_step", "output_check", "set_up"]
 
 
 def set_up(
@@ -54,3 +58,18 @@ def output_check(name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:
             )
 
     return check
+
+
+def make_step(trainer: Trainer, shape: tuple[int, ...], on_cpu: bool) -> Step:
+    """The step of a trainer whose batches look like `shape`."""
+    largest = (min(trainer.batch_size, trainer.examples), *shape[1:])
+    return Step(
+        trainer.network,
+        trainer.train_loss,
+        on_cpu if trainer.compile is None else trainer.compile,
+        largest,
+        trainer.clip_global_norm,
+        output_check(trainer.network.name, trainer.data),
+        trainer.accumulate,
+        trainer.scaler,
+    )

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ParameterError
 from gpulayers.losses import SoftmaxCrossEntropy
@@ -13,6 +15,7 @@ from gpulayers.models import Sequential
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_nodes import has_own_methods
 from gpulayers.optimizers import clip_global_norm
+from gpulayers.training.precision import LossScaler, WideLoss
 
 __all__ = ["Step"]
 
@@ -37,6 +40,9 @@ class Step:
         A batch is computed in as many parts, one after the other, whose gradients are added up:
         the same step, up to rounding, in less memory. (Batch normalisation takes the statistics of
         each part.)
+    scaler : LossScaler, optional
+        For half-precision parameters: the loss is computed in float32 and its gradient scaled; a
+        step whose gradients are not finite is left out.
     """
 
     def __init__(
@@ -48,8 +54,11 @@ class Step:
         max_norm: float | None,
         check: Callable[[tuple[int, ...]], None],
         parts: int = 1,
+        scaler: LossScaler | None = None,
     ) -> None:
-        self.network, self.loss, self.max_norm = network, loss, max_norm
+        self.network, self.max_norm, self.scaler = network, max_norm, scaler
+        self.loss = loss if scaler is None else WideLoss(loss, scaler)
+        self._told_loss = loss
         self._check, self._parts = check, parts
         self.batch_shape = (-(-batch_shape[0] // parts), *batch_shape[1:])
         self._wanted = plan and type(network) is Sequential and not has_own_methods(network)
@@ -74,8 +83,20 @@ class Step:
         """What is left of the step."""
         if not self._has_gradients:
             self.network.backward(self.loss.backward(), input_grad=False)
+        if self.scaler is None:
+            self._apply(cur_loss, 1.0)
+            return
+        scale = self.scaler.judge(self._gradients())
+        if scale is None:
+            self.network.flush_gradients()
+            return
+        with self.scaler.undone(self.network, scale):
+            self._apply(cur_loss, scale)
+
+    def _apply(self, cur_loss: float | None, scale: float) -> None:
+        """Clip gradients that are `scale` times too long, and update."""
         if self.max_norm is not None:
-            clip_global_norm(self._gradients(), self.max_norm)
+            clip_global_norm(self._gradients(), self.max_norm * scale)
         if self._plan is not None:
             self._plan.update(cur_loss)
         else:
@@ -95,7 +116,7 @@ class Step:
 
     def _in_parts(self, X: Array, labels: Any, parts: list[slice]) -> tuple[Any, Any]:
         """Gradients of the parts, weighted as the loss weights their examples, added up."""
-        shares = _shares(self.loss, labels, parts)
+        shares = _shares(self._told_loss, labels, parts)
         total: Any = 0
         hits: Any = 0
         sums: list[Array] = []
@@ -129,7 +150,8 @@ def _hits(outputs: Array, labels: Any) -> Any:
 
 
 def _times(grad: Array, share: Any) -> Array:
-    return grad * (share if isinstance(share, float) else share.astype(grad.dtype))
+    wide = grad.astype(np.float32) if grad.dtype.itemsize < 4 else grad  # parts add up in it
+    return wide * (share if isinstance(share, float) else share.astype(wide.dtype))
 
 
 def _shares(loss: Any, labels: Any, parts: list[slice]) -> list[Any]:

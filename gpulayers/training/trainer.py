@@ -25,11 +25,12 @@ from gpulayers.training.feed import SHARE, Feed
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.keeper import BEST_FILE, LOG_FILE, MODEL_FILE, Keeper, position_name
+from gpulayers.training.precision import chosen
 from gpulayers.training.progress import Progress, choose_progress
 from gpulayers.training.resume import config_of, restore, state_of
 from gpulayers.training.samplers import Sampler, ShuffledSampler
 from gpulayers.training.schedule import is_blind, learning_rate
-from gpulayers.training.setup import output_check, set_up
+from gpulayers.training.setup import make_step, set_up
 from gpulayers.training.step import Step
 from gpulayers.training.stopping import diverged, interrupted
 from gpulayers.training.tally import Tally
@@ -110,6 +111,9 @@ class Trainer:
         epoch in any case.
     keep_last : int
         How many checkpoints stay, the last one included.
+    precision : "fp32", "bf16" or "fp16", optional
+        Instead of `dtype`: parameters and arithmetic in that type, with master weights and the loss
+        in float32, and for "fp16" a dynamic loss scale, see `LossScaler`.
 
     Attributes
     ----------
@@ -118,6 +122,8 @@ class Trainer:
         What the result depends on besides the network; kept in checkpoints.
     stopped : str or None
         Why a callback ended the run before its last epoch.
+    scaler : LossScaler or None
+        Of "bf16" and "fp16": the loss scale, and how many steps were skipped.
 
     Raises
     ------
@@ -158,6 +164,7 @@ class Trainer:
         checkpoint_batches: int | None = None,
         checkpoint_seconds: float | None = None,
         keep_last: int = 2,
+        precision: str | None = None,
     ) -> None:
         self.network, self.data = network, data
         self.batch_size = settings.count("batch_size", batch_size)
@@ -169,6 +176,7 @@ class Trainer:
         self.loss, self.train_loss = settings.losses(loss, label_smoothing, self.transform)
         self.out = None if out is None else Path(out)
         self.device = settings.device_backend(device)
+        dtype, self.scaler = chosen(precision, dtype)
         self.dtype = settings.parameter_dtype(dtype, network)
         self.progress = progress
         self.callbacks = Callbacks(callbacks)
@@ -275,7 +283,7 @@ class Trainer:
         with contextlib.closing(batches):  # type: ignore[type-var] # a generator
             for X, labels in batches:
                 i = self._step
-                step = step or self._make_step(X.shape, on_cpu)
+                step = step or make_step(self, X.shape, on_cpu)
                 loss, hits = step.forward(X, labels)
                 tally.record(i, loss, hits)
                 value = float(loss) if wants_loss else None
@@ -301,18 +309,6 @@ class Trainer:
             self._look(looked, X)
         self._count_time(mark)
         return self._step == self.steps
-
-    def _make_step(self, shape: tuple[int, ...], on_cpu: bool) -> Step:
-        largest = (min(self.batch_size, self.examples), *shape[1:])
-        return Step(
-            self.network,
-            self.train_loss,
-            on_cpu if self.compile is None else self.compile,
-            largest,
-            self.clip_global_norm,
-            output_check(self.network.name, self.data),
-            self.accumulate,
-        )
 
     def _count_time(self, since: float) -> None:
         """Add the time since then to the epoch's."""

@@ -1,0 +1,163 @@
+"""Training in half types: the loss in float32 and, for float16, a loss scale.
+
+Master weights, the other half of it, are the optimizers' (see `gpulayers.optimizers`).
+(Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpulayers import _spec
+from gpulayers.backend import Array
+from gpulayers.errors import DivergedError, ParameterError, suggest
+from gpulayers.optimizers.base import BuiltIn
+
+__all__ = ["PRECISIONS", "LossScaler", "WideLoss", "chosen"]
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class LossScaler:
+    """What the gradient that enters the network is multiplied by, so that small gradients do not
+    become zero in float16.
+
+    Dynamic, as float16 needs it: a step whose gradients are not all finite is left out and the
+    scale halved; it is doubled after 2000 good steps in a row. Whether they are finite is read from
+    the device, so each step waits for a GPU once: not yet without synchronisation. bfloat16 has
+    float32's range and needs no scale: there it stays 1 and nothing is read.
+
+    Attributes
+    ----------
+    precision : "bf16" or "fp16"
+    scale : float
+        A power of two, 2**15 at first ("fp16").
+    skipped_steps : int
+        How many steps were left out.
+    """
+
+    growth_interval = 2000
+    smallest, largest = 2.0**-14, 2.0**24
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.dynamic = precision == "fp16"
+        self.scale = 2.0**15 if self.dynamic else 1.0
+        self.skipped_steps = 0
+        self._good = 0  # steps since the scale was last changed
+
+    def judge(self, gradients: list[Array]) -> float | None:
+        """The scale that these gradients have; None if they are not finite and the step is to be
+        left out. The scale is that of the next step afterwards.
+
+        Raises
+        ------
+        DivergedError
+            If they are not finite at the smallest scale either.
+        """
+        scale = self.scale
+        if not self.dynamic:
+            return scale
+        total: Any = 0.0
+        for grad in gradients:  # sums of float16 values stay far within float32
+            total = total + grad.sum(dtype=np.float32)
+        if math.isfinite(float(total)):
+            self._good += 1
+            if self._good >= self.growth_interval:
+                self.scale, self._good = min(2.0 * scale, self.largest), 0
+            return scale
+        if scale <= self.smallest:
+            raise DivergedError(
+                f"the gradients are not finite even with a loss scale of {scale:g}; "
+                'try a smaller learning rate, or precision="bf16" or "fp32"'
+            )
+        self.scale, self._good = 0.5 * scale, 0
+        self.skipped_steps += 1
+        return None
+
+    @contextmanager
+    def undone(self, network: Any, scale: float) -> Iterator[None]:
+        """Within it, the optimizers divide gradients by the scale, in float32 and before anything
+        else.
+
+        Raises
+        ------
+        ParameterError
+            For an optimizer of a user's own, which does not know of scales.
+        """
+        learning = [layer for _, layer in network.walk() if layer.gradients and self.dynamic]
+        optimizers = [layer.optimizer for layer in learning]
+        for one in optimizers:
+            if not isinstance(one, BuiltIn) or type(one).update_ is not BuiltIn.update_:
+                raise ParameterError(
+                    f"Trainer: precision='fp16' needs an optimizer of gpulayers, which divides by "
+                    f"the loss scale; {type(one).__name__} does not"
+                )
+        try:
+            for one in optimizers:
+                one.grad_scale = 1.0 / scale
+            yield
+        finally:
+            for one in optimizers:
+                one.grad_scale = 1.0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"scale": self.scale, "good": self._good, "skipped": self.skipped_steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.scale, self._good = float(state["scale"]), int(state["good"])
+        self.skipped_steps = int(state["skipped"])
+
+
+class WideLoss:
+    """A loss computed in float32 from half-precision outputs; its gradient, times the loss scale,
+    is rounded to their type last of all.
+
+    Parameters
+    ----------
+    base : object with ``forward(labels, outputs)`` and ``backward()``
+    scaler : LossScaler
+    """
+
+    def __init__(self, base: Any, scaler: LossScaler) -> None:
+        self.base, self.scaler = base, scaler
+        self.reduction = getattr(base, "reduction", "mean")
+        self._dtype: Any = None
+
+    def forward(self, labels: Any, outputs: Array) -> Any:
+        """Return the loss, unscaled."""
+        self._dtype = outputs.dtype
+        return self.base.forward(labels, outputs.astype(np.float32))
+
+    def backward(self) -> Array:
+        """Return the gradient of the last `forward`'s loss times the scale."""
+        return (self.base.backward() * self.scaler.scale).astype(self._dtype)
+
+
+def chosen(precision: str | None, dtype: Any) -> tuple[Any, LossScaler | None]:
+    """The parameters' dtype for a trainer's `precision` and `dtype`, and the scaler of a half type.
+
+    Raises
+    ------
+    ParameterError
+        If the precision is unknown, or the dtype another one.
+    """
+    if precision is None:
+        return dtype, None
+    name = PRECISIONS.get(precision)
+    if name is None:
+        raise ParameterError(
+            f"Trainer: unknown precision {precision!r}, expected one of {', '.join(PRECISIONS)}"
+            + suggest(str(precision), PRECISIONS)
+        )
+    given = getattr(dtype, "__name__", None) or str(dtype)
+    if dtype is not None and _spec.fold(given) != name:
+        raise ParameterError(f"Trainer: precision {precision!r} is {name}, but dtype={given}")
+    return name, None if name == "float32" else LossScaler(precision)
