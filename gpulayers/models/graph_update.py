@@ -10,7 +10,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
-from gpulayers.optimizers._master import parts
+from gpulayers.optimizers._master import MASTER, parts
 
 __all__ = ["FlatUpdate", "numbers_of"]
 
@@ -100,10 +100,10 @@ class FlatUpdate:
     def _entry(self, i: int) -> dict[str, Any]:
         """What the optimizer keeps for a parameter, by name; empty before the first step."""
         layer, name = self.places[i]
-        entry, _ = parts(layer.optimizer.cache.get(name))  # masters of a half-precision run
+        entry = layer.optimizer.cache.get(name)
         if entry is None:
             return {}
-        return entry if self.names else {"": entry}
+        return entry if self.names else {"": parts(entry)[0]}
 
     def adopt(self) -> None:
         """Take over arrays that somebody put into a layer or an optimizer (a checkpoint,
@@ -154,6 +154,7 @@ class FlatUpdate:
             elif entry[key] is not state:
                 self._taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
             entry[key] = state
+        entry.pop(MASTER, None)  # of a half-precision run
         if self.names:
             entry.setdefault("t", 0)
         layer.optimizer.cache[name] = entry if self.names else entry[""]

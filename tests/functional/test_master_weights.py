@@ -7,6 +7,7 @@ from gpulayers import optimizers
 from gpulayers.backend import default_dtype, set_default_dtype
 from gpulayers.errors import ParameterError
 from gpulayers.layers import Flatten, FullyConnected
+from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from gpulayers.optimizers import SGD, Adam
 from gpulayers.training import load, save
@@ -125,6 +126,38 @@ def test_plan_layers_and_checkpoints_carry_masters(optimizer, tmp_path, numpy_ba
     finally:
         set_default_dtype(former)
     assert not np.array_equal(net[1].optimizer.cache["W"]["master"], net[1].parameters["W"])
+
+
+@pytest.mark.parametrize("optimizer", ["Adam(lr=0.01)", "SGD(lr=0.1, momentum=0.9)"])
+def test_a_captured_plan_takes_the_state_of_a_half_run(optimizer, emulated):
+    """In float32 the plan goes on as the layers do, and the masters are gone."""
+    rng = np.random.default_rng(0)
+    X = emulated.asarray(rng.normal(size=(4, 3, 3, 1)).astype(np.float32))
+    labels = emulated.asarray(rng.integers(0, 3, 4))
+    nets = [Sequential([Flatten(), FullyConnected(3)], optimizer) for _ in range(2)]
+    for net in nets:
+        net.forward(X, False)
+        half_run = net[1].optimizer.copy()
+        for name, value in net[1].parameters.items():
+            value[...] = 0.25
+            one = value.astype(np.float16)
+            half_run.update_(one, one, name)
+        net[1].optimizer.load_state_dict(half_run.state_dict())
+    plan = nets[0].compile(batch_shape=X.shape)
+    objective = SoftmaxCrossEntropy()
+    for _ in range(3):
+        plan.step(X, labels)
+        objective.forward(labels, nets[1].forward(X))
+        nets[1].backward(objective.backward())
+        nets[1].update()
+    for name, value in nets[0][1].parameters.items():
+        other = emulated.asnumpy(nets[1][1].parameters[name])
+        np.testing.assert_allclose(emulated.asnumpy(value), other, rtol=1e-5, atol=1e-6)
+        ours, theirs = (net[1].optimizer.cache[name] for net in nets)
+        if optimizer.startswith("Adam"):
+            assert set(ours) == set(theirs) == {"t", "mean", "var"} and ours["t"] == theirs["t"]
+        else:
+            assert ours.shape == theirs.shape == value.shape
 
 
 def test_wide_parameters_have_none(numpy_backend):
