@@ -6,10 +6,12 @@ anything.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def is_sequence(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -38,5 +40,6 @@ def is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
 
 
 def is_array(value: Any) -> TypeGuard[np.ndarray]:
-    """Whether it is a NumPy array."""
-    return isinstance(value, np.ndarray)
+    """Whether it is a NumPy array. (The command line's help does without importing NumPy.)"""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)

@@ -347,7 +347,7 @@ class BuiltIn(OptimizerBase):
 
     def _checked_cache(self, cache: Mapping[str, Any], error: type[Exception]) -> dict[str, Any]:
         """Return a copy of a cache; raise `error` if an entry does not look like this rule's."""
-        copied = {}
+        copied: dict[str, Any] = {}
         for name, entry in cache.items():
             try:
                 state, master = _master.parts(entry)

@@ -7,7 +7,7 @@ Master weights, the other half of it, are the optimizers' (see `gpulayers.optimi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,7 +81,7 @@ class LossScaler:
         return None
 
     @contextmanager
-    def undone(self, network: Any, scale: float) -> Iterator[None]:
+    def undone(self, network: Any, scale: float) -> Generator[None]:
         """Within it, the optimizers divide gradients by the scale, in float32 and before anything
         else.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
+from gpulayers._types import is_array
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
@@ -84,9 +85,13 @@ def parameter_dtype(dtype: Any, network: Sequential) -> np.dtype:
     return asked
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def count(name: str, value: Any) -> int:
     """Return `value` as an int; ParameterError unless it is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise ParameterError(f"Trainer: {name} must be a positive integer, got {value!r}")
     return int(value)
 
@@ -134,7 +139,7 @@ def data_sum(split: Split) -> int:
     total = zlib.crc32(np.ascontiguousarray(split.labels, "<i8").data)
     shape = (*split.images.shape, split.images.dtype.name)
     total = zlib.crc32(repr(shape).encode(), total)
-    if isinstance(split.images, np.ndarray):
+    if is_array(split.images):
         few = split.images[:: max(1, len(split.images) // 32)]
         total = zlib.crc32(np.ascontiguousarray(few).reshape(-1).view(np.uint8).data, total)
     return total

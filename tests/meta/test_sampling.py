@@ -25,7 +25,7 @@ def test_numpy_and_the_gpu_run_everything() -> None:
     assert _sample(items) == (items, [])
 
 
-def test_the_others_run_a_third_in_order() -> None:
+def test_the_others_run_a_part_in_order() -> None:
     items = cases("a.py::t", "compiled", 31)
     kept, left_out = _sample(items)
     places = [items.index(item) for item in kept]
