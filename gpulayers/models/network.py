@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from gpulayers.ops.workspace import Workspace
 
 if TYPE_CHECKING:
     from gpulayers.models.plan import CompiledNetwork
+    from gpulayers.models.summary import Summary
 
 __all__ = ["Pixels", "Sequential"]
 
@@ -309,11 +310,42 @@ class Sequential(Composite):
                 return self.layer_name(i)
         return None
 
+    @overload
+    def summary(self) -> dict[str, Any]: ...
+
+    @overload
+    def summary(self, input_shape: tuple[int, ...], batch_size: int = 1) -> Summary: ...
+
+    def summary(self, input_shape: Any = None, batch_size: int = 1) -> Any:
+        """Describe the network: for a person with `input_shape`, else for `set_params`.
+
+        Parameters
+        ----------
+        input_shape : shape of one example, e.g. (28, 28, 1), optional
+            Return `summarize`'s table: ``print(network.summary((28, 28, 1)))``.
+        batch_size : int
+            For the table.
+
+        Returns
+        -------
+        summary : Summary, or without `input_shape` numpy-ml's dictionary: layer, parameters (the
+            live arrays), hyperparameters
+
+        Raises
+        ------
+        ParameterError, GPULayersError
+            As `summarize`.
+        """
+        if input_shape is None:
+            return super().summary()
+        from gpulayers.models.summary import summarize
+
+        return summarize(self, input_shape, batch_size)
+
     def table(self, input_shape: tuple[int, ...], batch_size: int = 1) -> str:
         """Return a table of the layers: output shape, parameters, FLOPs, memory of training.
 
-        Text for `print`; `summarize` gives the same as numbers. It is not called `summary`, which
-        is numpy-ml's: a dictionary from which `set_params` restores.
+        Text for `print`; `summarize` and ``summary(input_shape)`` give the same as numbers.
 
         Parameters
         ----------

@@ -2,8 +2,8 @@
 
     print(gpulayers.summarize(network, (28, 28, 1)))
 
-`network.summary()` is numpy-ml's: the dictionary from which `set_params` restores. So the table has
-a name of its own; ``network.table((28, 28, 1))`` is the same as text.
+`network.summary()` is numpy-ml's, the dictionary from which `set_params` restores; with the shape of
+an example it is the table of this module.
 """
 
 from __future__ import annotations

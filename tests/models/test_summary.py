@@ -174,3 +174,13 @@ def test_profiles_of_other_parts() -> None:
     assert row.layer == "Add" and row.output == (6, 4)
     with pytest.raises(ParameterError, match="repeats"):
         gpulayers.profile(models.mlp(), X, repeats=0)
+
+
+def test_a_network_gives_its_table_for_a_shape_and_its_dictionary_without() -> None:
+    network = models.lenet()
+    table = network.summary((28, 28, 1), batch_size=2)
+    assert str(table) == str(gpulayers.summarize(network, (28, 28, 1), 2))
+    described = network.summary()
+    assert set(described) == {"layer", "parameters", "hyperparameters"}
+    assert described["parameters"].keys() == network.parameters.keys()
+    models.lenet().set_params(described)
