@@ -2,8 +2,8 @@
 
     print(gpulayers.summarize(network, (28, 28, 1)))
 
-`network.summary()` is numpy-ml's, the dictionary from which `set_params` restores; with the shape of
-an example it is the table of this module.
+`network.summary()` is numpy-ml's, the dictionary from which `set_params` restores; with the
+shape of an example it is the table of this module.
 """
 
 from __future__ import annotations
