@@ -32,7 +32,9 @@ _SERIES = {
     "torch": ("PyTorch", GREEN, "^"),
 }
 _MARKER: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
-_PLACES = [(0, 10), (12, 0), (-12, 0), (0, -10), (12, 9), (-12, 9), (12, -9), (-12, -9), (0, 19)]
+_NEAR = [(0, 10), (12, 0), (-12, 0), (0, -10), (12, 9), (-12, 9), (12, -9), (-12, -9), (0, 19)]
+_FAR = [(14, 0), (-14, 0), (14, 10), (-14, 10), (14, -10), (-14, -10), (0, 20), (0, -20)]
+_PLACES = [*_NEAR, *((k * x, k * y) for k in (1.0, 1.6, 2.2) for x, y in _FAR)]
 _DIGIT_SPACE = "\u2007"  # as wide as a digit
 _NEEDED = ("title", "ms", "MFLOP", "MB")
 
