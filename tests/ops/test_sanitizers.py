@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.compiled]
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = sorted(path.name for path in Path(__file__).parent.glob("test_compiled_*.py"))
-HOSTILE.append("test_fused.py")
+HOSTILE += ["test_fused.py", "../models/test_plan_recorded.py"]
 # All tests of operations, and both instruction sets, take ten minutes: only on request.
 ALL = os.environ.get("GPULAYERS_SANITIZERS") == "all"
 
