@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,11 @@ _HEADERS = {
 
 class _BadRequestError(Exception):
     """What a request lacks, for an answer with status 400."""
+
+
+def _static(name: str) -> bytes:
+    """A file of the page, read whole: a response that nobody reads would leave it open."""
+    return (resources.files("gpulayers.demo") / "static" / name).read_bytes()
 
 
 def make_app(look: Look, digits: Split | None = None) -> Flask:
@@ -91,11 +97,11 @@ def make_app(look: Look, digits: Split | None = None) -> Flask:
 
     @app.get("/")
     def page() -> ResponseReturnValue:
-        return app.send_static_file("index.html")
+        return app.response_class(_static("index.html"), mimetype="text/html")
 
     @app.get("/favicon.ico")
     def icon() -> ResponseReturnValue:
-        return app.send_static_file("icon.svg")
+        return app.response_class(_static("icon.svg"), mimetype="image/svg+xml")
 
     @app.get("/api/network")
     def network() -> ResponseReturnValue:
