@@ -16,7 +16,8 @@ from gpulayers.cuda import table
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.geometry import window_arguments
-from gpulayers.cuda.product import add_up, partial_sums, share_terms, tile_of
+from gpulayers.cuda.product import add_up, candidates, partial_sums
+from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.window import Window
 
@@ -48,6 +49,13 @@ def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool
     return fits and str(dtype) in table.KERNELS["conv2d_forward"].dtypes
 
 
+def _key(op: str, dtype: Any, x_shape: Shape4, filters: int, window: Window, *flags: bool) -> Key:
+    """What a kernel is chosen by; the last flag is `special`."""
+    shape = (*x_shape, filters)
+    detail = (*window.kernel, *window.stride, *window.pad, *window.dilation)
+    return Key(op, shape, dtype.name, (*detail, *flags[:-1], flags[-1] and SPECIALISED))
+
+
 def forward(
     X: Array,
     W: Array,
@@ -73,15 +81,19 @@ def forward(
     winners = cupy.empty(Z.shape if pooled else 0, dtype=cupy.uint8)
     if Z.size:
         none = cupy.empty(0, dtype=X.dtype)
-        name, *tile = tile_of("conv2d_forward", X.dtype, filters)
+        terms = window.taps * X.shape[3]
+        choice = choose(
+            _key("conv2d_forward", X.dtype, X.shape, filters, window, pooled, special),
+            lambda: candidates("conv2d_forward", X.dtype, pixels, filters, terms, shared=False),
+        )
         numbers = window_arguments(X.shape, window)
         args = (
             *(X, W, none if b is None else b, Z, winners, pixels, filters),
             *(b is not None, relu, pooled, *numbers),
         )
-        grid = (-(-pixels // tile[0]), -(-filters // tile[1]))
+        grid = (-(-pixels // choice.rows), -(-filters // choice.cols))
         constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
-        launch(name, X.dtype, grid, args, "int32", constants)
+        launch(choice.kernel, X.dtype, grid, args, "int32", constants)
     return Z, winners
 
 
@@ -99,27 +111,43 @@ def input_grad(
     dX = cupy.empty(x_shape, dtype=dZ.dtype)
     if dX.size:
         none, pixels = cupy.empty(0, dtype=dZ.dtype), math.prod(x_shape[:3])
-        name, *tile = tile_of("conv2d_input_grad", dZ.dtype, x_shape[3])
+        filters, channels = W.shape[3], x_shape[3]
         numbers, pooled = window_arguments(x_shape, window), winners is not None
+        terms = window.taps * filters
+        choice = choose(
+            _key("conv2d_input_grad", dZ.dtype, x_shape, filters, window, pooled, special),
+            lambda: candidates(
+                "conv2d_input_grad", dZ.dtype, pixels, channels, terms, shared=False
+            ),
+        )
         args = (
             *(dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, W),
-            *(none if mask is None else mask, dX, pixels, W.shape[3]),
+            *(none if mask is None else mask, dX, pixels, filters),
             *(mask is not None, pooled, *numbers),
         )
-        grid = (-(-pixels // tile[0]), -(-x_shape[3] // tile[1]))
-        constants = constants_of(numbers, W.shape[3], pooled) if special and SPECIALISED else ""
-        launch(name, dZ.dtype, grid, args, "int32", constants)
+        grid = (-(-pixels // choice.rows), -(-channels // choice.cols))
+        constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
+        launch(choice.kernel, dZ.dtype, grid, args, "int32", constants)
     return dX
 
 
-def weight_parts(
-    x_shape: Shape4, dz_shape: Shape4, window: Window, bias: bool, pooled: bool, dtype: Any
-) -> tuple[int, int]:
-    """(parts, span) of the sums over pixels in `weight_grad`."""
-    pixels = math.prod(dz_shape[:3]) * (4 if pooled else 1)
-    _, *tile = tile_of("conv2d_weight_grad", dtype, dz_shape[3])
+def weight_choice(
+    x_shape: Shape4,
+    dz_shape: Shape4,
+    window: Window,
+    bias: bool,
+    pooled: bool,
+    special: bool,
+    dtype: Any,
+) -> Candidate:
+    """The kernel of `weight_grad`, and in how many parts its sums over pixels come."""
+    filters = dz_shape[3]
     rows = window.taps * x_shape[3] + bias
-    return share_terms(rows, dz_shape[3], pixels, (tile[0], tile[1]))
+    pixels = math.prod(dz_shape[:3]) * (4 if pooled else 1)
+    return choose(
+        _key("conv2d_weight_grad", dtype, x_shape, filters, window, bias, pooled, special),
+        lambda: candidates("conv2d_weight_grad", dtype, rows, filters, pixels),
+    )
 
 
 def weight_grad(
@@ -135,13 +163,14 @@ def weight_grad(
     `winners` as for `input_grad`.
 
     With `grads` (parts, rows, filters), that is filled and returned: the parts of the sums, as many
-    as `weight_parts` says, are not added up.
+    as `weight_choice` says, are not added up.
     """
     filters = dZ.shape[3]
     rows = window.taps * X.shape[3] + bias
     pixels = math.prod(dZ.shape[:3]) * (1 if winners is None else 4)
     pooled = winners is not None
-    parts, span = weight_parts(X.shape, dZ.shape, window, bias, pooled, X.dtype)
+    choice = weight_choice(X.shape, dZ.shape, window, bias, pooled, special, X.dtype)
+    parts = choice.parts
     none = cupy.empty(0, dtype=X.dtype)
     if grads is not None:
         whole, partial = (none, grads) if parts > 1 else (grads, none)
@@ -150,15 +179,14 @@ def weight_grad(
         partial = partial_sums(parts, rows, filters, X)
         if not whole.size:
             return whole
-    name, *tile = tile_of("conv2d_weight_grad", X.dtype, filters)
     numbers = window_arguments(X.shape, window)
     args = (
         *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, whole, partial),
-        *(pixels, filters, span, bias, pooled, *numbers),
+        *(pixels, filters, choice.span, bias, pooled, *numbers),
     )
-    grid = (-(-rows // tile[0]), -(-filters // tile[1]), parts)
+    grid = (-(-rows // choice.rows), -(-filters // choice.cols), parts)
     constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
-    launch(name, X.dtype, grid, args, "int32", constants)
+    launch(choice.kernel, X.dtype, grid, args, "int32", constants)
     if grads is not None:
         return grads
     if parts > 1:

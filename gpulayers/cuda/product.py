@@ -10,6 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.errors import BackendError
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.reference import Reference
@@ -20,22 +21,54 @@ _BLOCKS = 128
 # terms that a block should have at least: fewer cost more bytes of partial sums
 _LEAST_TERMS = 192
 _NARROW, _WIDE = 16, 64
+# and with fewer no candidate comes
+_FEWEST_TERMS = 64
+#: suffix of a kernel's name -> rows and columns of its tile
+TILES = {"": (4096 // _WIDE, _WIDE), "_narrow": (4096 // _NARROW, _NARROW)}
 
 
-def tile_of(name: str, dtype: Any, cols: int) -> tuple[str, int, int]:
-    """(kernel, rows and columns of its tile) for a product of `cols` columns."""
-    narrow = f"{name}_narrow"
-    if cols <= _NARROW and dtype.name in table.KERNELS[narrow].dtypes:
-        return narrow, 4096 // _NARROW, _NARROW
-    return name, 4096 // _WIDE, _WIDE
+def tile_of(name: str, dtype: Any, cols: int) -> str:
+    """The suffix of the kernel for a product of `cols` columns, by rule."""
+    return "_narrow" if cols <= _NARROW and "_narrow" in tiles_of(name, dtype) else ""
 
 
-def share_terms(rows: int, cols: int, terms: int, tile: tuple[int, int]) -> tuple[int, int]:
-    """(parts, span): how many blocks share the terms of a tile's sums, and how many each has."""
+def tiles_of(name: str, dtype: Any) -> list[str]:
+    """The suffixes of the kernels `name` that there are for a dtype."""
+    specs = {suffix: table.KERNELS.get(name + suffix) for suffix in TILES}
+    return [suffix for suffix, spec in specs.items() if spec and dtype.name in spec.dtypes]
+
+
+def share_terms(rows: int, cols: int, terms: int, tile: tuple[int, int]) -> int:
+    """How many blocks share the terms of a tile's sums, by rule."""
     tiles = -(-rows // tile[0]) * -(-cols // tile[1])
-    parts = max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
-    span = max(-(-terms // parts), 1)
-    return -(-terms // span) or 1, span
+    return max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
+
+
+def candidates(
+    name: str, dtype: Any, rows: int, cols: int, terms: int, shared: bool = True
+) -> list[Candidate]:
+    """The ways to work out a product of `rows` x `terms` x `cols`, the rule's own first.
+
+    Parameters
+    ----------
+    name : str
+        Of the kernel, without the suffix of a tile.
+    shared : bool
+        Whether blocks can share the terms of a sum.
+    """
+    rule = tile_of(name, dtype, cols)
+    found: list[Candidate] = []
+    for suffix in sorted(tiles_of(name, dtype), key=lambda other: other != rule):
+        tile = TILES[suffix]
+        counts = [1]
+        if shared:
+            usual = share_terms(rows, cols, terms, tile)
+            others = (n for n in (1, usual // 2, 2 * usual) if 0 < n <= terms // _FEWEST_TERMS)
+            counts = [usual, *others]
+        for count in counts:
+            span = max(-(-terms // count), 1)
+            found.append(Candidate(name + suffix, *tile, -(-terms // span) or 1, span))
+    return list(dict.fromkeys(found))
 
 
 def partial_sums(parts: int, rows: int, cols: int, like: Array) -> Array:
@@ -94,29 +127,38 @@ def gemm(
     out = cupy.empty((rows, cols), dtype=A.dtype)
     if not out.size:
         return out
-    name, *tile = tile_of("gemm", A.dtype, cols)
-    parts, span = share_terms(rows, cols, terms, (tile[0], tile[1]))
+    key = Key(gemm_name(transpose_a, transpose_b), (rows, cols, terms), A.dtype.name)
+    choice = choose(key, lambda: candidates("gemm", A.dtype, rows, cols, terms))
+    parts = choice.parts
     partial = partial_sums(parts, rows, cols, A)
     none = cupy.empty(0, dtype=A.dtype)
     a, a_line = _laid_out(A)
     b, b_line = _laid_out(B)
     args = (
         *(a, b, none if bias is None else bias, none if mask is None else mask, out, partial),
-        *(rows, cols, terms, span),
+        *(rows, cols, terms, choice.span),
         *((1, a_line) if transpose_a else (a_line, 1)),
         *((1, b_line) if transpose_b else (b_line, 1)),
         *(rows - 1 if bias_row else -1, bias is not None, relu, mask is not None),
     )
-    grid = (-(-rows // tile[0]), -(-cols // tile[1]), parts)
-    launch(name, A.dtype, grid, args, "int32")
+    grid = (-(-rows // choice.rows), -(-cols // choice.cols), parts)
+    launch(choice.kernel, A.dtype, grid, args, "int32")
     if parts > 1:
         add_up(partial, out, bias, relu, mask)
     return out
 
 
-def dense_parts(batch: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """(parts, span) of the sums over a batch in `dense_backward`."""
-    return share_terms(inputs + 1, outputs, batch, (4096 // _WIDE, _WIDE))
+def gemm_name(transpose_a: bool, transpose_b: bool) -> str:
+    """Of the operation `gemm`, for `tune`: ``gemm_tn`` has the first matrix transposed."""
+    return f"gemm_{'t' if transpose_a else 'n'}{'t' if transpose_b else 'n'}"
+
+
+def dense_choice(batch: int, inputs: int, outputs: int, dtype: Any) -> Candidate:
+    """The kernel of `dense_backward`, and in how many parts its sums over the batch come."""
+    return choose(
+        Key("dense_backward", (batch, inputs, outputs), dtype.name),
+        lambda: candidates("dense_backward", dtype, inputs + 1, outputs, batch),
+    )
 
 
 def dense_backward(
@@ -128,21 +170,21 @@ def dense_backward(
     Parameters
     ----------
     grads : (parts, n_in + 1, n_out), of the arrays' dtype
-        Filled with the gradient of the weight, the bias's below it, in the parts of `dense_parts`.
+        Filled with the gradient of the weight, the bias's below it, in the parts of `dense_choice`.
     masked : bool
         The input is the output of a ReLU: its gradient counts only where it is positive.
     """
     (batch, n_in), n_out = X.shape, dZ.shape[1]
-    parts, span = dense_parts(batch, n_in, n_out)
+    choice = dense_choice(batch, n_in, n_out, X.dtype)
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
-    weight_blocks = -(-(n_in + 1) // _WIDE) * -(-n_out // _WIDE) * parts
-    input_blocks = -(-batch // _WIDE) * -(-n_in // _WIDE) if inputs else 0
+    weight_blocks = -(-(n_in + 1) // choice.rows) * -(-n_out // choice.cols) * choice.parts
+    input_blocks = -(-batch // choice.rows) * -(-n_in // choice.cols) if inputs else 0
     none = cupy.empty(0, dtype=X.dtype)
     args = (
-        *(X, W, dZ, *((none, grads) if parts > 1 else (grads, none)), dX),
-        *(batch, n_in, n_out, span, parts, weight_blocks, masked),
+        *(X, W, dZ, *((none, grads) if choice.parts > 1 else (grads, none)), dX),
+        *(batch, n_in, n_out, choice.span, choice.parts, weight_blocks, masked),
     )
-    launch("dense_backward", X.dtype, (weight_blocks + input_blocks,), args, "int32")
+    launch(choice.kernel, X.dtype, (weight_blocks + input_blocks,), args, "int32")
     return dX if inputs else None
 
 

@@ -81,7 +81,8 @@ class ConvStep(Fused):
         from gpulayers.cuda import conv  # needs CuPy
 
         X, window, Y, _ = self._saved
-        return conv.weight_parts(X.shape, Y.shape, window, True, self._pooled, X.dtype)[0]
+        pooled = self._pooled
+        return conv.weight_choice(X.shape, Y.shape, window, True, pooled, True, X.dtype).parts
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import conv  # needs CuPy
@@ -118,7 +119,7 @@ class DenseStep(Fused):
         from gpulayers.cuda import product  # needs CuPy
 
         X, Y = self._saved
-        return product.dense_parts(X.shape[0], X.shape[1], Y.shape[1])[0]
+        return product.dense_choice(*X.shape, Y.shape[1], X.dtype).parts
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import product  # needs CuPy

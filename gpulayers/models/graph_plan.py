@@ -56,6 +56,7 @@ class GraphNetwork(CompiledNetwork):
         super().__init__(network, loss, batch_shape, precision)
         self._why_not = self._reason()
         self._programs: dict[int, _Program] = {}
+        self._choices: dict[Any, Any] = {}
         self._layers: Any = None
         self._signature: Any = None
         self._last: _Program | None = None
@@ -168,11 +169,11 @@ class GraphNetwork(CompiledNetwork):
 
     def _execute(self, program: _Program, update: bool) -> None:
         """Launch the step, with the update or without, by its graph where there is one."""
-        from gpulayers.cuda import graph  # needs CuPy
+        from gpulayers.cuda import graph, tune  # needs CuPy
 
         update_all, fresh = self._flat, program.outputs is None
         if not fresh and update not in program.graphs:
-            with use_engine(current_engine()):
+            with use_engine(current_engine()), tune.pinned(self._choices):
                 program.graphs[update] = self._recorder.capture(
                     f"{self.network.name}, batches of {len(program.X)}: the step",
                     lambda: self._launch(program, update),
@@ -180,7 +181,8 @@ class GraphNetwork(CompiledNetwork):
         if update and update_all is not None:
             update_all.prepare(None, counted=False)
         if fresh:
-            with use_engine(current_engine()):  # looked up once, not by each operation
+            # looked up once, not by each operation
+            with use_engine(current_engine()), tune.pinned(self._choices):
                 self._launch(program, update)
         else:
             graph.launch(program.graphs[update])
