@@ -12,10 +12,10 @@ which check bounds, initialisation and happens-before order. So a missing barrie
 whatever order the threads happened to run in.
 
 What it cannot see: paths that the test data does not execute, weak memory ordering, grid-wide
-synchronisation, inline PTX, tensor-core and asynchronous-copy instructions, contraction to FMA,
-``-ftz=true``, and time. Deliberately strict: leaving a kernel before the others' ``__syncthreads``,
-warp-synchronous code without ``__syncwarp``, a plain read of a word that other threads update
-atomically, overlapping arguments.
+synchronisation, PTX beyond ``device/ptx.h`` (which has the tensor-core products), contraction to
+FMA, ``-ftz=true``, and time. Deliberately strict: leaving a kernel before the others'
+``__syncthreads``, warp-synchronous code without ``__syncwarp``, a plain read of a word that other
+threads update atomically, overlapping arguments.
 """
 
 from __future__ import annotations

@@ -8,6 +8,13 @@ enum EmuCollective {
     EMU_SHUFFLE, EMU_SHUFFLE_UP, EMU_SHUFFLE_DOWN, EMU_SHUFFLE_XOR,
     EMU_BALLOT, EMU_ANY, EMU_ALL,
     EMU_REDUCE_ADD, EMU_REDUCE_MIN, EMU_REDUCE_MAX, EMU_REDUCE_AND, EMU_REDUCE_OR, EMU_REDUCE_XOR,
+    EMU_MMA_TF32, EMU_MMA_BF16, EMU_MMA_F16,
+};
+
+// A lane's share of a tensor-core product: the sums come back in c.
+struct EmuFragments {
+    float c[4];
+    unsigned a[4], b[2];
 };
 
 extern "C" {

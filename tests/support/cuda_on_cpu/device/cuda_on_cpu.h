@@ -55,4 +55,5 @@ static const int warpSize = 32;
 #include "synchronisation.h"
 #include "atomics.h"
 #include "arithmetic.h"
+#include "ptx.h"
 #include "kernel_export.h"

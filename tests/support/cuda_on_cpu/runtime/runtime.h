@@ -110,6 +110,9 @@ void release_spare_stacks();
 // schedule.cpp
 void run_block();
 
+// tensor.cpp
+void multiply_fragments(int kind, EmuFragments* lanes);  // the sums replace each lane's c
+
 // launch.cpp
 void report(const char* kind, const void* site, const void* other_site, const char* format, ...)
     __attribute__((format(printf, 4, 5)));

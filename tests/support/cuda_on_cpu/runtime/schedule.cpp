@@ -63,6 +63,23 @@ static int reduced(int kind, unsigned mask, const int* values)
     }
 }
 
+static void wake(Thread& thread)
+{
+    thread.state = State::READY;
+    ready.push_back(thread.id);
+}
+
+static void complete_product(int kind, Thread* lanes)
+{
+    EmuFragments fragments[WARP];
+    for (uint32_t lane = 0; lane < WARP; ++lane) fragments[lane] = *(EmuFragments*)lanes[lane].collective.value;
+    multiply_fragments(kind, fragments);
+    for (uint32_t lane = 0; lane < WARP; ++lane) {
+        *(EmuFragments*)lanes[lane].collective.value = fragments[lane];
+        wake(lanes[lane]);
+    }
+}
+
 // Called at each arrival; the last one completes the collective and wakes its lanes.
 static void complete_collective(Thread& arrived)
 {
@@ -73,6 +90,10 @@ static void complete_collective(Thread& arrived)
 
     char given[WARP][16];
     int words[WARP] = {};
+    if (wait.kind >= EMU_MMA_TF32) {
+        complete_product(wait.kind, lanes);
+        return;
+    }
     for (uint32_t lane = 0; lane < WARP; ++lane) {
         if (!(wait.mask >> lane & 1) || !lanes[lane].collective.value) continue;
         memcpy(given[lane], lanes[lane].collective.value, lanes[lane].collective.bytes);
@@ -96,8 +117,7 @@ static void complete_collective(Thread& arrived)
             const int result = reduced(wait.kind, wait.mask, words);
             memcpy(mine.value, &result, 4);
         }
-        lanes[lane].state = State::READY;
-        ready.push_back(lanes[lane].id);
+        wake(lanes[lane]);
     }
     if (wait.kind == EMU_SYNCWARP) checker_syncwarp(arrived.id / WARP);
 }
@@ -148,8 +168,7 @@ static bool open_barrier()
         if (thread.barrier.kind == EMU_SYNC_COUNT) *thread.barrier.result = votes;
         if (thread.barrier.kind == EMU_SYNC_AND) *thread.barrier.result = votes == waiting;
         if (thread.barrier.kind == EMU_SYNC_OR) *thread.barrier.result = votes > 0;
-        thread.state = State::READY;
-        ready.push_back(thread.id);
+        wake(thread);
     }
     ++counters.barriers;
     checker_barrier();

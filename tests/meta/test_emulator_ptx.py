@@ -1,0 +1,106 @@
+"""tests.support.cuda_on_cpu: inline PTX and the tensor-core products of a warp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kernels.arrays import load, store
+from tests.support.cuda_on_cpu import CompileError, HostModule, KernelError
+
+pytestmark = pytest.mark.emulated
+
+#: each lane loads its fragments as the PTX ISA draws them ("Matrix fragments for mma"), words of
+#: 32 bits, eight in a row
+PRODUCT = r"""
+extern "C" __global__ void product(const unsigned* a, const unsigned* b, float* c)
+{
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    const unsigned *x = a + 8 * g + t, *y = b + 8 * g + t;
+    float *upper = c + 8 * g + 2 * t, *lower = upper + 64;
+    if (threadIdx.x >= LANES) return;
+    asm volatile("mma.sync.aligned.SHAPE.row.col.f32.TYPES.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(upper[0]), "+f"(upper[1]), "+f"(lower[0]), "+f"(lower[1])
+                 : "r"(x[0]), "r"(x[64]), "r"(x[4]), "r"(x[68]), "r"(y[0]), "r"(y[4]));
+}
+"""
+SHAPES = {
+    "float32": ("m16n8k8", "tf32.tf32", 8),
+    "bfloat16": ("m16n8k16", "bf16.bf16", 16),
+    "float16": ("m16n8k16", "f16.f16", 16),
+}
+
+
+def kernel(dtype: str, lanes: int = 32) -> Any:
+    shape, types, _ = SHAPES[dtype]
+    code = PRODUCT.replace("SHAPE", shape).replace("TYPES", types).replace("LANES", str(lanes))
+    return HostModule(code, name="mma.cu")["product"]
+
+
+@pytest.mark.parametrize("dtype", SHAPES)
+def test_product_of_a_warp(dtype: str) -> None:
+    terms = SHAPES[dtype][2]
+    rng = np.random.default_rng(0)
+    a, b = (store(rng.standard_normal((lines, terms)), dtype) for lines in (16, 8))
+    if dtype == "float32":  # the tensor cores see 10 bits of mantissa
+        a, b = ((v.view("u4") & 0xFFFFE000).view("f4") for v in (a, b))
+    c = rng.standard_normal((16, 8)).astype("f4")
+    want = c + load(a, dtype) @ load(b, dtype).T
+    if dtype == "float32":
+        a = (a.view("u4") | 0x1FFF).view("f4")  # which they ignore
+    words = [np.ascontiguousarray(v).view("u4").reshape(-1, 8) for v in (a, b)]
+    kernel(dtype)((1,), (32,), (*words, c))
+    np.testing.assert_allclose(c, want, rtol=1e-6, atol=1e-6)
+
+
+def test_no_number_stays_in_its_row_and_column() -> None:
+    a, b, c = np.zeros((16, 8), "f4"), np.ones((8, 8), "f4"), np.zeros((16, 8), "f4")
+    a[5, 3], b[2, 6] = np.inf, np.nan
+    kernel("float32")((1,), (32,), (a.view("u4"), b.view("u4"), c))
+    assert np.isnan(c[:, 2]).all()
+    assert np.isinf(np.delete(c[5], 2)).all()
+    assert (np.delete(np.delete(c, 5, 0), 2, 1) == 0).all()
+
+
+def test_a_lane_that_stays_away_is_a_deadlock() -> None:
+    c = np.zeros((16, 8), "f4")
+    words = np.zeros((16, 8), "u4")
+    with pytest.raises(KernelError, match="warp-deadlock") as caught:
+        kernel("float32", lanes=31)((1,), (32,), (words, words[:8].copy(), c))
+    assert caught.value.kinds == {"warp-deadlock"}
+
+
+ROUND = r"""
+extern "C" __global__ void kernel(const float* x, unsigned* y)
+{
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y[threadIdx.x]) : "f"(x[threadIdx.x]));
+}
+"""
+
+
+def test_rounding_to_tf32() -> None:
+    """To the nearest of 10 bits, ties away from zero."""
+    step = 2.0**-10
+    x = np.array([1 + step / 2, -1 - step / 2, 1 + step / 2.001, 1 + 1.5 * step, np.inf, -0.0, 3])
+    want = np.array([1 + step, -1 - step, 1, 1 + 2 * step, np.inf, -0.0, 3], "f4")
+    y = np.zeros(7, "u4")
+    HostModule(ROUND, name="round.cu")["kernel"]((1,), (7,), (x.astype("f4"), y))
+    np.testing.assert_array_equal(y, want.view("u4"))
+    HostModule(ROUND, name="round.cu")["kernel"]((1,), (1,), (np.array([np.nan], "f4"), y))
+    assert np.isnan(y.view("f4")[0])
+
+
+@pytest.mark.parametrize(
+    ("ptx", "message"),
+    [
+        ("mul.wide.u17 %0, %1;", "emu_ptx_mul_wide_u17"),
+        ("{ .reg .b32 t; cvt.rna.tf32.f32 %0, %1; }", "not understood"),
+    ],
+)
+def test_other_ptx_is_refused(ptx: str, message: str) -> None:
+    code = ROUND.replace("cvt.rna.tf32.f32 %0, %1;", ptx)
+    with pytest.raises(CompileError, match=message):
+        HostModule(code, name="round.cu")
