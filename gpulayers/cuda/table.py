@@ -21,6 +21,7 @@ from gpulayers.cuda.spec import (
     WORD,
     KernelSpec,
 )
+from gpulayers.cuda.table_feed import SPECS as _FEED
 
 __all__ = [
     "ACTIVATIONS",
@@ -327,6 +328,7 @@ _SPECS = (
         (ARRAY, INDEX, *(WORD,) * 4),
         dtypes=("float64",),
     ),
+    *_FEED,
 )
 
 #: name -> KernelSpec

@@ -36,7 +36,7 @@ TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ev
 USUAL = ("float32", "int32")
 #: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
 EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
-EVERY |= {"gemm.cu": 24, "conv.cu": 48, "tile.cuh": 48, "flat.cu": 24}
+EVERY |= {"gemm.cu": 24, "conv.cu": 48, "tile.cuh": 48, "flat.cu": 24, "feed.cu": 24}
 OTHERS_EVERY = 6
 
 # ------------------------------------------------------------------------------- making of mutants
