@@ -93,7 +93,7 @@ template <typename T, typename Acc>
 __global__ void __launch_bounds__(FEED_BLOCK)
     finish_step(const T* __restrict__ losses, const T* __restrict__ outputs, const long long* __restrict__ labels,
                 T* __restrict__ loss, int* __restrict__ step, int* __restrict__ position, int* __restrict__ done,
-                double* __restrict__ record, int count, int classes, int slots, Acc scale)
+                Acc* __restrict__ record, int count, int classes, int slots, Acc scale)
 {
     __shared__ Acc sums[FEED_BLOCK];
     __shared__ int hits[FEED_BLOCK];
@@ -117,9 +117,9 @@ __global__ void __launch_bounds__(FEED_BLOCK)
     if (thread > 0) return;
     const Acc mean = sums[0] * scale;
     loss[0] = static_cast<T>(mean);
-    double* const row = record + 2 * (done[0] % slots);
-    row[0] = static_cast<double>(mean);
-    row[1] = static_cast<double>(hits[0]);
+    Acc* const row = record + 2 * (done[0] % slots);
+    row[0] = mean;
+    row[1] = static_cast<Acc>(hits[0]);
     step[0] += 1;
     position[0] += count;
     done[0] += 1;

@@ -15,8 +15,8 @@ __all__ = ["finish_step", "gather"]
 def gather(resident: Any, batch: Array, labels: Array) -> None:
     """Fill `batch` (n, ...) and `labels` (n,) int64 with the next n examples of a `Resident`.
 
-    Its bytes are scaled and shifted by its factors, to the bits of `Pixels`; floating images must
-    have the batch's dtype. Places behind the end of its order give NaN and label -1. `position` is
+    Its bytes are scaled and shifted by its factors, to the bits of `Pixels`. The batch has the
+    resident's dtype. Places behind the end of its order give NaN and label -1. `position` is
     left as it is: blocks that read it have no order. `finish_step` advances it.
     """
     images = resident.images
@@ -24,9 +24,8 @@ def gather(resident: Any, batch: Array, labels: Array) -> None:
     index = table.index_for(batch.size, resident.order.size)
     places = (images, resident.labels, resident.order, resident.position)
     if images.dtype == "uint8":
-        factors = resident.factors(batch.dtype)
         args = (
-            *(*places, factors, batch, labels),
+            *(*places, resident.factors, batch, labels),
             *(batch.size, width, images.shape[-1], resident.order.size),
         )
         launch_elements("gather_bytes", batch.dtype, batch.size, args, index)

@@ -38,8 +38,9 @@ class Resident:
         Moved to the current backend, if it is not there.
     labels : (n,) array of integers
     pixels : Pixels, optional
-        What is done to uint8 images; None maps 0..255 to 0..1. Floating images are taken as they
-        are.
+        What is done to uint8 images; None maps 0..255 to 0..1.
+    dtype : dtype, optional
+        Of the network; None is the default dtype. Floating images are converted to it.
     length : int, optional
         Examples in an epoch at most, repetitions counted; None is n.
     slots : int
@@ -54,8 +55,11 @@ class Resident:
     position : (1,) int32 array
         How many examples of this epoch were used; kernels advance it.
     scale, shift : float
-        ``byte * scale + shift`` is what the network gets; `factors` has them for each channel.
-    record : (slots, 2) array, float64
+        ``byte * scale + shift`` is what the network gets.
+    factors : (2, channels) array
+        Scale and shift of each channel, rounded to `dtype`, in the type that kernels compute in: it
+        or, for a half type, float32.
+    record : (slots, 2) array of the type of `factors`
         Loss and hits of a step in row ``done % slots``.
     done : (1,) int32 array
         How many steps were recorded; kernels advance it.
@@ -79,6 +83,7 @@ class Resident:
         images: Any,
         labels: Any,
         pixels: Pixels | None = None,
+        dtype: Any = None,
         length: int | None = None,
         slots: int = 1024,
     ) -> None:
@@ -97,7 +102,11 @@ class Resident:
         slots = _spec.integer("Resident", "slots", slots, 1)
         place = backend.current_backend()
         self.xp: Any = backend.module(place)
+        self.dtype = backend.default_dtype() if dtype is None else np.dtype(dtype)
+        wide = np.dtype(np.float32) if self.dtype.itemsize == 2 else self.dtype
         self.images = self.xp.ascontiguousarray(backend.to_backend(images, place))
+        if images.dtype != np.uint8:
+            self.images = self.images.astype(self.dtype, copy=False)
         self.labels = self.xp.ascontiguousarray(
             backend.to_backend(labels, place).astype("int64", copy=False)
         )
@@ -108,12 +117,12 @@ class Resident:
             raise ShapeError(
                 f"Resident: pixels has {len(self.pixels.mean)} channels, the images {channels}"
             )
+        self.factors = self.xp.asarray(self._numbers().astype(self.dtype).astype(wide))
         self.order = self.xp.arange(length, dtype="int32") % np.int32(len(images))
         self.position = self.xp.zeros(1, dtype="int32")
-        self.record = self.xp.zeros((slots, 2), dtype="float64")
+        self.record = self.xp.zeros((slots, 2), dtype=wide)
         self.done = self.xp.zeros(1, dtype="int32")
         self.count = length
-        self._factors: dict[str, Array] = {}
         self._used = self._recorded = self._read = 0  # what the device's counters will have reached
 
     def __len__(self) -> int:
@@ -151,16 +160,6 @@ class Resident:
         mean, std = np.array(self.pixels.mean), np.array(self.pixels.std)
         pair = np.stack((1.0 / std, -mean / std))
         return np.repeat(pair, self.images.shape[-1], axis=1) if len(mean) == 1 else pair
-
-    def factors(self, dtype: Any) -> Array:
-        """Return scale and shift of each channel, (2, channels), rounded to `dtype`, in the type
-        that kernels compute in: its own or, for a half type, float32."""
-        dtype = np.dtype(dtype)
-        if dtype.name not in self._factors:
-            wide = np.float32 if dtype.itemsize == 2 else dtype
-            rounded = self._numbers().astype(dtype).astype(wide)
-            self._factors[dtype.name] = self.xp.asarray(rounded)
-        return self._factors[dtype.name]
 
     # ----------------------------------------------------------------------------------- an epoch
 
@@ -249,7 +248,7 @@ class Resident:
         rows = backend.to_cpu(self.record)
         first, self._read = self._read, self._recorded
         rows = rows[np.arange(first, first + count) % slots]
-        return rows[:, 0].copy(), rows[:, 1].astype(np.int64)
+        return rows[:, 0].astype(np.float64), rows[:, 1].astype(np.int64)
 
     def batch(self, start: int, stop: int) -> tuple[Array, Array]:
         """Return images and labels of the places start..stop-1 of the order, as they are."""

@@ -116,7 +116,7 @@ def finished(launcher: Launcher, n: int, dtype: str, index: str) -> None:
         hits -= int(values[7].argmax() == labels[7])
         labels[7] = -1
     step, position, done = np.array([8], "i4"), np.array([20], "i4"), np.array([2], "i4")
-    record = np.full((slots, 2), -7.0)
+    record = np.full((slots, 2), -7.0, WIDE[dtype])
     totals = []
     for _ in range(2):
         losses, summands = rounded(random(n, seed=str(len(totals))), dtype)

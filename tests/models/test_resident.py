@@ -36,13 +36,20 @@ def test_arrays_are_as_kernels_take_them(backend: Backend) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_factors_are_those_of_pixels(backend: Backend, dtype: str) -> None:
-    resident = made(pixels=COLOURS)
-    scale, shift = backend.asnumpy(resident.factors(dtype))
-    assert resident.factors(dtype) is resident.factors(dtype), "a graph keeps its address"
+    resident = made(pixels=COLOURS, dtype=dtype)
+    scale, shift = backend.asnumpy(resident.factors)
+    assert resident.record.dtype == scale.dtype == ("float64" if dtype == "float64" else "float32")
     rows = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
     want = backend.asnumpy(COLOURS(backend.asarray(rows), dtype))
     product = (rows.astype(scale.dtype) * scale).astype(dtype).astype(scale.dtype)
     np.testing.assert_array_equal((product + shift).astype(dtype), want)
+
+
+def test_floating_images_get_the_dtype(backend: Backend) -> None:
+    images = np.linspace(0, 1, 12).reshape(3, 4)
+    assert Resident(images, np.zeros(3, int)).images.dtype == np.float32
+    resident = Resident(images, np.zeros(3, int), dtype="float64")
+    np.testing.assert_array_equal(backend.asnumpy(resident.images), images)
 
 
 def test_one_scale_for_all_channels() -> None:
@@ -132,7 +139,9 @@ def test_a_batch_is_gathered_as_pixels_has_it(emulated: Backend, floating: bool)
     resident.begin(np.array([5, 0, 2, 2, 6]), start=2)
     X = emulated.xp.empty((3, 4, 4, 3), "float32")
     labels = emulated.xp.empty(3, "int64")
-    feed.gather(resident, X, labels)  # makes the factors
+    feed.gather(resident, X, labels)  # compiles the kernel
+    X.fill(0)
+    labels.fill(0)
     with emulated.count() as events, emulated.forbid("sync", "h2d", "d2h", "alloc"):
         feed.gather(resident, X, labels)
     assert events["launch"] == 1
