@@ -25,13 +25,20 @@ __all__ = ["GraphNetwork"]
 _KEPT = 4
 
 
-class _Program:
-    """The step for batches of one size: its inputs, its results and where its gradients lie."""
+class Program:
+    """The step for batches of one size: its inputs, its results and where its gradients lie.
 
-    def __init__(self, X: Array, dtype: Any) -> None:
-        xp = backend.xp_of(X)
-        self.X = xp.empty(X.shape, dtype=dtype)
-        self.labels = xp.empty(len(X), dtype="int64")
+    Attributes
+    ----------
+    source : Resident or None
+        From where the step takes its batches; None if they are copied to X and labels.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, source: Any = None) -> None:
+        xp = backend.module("cupy")
+        self.source = source
+        self.X = xp.empty(shape, dtype=dtype)
+        self.labels = xp.empty(shape[0], dtype="int64")
         self.loss = xp.empty(1, dtype=dtype)
         self.outputs: Any = None
         self.work: Any = None
@@ -55,11 +62,11 @@ class GraphNetwork(CompiledNetwork):
     ) -> None:
         super().__init__(network, loss, batch_shape, precision)
         self._why_not = self._reason()
-        self._programs: dict[int, _Program] = {}
+        self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
         self._layers: Any = None
         self._signature: Any = None
-        self._last: _Program | None = None
+        self._last: Program | None = None
         self._summed = False
 
     def _reason(self) -> str | None:
@@ -95,7 +102,7 @@ class GraphNetwork(CompiledNetwork):
             rows = [(start, start, 1, 0) for start in self._flat.starts]
             self._whole = xp.asarray(np.array(rows, dtype=np.int64))
 
-    def _room(self, program: _Program) -> None:
+    def _room(self, program: Program) -> None:
         """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
         offset = 0
         regions: list[tuple[int, int, int]] = []
@@ -151,23 +158,29 @@ class GraphNetwork(CompiledNetwork):
         self._execute(program, False)
         return program.loss.copy().reshape(())
 
-    def _staged(self, X: Array, labels: Array) -> _Program:
+    def _staged(self, X: Array, labels: Array) -> Program:
         """The program for such a batch, which is copied to where that takes it from."""
         X = self._checked(X)
         self._check_labels(labels, len(X))
         self._build()
         if self._flat is not None:
             self._flat.adopt()
-        program = self._programs.get(len(X))
-        if program is None:
-            while len(self._programs) >= _KEPT:
-                del self._programs[next(iter(self._programs))]
-            program = self._programs[len(X)] = _Program(X, self.network.dtype)
+        program = self._program(X.shape)
         program.X[...] = X
         program.labels[...] = labels
         return program
 
-    def _execute(self, program: _Program, update: bool) -> None:
+    def _program(self, shape: tuple[int, ...], source: Any = None) -> Program:
+        """The program for batches of this shape; of the oldest ones some are forgotten."""
+        key = shape[0], id(source)  # which the program keeps
+        program = self._programs.get(key)
+        if program is None:
+            while len(self._programs) >= _KEPT:
+                del self._programs[next(iter(self._programs))]
+            program = self._programs[key] = Program(shape, self.network.dtype, source)
+        return program
+
+    def _execute(self, program: Program, update: bool) -> None:
         """Launch the step, with the update or without, by its graph where there is one."""
         from gpulayers.cuda import graph, tune  # needs CuPy
 
@@ -190,19 +203,18 @@ class GraphNetwork(CompiledNetwork):
             update_all.was_counted()
         self.outputs, self._last, self._summed = program.outputs, program, False
 
-    def _launch(self, program: _Program, update: bool) -> None:
+    def _launch(self, program: Program, update: bool) -> None:
         """Forward, loss, backward and, if wanted, update."""
-        from gpulayers.cuda import flat  # needs CuPy
-
         n, flat_update = len(program.X), self._flat
         scale = 1.0 / n if self.loss.reduction == "mean" else 1.0
         try:
+            self._fetch(program)
             Y = program.X
             for node in self._nodes:
                 Y = node.forward(Y)
             losses, dY = kernels_for(Y).softmax_cross_entropy_both(Y, program.labels, scale)
             counter = self._counter() if flat_update is None else flat_update.step
-            flat.finish_loss(losses, program.loss, counter, scale)
+            self._finish(program, losses, Y, counter, scale)
             if flat_update is not None:
                 if program.work is None:
                     self._room(program)
@@ -214,13 +226,24 @@ class GraphNetwork(CompiledNetwork):
             for node in self._nodes:
                 node.forget()
 
+    def _fetch(self, program: Program) -> None:
+        """Have the batch where the first node takes it from: `_staged` has copied it there."""
+
+    def _finish(
+        self, program: Program, losses: Array, Y: Array, counter: Array, scale: float
+    ) -> None:
+        """The batch's loss, from that of each example; and the step is counted."""
+        from gpulayers.cuda import flat  # needs CuPy
+
+        flat.finish_loss(losses, program.loss, counter, scale)
+
     def _counter(self) -> Array:
         """Of steps that nobody asks for."""
         if getattr(self, "_unused", None) is None:
             self._unused = backend.module("cupy").zeros(1, dtype="int32")
         return self._unused
 
-    def _backward(self, program: _Program, dY: Array) -> None:
+    def _backward(self, program: Program, dY: Array) -> None:
         regions = iter(program.grads)
         others: list[tuple[Node, Array]] = []
         for node in leaves(self._nodes):

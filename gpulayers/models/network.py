@@ -235,7 +235,7 @@ class Sequential(Composite):
             If the layers do not take such a batch.
         """
         if (self.home or backend.current_backend()) == "cupy":
-            from gpulayers.models.graph_plan import GraphNetwork as CompiledNetwork
+            from gpulayers.models.graph_resident import ResidentNetwork as CompiledNetwork
         else:
             from gpulayers.models.plan import CompiledNetwork
 

@@ -19,6 +19,7 @@ import pytest
 from gpulayers import models, random
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential
+from gpulayers.models.resident import Resident
 from tests.conftest import Backend
 from tests.rules.step import BUDGET
 from tests.support import fake_cupy
@@ -103,7 +104,8 @@ def test_launches_and_bytes(name: str, emulated: Backend, first_blocks_only: Non
     parameters = sum(p.size for p in plan.network.parameters.values())
     assert captured["kernel_bytes"] <= MOST * least_bytes(name, parameters)
     assert nodes <= (16 if name.startswith("lenet") else 20)
-    graph = plan._programs[len(X)].graphs[True]
+    (program,) = plan._programs.values()
+    graph = program.graphs[True]
     assert graph._recording.launches == nodes, "nothing but our own kernels is in the graph"
 
 
@@ -120,6 +122,16 @@ def test_a_step_is_a_graph_and_the_batch_that_it_takes(
     assert events["graph_launch"] == 1
     assert events["launch"] == 3, "images and labels to their places, the loss out of its own"
     assert events["alloc_bytes"] == 4, "the loss"
+
+
+def test_gathering_the_batch_is_one_launch_more(emulated: Backend, first_blocks_only: None) -> None:
+    plan, _, _ = planned("lenet b64", emulated)
+    images = np.zeros((128, 28, 28, 1), np.uint8)
+    resident = Resident(images, np.zeros(128, np.int64))
+    plan.run(resident, 2)
+    program = plan._program((64, 28, 28, 1), resident)
+    launches = program.graphs[True]._recording.launches
+    assert launches == BUDGET["graph"]["lenet b64"]["nodes"] + 1 <= 16
 
 
 def test_memory_does_not_grow(emulated: Backend, first_blocks_only: None) -> None:

@@ -1,0 +1,124 @@
+"""Steps of a planned network on a GPU that take their batches from a dataset there."""
+
+from __future__ import annotations
+
+from gpulayers import _spec, backend
+from gpulayers.backend import Array
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from gpulayers.models.graph_plan import GraphNetwork, Program
+from gpulayers.models.plan_node import contiguous
+from gpulayers.models.resident import Resident
+from gpulayers.ops._kernels import current_engine
+
+__all__ = ["ResidentNetwork"]
+
+
+class ResidentNetwork(GraphNetwork):
+    """`GraphNetwork` that can be run on a `Resident` too: the first launch of its graph gathers the
+    batch, the loss stays on the device. Such a step is one launch of a graph: the host copies
+    nothing, waits for nothing and hands over nothing."""
+
+    def why_not_resident(self) -> str | None:
+        """Why `run` would refuse, whatever the dataset; None if it does not."""
+        if self._why_not is not None:
+            return self._why_not
+        if current_engine() in ("cublas", "reference"):
+            return f"the engine is {current_engine()}"
+        if len(self.output_shape) != 1:
+            return f"an output has shape {self.output_shape}, cross-entropy takes (n_classes,)"
+        return None
+
+    def run(self, resident: Resident, steps: int, batch_size: int | None = None) -> int:
+        """Train on the next batches of a dataset on the device; return how many there were.
+
+        Losses and hits are left in the resident's record; nothing waits for the device. The first
+        step of a size is launched kernel by kernel, which compiles them, the second is captured,
+        from the third on a step is one launch.
+
+        Parameters
+        ----------
+        resident : Resident
+        steps : int
+            At most so many; it ends with the epoch, whose last batch may be smaller.
+        batch_size : int, optional
+            At most that of `batch_shape`, which None stands for.
+
+        Raises
+        ------
+        BackendError
+            If the network's step cannot be captured; the message says why.
+        ShapeError, DTypeError, ParameterError
+            If the data does not fit the plan; nothing is changed then.
+        """
+        steps = _spec.integer(f"{self.network.name}.run", "steps", steps, 0)
+        size = self._checked_resident(resident, batch_size)
+        self._build()
+        if self._flat is not None:
+            self._flat.adopt()
+        done = 0
+        while done < steps and resident.left:
+            self._resident_step(resident, min(size, resident.left))
+            done += 1
+        return done
+
+    def _resident_step(self, resident: Resident, n: int) -> None:
+        program = self._program((n, *self.batch_shape[1:]), resident)
+        update = self._flat
+        if update is None or not update.serves:
+            self._execute(program, False)
+            self.update(None)
+        else:
+            self._execute(program, True)
+        resident.taken(n)
+
+    def _fetch(self, program: Program) -> None:
+        from gpulayers.cuda import feed  # needs CuPy
+
+        if program.source is not None:
+            feed.gather(program.source, program.X, program.labels)
+
+    def _finish(
+        self, program: Program, losses: Array, Y: Array, counter: Array, scale: float
+    ) -> None:
+        from gpulayers.cuda import feed  # needs CuPy
+
+        if program.source is None:
+            super()._finish(program, losses, Y, counter, scale)
+        else:
+            feed.finish_step(
+                *(program.source, losses, contiguous(Y), program.labels, program.loss, counter),
+                scale,
+            )
+
+    def _checked_resident(self, resident: Resident, batch_size: int | None) -> int:
+        """The size of the batches, if the plan can take them from there."""
+        name, reason = self.network.name, self.why_not_resident()
+        if reason is not None:
+            raise BackendError(f"{name}.run: the step cannot take batches by itself: {reason}")
+        home = backend.backend_of(resident.images)
+        if home != "cupy":
+            raise BackendError(f"{name}.run: the plan was made for cupy arrays, the data is {home}")
+        if resident.example_shape != self.batch_shape[1:]:
+            raise ShapeError(
+                f"{name}.run: the plan was made for examples of shape {self.batch_shape[1:]}, got "
+                f"{resident.example_shape}; compile again for another shape"
+            )
+        if resident.dtype != self.network.dtype:
+            raise DTypeError(
+                f"{name}.run: the parameters are {self.network.dtype}, the data was prepared for "
+                f"{resident.dtype}: Resident(..., dtype=network.dtype)"
+            )
+        low, high = resident.label_range
+        if not 0 <= low <= high < self.output_shape[0]:
+            raise ParameterError(
+                f"{name}.run: labels must be in 0..{self.output_shape[0] - 1}, got {low}..{high}"
+            )
+        if batch_size is None:
+            return self.batch_shape[0]
+        size = _spec.integer(f"{name}.run", "batch_size", batch_size, 1)
+        if size > self.batch_shape[0]:
+            raise ShapeError(
+                f"{name}.run: the plan was made for at most {self.batch_shape[0]} examples a "
+                f"batch, got {size}; compile again for larger batches"
+            )
+        return size
