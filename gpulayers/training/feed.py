@@ -10,6 +10,8 @@ import numpy as np
 from gpulayers import _spec, backend
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
+from gpulayers.models import Pixels
+from gpulayers.models.resident import Resident
 from gpulayers.random import Generator
 from gpulayers.training.data import LazyImages, Split
 from gpulayers.training.prefetch import ahead
@@ -162,13 +164,8 @@ class Feed:
         count = self.count
         order = None
         if sampler is not None:
-            chosen = sampler.order(order_generator(seed, epoch))
+            chosen = self.order_of(sampler, seed, epoch)
             count = len(chosen)
-            if count and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.count:
-                raise ParameterError(
-                    f"Feed.batches: {sampler!r} gives indices {chosen.min()}..{chosen.max()}, the "
-                    f"split has {self.count} examples"
-                )
             order = self._placed(chosen)
         stop = -(-count // size)
         on_host = self.xp is np
@@ -186,6 +183,35 @@ class Feed:
             return ahead(lambda i: finish(i, *gather(i)), start, stop, self.threads)
         gathered = ahead(gather, start, stop, 0 if self.resident else self.threads)
         return _finished(gathered, finish, start)
+
+    def order_of(self, sampler: Sampler, seed: int, epoch: int) -> np.ndarray:
+        """Return the indices that a sampler chooses for an epoch.
+
+        Raises
+        ------
+        ParameterError
+            If one is not in the split.
+        """
+        chosen = sampler.order(order_generator(seed, epoch))
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.count:
+            raise ParameterError(
+                f"Feed.batches: {sampler!r} gives indices {chosen.min()}..{chosen.max()}, the "
+                f"split has {self.count} examples"
+            )
+        return chosen
+
+    def on_device(self, pixels: Pixels, dtype: Any, length: int, slots: int) -> Resident | None:
+        """Return the split as a `Resident`, for a network that takes its batches by itself.
+
+        None if the images are not on a GPU as they are wanted: they did not fit, or have a
+        transform, or are floats of another dtype for whose conversion there is no memory.
+        """
+        if self.xp is np or not self.resident or self.transform is not None:
+            return None
+        try:
+            return Resident(self._images, self._labels, pixels, dtype, length, slots)
+        except MemoryError:
+            return None
 
     @property
     def threads(self) -> int:

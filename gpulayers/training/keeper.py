@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -84,12 +85,17 @@ class Keeper:
         for path in obsolete:
             path.unlink(missing_ok=True)
 
-    def due(self) -> bool:
-        """Whether it is time for a checkpoint; called once after every batch."""
-        self._count += 1
+    def due(self, batches: int = 1) -> bool:
+        """Whether it is time for a checkpoint; called after every batch, or so many of them."""
+        self._count += batches
         if self.batches is not None and self._count >= self.batches:
             return True
         return self.seconds is not None and time.monotonic() - self._since >= self.seconds
+
+    @property
+    def most(self) -> float:
+        """Batches until a checkpoint is due."""
+        return math.inf if self.batches is None else max(1, self.batches - self._count)
 
     def keep(self, position: str, write: Callable[[Path], Path]) -> Path:
         """Let `write` make the last checkpoint, and keep the one it replaces."""

@@ -60,13 +60,13 @@ def output_check(name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:
     return check
 
 
-def make_step(trainer: Trainer, shape: tuple[int, ...], on_cpu: bool) -> Step:
-    """The step of a trainer whose batches look like `shape`."""
+def make_step(trainer: Trainer, shape: tuple[int, ...], planned: bool) -> Step:
+    """The step of a trainer whose batches look like `shape`, by the network's plan or not."""
     largest = (min(trainer.batch_size, trainer.examples), *shape[1:])
     return Step(
         trainer.network,
         trainer.train_loss,
-        on_cpu if trainer.compile is None else trainer.compile,
+        planned,
         largest,
         trainer.clip_global_norm,
         output_check(trainer.network.name, trainer.data),

@@ -40,12 +40,19 @@ class Tally:
             self._losses = xp.zeros(self.steps, self._dtype)
             self._hits = xp.zeros(self.steps, np.int64)
         elif backend.xp_of(self._losses) is not xp:
-            self._losses, self._hits = xp.asarray(self._losses), xp.asarray(self._hits)
+            place = "numpy" if xp is np else "cupy"
+            self._losses = backend.to_backend(self._losses, place)
+            self._hits = backend.to_backend(self._hits, place)
 
     def record(self, step: int, loss: Any, hits: Any) -> None:
         """Keep what batch number `step` gave; a GPU is not waited for."""
         self._losses[step] = loss
         self._hits[step] = hits
+
+    def store(self, start: int, losses: np.ndarray, hits: np.ndarray) -> None:
+        """Keep what the batches from number `start` on gave, where the arrays are on the host."""
+        self._losses[start : start + len(losses)] = losses
+        self._hits[start : start + len(hits)] = hits
 
     def first_bad(self, start: int, stop: int) -> tuple[int, float] | None:
         """The first of these batches whose loss is not finite, and the loss; waits for a GPU."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -28,17 +27,16 @@ from gpulayers.training.keeper import BEST_FILE, LOG_FILE, MODEL_FILE, Keeper, p
 from gpulayers.training.precision import chosen
 from gpulayers.training.progress import Progress, choose_progress
 from gpulayers.training.resume import config_of, restore, state_of
+from gpulayers.training.runs import Runs
 from gpulayers.training.samplers import Sampler, ShuffledSampler
-from gpulayers.training.schedule import is_blind, learning_rate
-from gpulayers.training.setup import make_step, set_up
-from gpulayers.training.step import Step
+from gpulayers.training.schedule import learning_rate
+from gpulayers.training.setup import set_up
 from gpulayers.training.stopping import diverged, interrupted
 from gpulayers.training.tally import Tally
 from gpulayers.training.transforms import Transform, make_transform
 
 __all__ = ["BEST_FILE", "LOG_FILE", "MODEL_FILE", "Trainer"]
 
-_LOOK_STEPS = 50  # on a GPU: steps between two looks at the losses, each of which stalls it
 _LOOK_SECONDS = 0.2  # on the CPU a look is free; showing the figures is not
 
 
@@ -90,7 +88,7 @@ class Trainer:
         Plain values to keep in the checkpoints.
     compile : bool, optional
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
-        the CPU yes, on a GPU no.
+        the CPU yes, on a GPU if it has memory for the training images.
     clip_global_norm : float, optional
         Scale longer gradients of a step down to this norm, see `optimizers.clip_global_norm`.
     accumulate : int
@@ -114,6 +112,8 @@ class Trainer:
     precision : "fp32", "bf16" or "fp16", optional
         Instead of `dtype`: parameters and arithmetic in that type, with master weights and the loss
         in float32, and for "fp16" a dynamic loss scale, see `LossScaler`.
+    log_every : int
+        On a GPU: steps between two looks at the losses, each of which waits for the device.
 
     Attributes
     ----------
@@ -165,6 +165,7 @@ class Trainer:
         checkpoint_seconds: float | None = None,
         keep_last: int = 2,
         precision: str | None = None,
+        log_every: int = 50,
     ) -> None:
         self.network, self.data = network, data
         self.batch_size = settings.count("batch_size", batch_size)
@@ -182,6 +183,7 @@ class Trainer:
         self.callbacks = Callbacks(callbacks)
         self.info = dict(info or {})
         self.compile = compile
+        self.log_every = settings.count("log_every", log_every)
         self.clip_global_norm = settings.max_norm(clip_global_norm)
         self.accumulate = settings.count("accumulate", accumulate)
         self.history = History()
@@ -253,10 +255,11 @@ class Trainer:
         more = self.threads, self.device_share
         train = Feed(self.data.train, place, self.transform, pixels, *more)
         test = Feed(self.data.held_out, place, None, None, *more)
+        runs = Runs(self, train)
         progress.start(self.epochs, self.steps, self._epoch * self.steps + self._step)
         with DeferredInterrupt() as interrupt:
             while self._epoch < self.epochs and self.stopped is None:
-                if self._run_epoch(train, progress, interrupt):
+                if self._run_epoch(runs, progress, interrupt):
                     record = self._finish_epoch(test, progress)
                     progress.epoch_done(record)
                     self.callbacks.saved(self, record)
@@ -269,44 +272,35 @@ class Trainer:
         if self.out is not None and self.callbacks.hold_weights:
             self.save_checkpoint()
 
-    def _run_epoch(self, feed: Feed, progress: Progress, interrupt: DeferredInterrupt) -> bool:
+    def _run_epoch(self, runs: Runs, progress: Progress, interrupt: DeferredInterrupt) -> bool:
         """Run the batches that are left of the current epoch; return False if interrupted."""
-        tally, on_cpu = self._tally, feed.xp is np
-        tally.place(feed.xp)
-        layers = [layer for _, layer in self.network.walk()]
-        wants_loss = on_cpu or not all(is_blind(layer.optimizer.lr_scheduler) for layer in layers)
-        step: Step | None = None
-        X: Any = None
         first = looked = self._step
         begin = shown = mark = time.perf_counter()
-        batches = feed.batches(self.batch_size, self.sampler, self.seed, self._epoch, self._step)
-        with contextlib.closing(batches):  # type: ignore[type-var] # a generator
-            for X, labels in batches:
-                i = self._step
-                step = step or make_step(self, X.shape, on_cpu)
-                loss, hits = step.forward(X, labels)
-                tally.record(i, loss, hits)
-                value = float(loss) if wants_loss else None
-                if value is not None and not math.isfinite(value):
-                    diverged(self, i, value, X)
-                step.update(value)
-                self._step = i + 1
+        with contextlib.closing(runs):
+            runs.begin()
+            while self._step < self.steps:
+                most = min(looked + self.log_every - self._step, self._keeper.most)
+                count = runs.advance(1 if self.callbacks.watch_steps else int(most))
+                self._step += count
                 self.callbacks.step_end(self)
                 now = time.perf_counter()
-                if (now - shown > _LOOK_SECONDS) if on_cpu else (i + 1 - looked >= _LOOK_STEPS):
-                    shown, looked = now, self._look(looked, X)
-                    rate = (i + 1 - first) * self.batch_size / (now - begin)
-                    progress.step(self._epoch + 1, i + 1, *tally.means(i + 1), rate)
+                late = now - shown > _LOOK_SECONDS
+                if late if runs.on_cpu else self._step - looked >= self.log_every:
+                    shown, looked = now, self._look(looked, runs)
+                    rate = (self._step - first) * self.batch_size / (now - begin)
+                    means = self._tally.means(self._step)
+                    progress.step(self._epoch + 1, self._step, *means, rate)
                 if interrupt.requested:
                     break
-                if self._keeper.due() and self.out is not None and i + 1 < self.steps:
-                    looked = self._look(looked, X)
+                due = self._keeper.due(count)
+                if due and self.out is not None and self._step < self.steps:
+                    looked = self._look(looked, runs)
                     self._count_time(mark)
                     self._random_state = random.get_state()
                     self.save_checkpoint()
                     mark = time.perf_counter()
-        if self._step > first:  # waits for the device, so that the time counts all the work
-            self._look(looked, X)
+            if self._step > first:  # waits for the device, so that the time counts all the work
+                self._look(looked, runs)
         self._count_time(mark)
         return self._step == self.steps
 
@@ -315,11 +309,12 @@ class Trainer:
         spent = time.perf_counter() - since
         self._seconds, self._train_seconds = self._seconds + spent, self._train_seconds + spent
 
-    def _look(self, start: int, X: Any) -> int:
+    def _look(self, start: int, runs: Runs) -> int:
         """Read the losses of the steps since `start`; raise if one is not finite."""
+        runs.look()
         bad = self._tally.first_bad(start, self._step)
         if bad is not None:
-            diverged(self, *bad, X)
+            diverged(self, *bad, runs.batch(bad[0]))
         return self._step
 
     def _finish_epoch(self, test: Feed, progress: Progress) -> Epoch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,21 +26,33 @@ def dataset(batches: int) -> Dataset:
     return Dataset("noise", split(BATCH * batches), split(BATCH), ("a", "b", "c"))
 
 
-def events_of(backend: Backend, batches: int, schedule: str | None = None) -> Counter[str]:
+def events_of(backend: Backend, batches: int, **options: Any) -> Counter[str]:
     """What one epoch of `batches` steps, with validation, does on the device."""
     network = models.lenet(3, (12, 12, 1), "SGD(lr=0.01)")
-    trainer = Trainer(network, dataset(batches), BATCH, epochs=1, schedule=schedule, progress=False)
+    trainer = Trainer(network, dataset(batches), BATCH, epochs=1, progress=False, **options)
     with backend.count() as events:
         trainer.fit()
     return events
 
 
-@pytest.mark.parametrize("schedule", [None, "ExponentialScheduler(decay=0.1)"])
-def test_steps_neither_wait_nor_copy(emulated: Backend, schedule: str | None) -> None:
-    """Three times the steps, the same number of waits and copies: those of an epoch's ends."""
-    events_of(emulated, 2, schedule)  # compiles the kernels
-    few, many = events_of(emulated, 3, schedule), events_of(emulated, 9, schedule)
+def a_step(backend: Backend, **options: Any) -> Counter[str]:
+    """What a step does; three times as many wait and copy as often: at the ends of an epoch."""
+    events_of(backend, 2, **options)  # compiles the kernels
+    few, many = events_of(backend, 3, **options), events_of(backend, 9, **options)
     for event in ("sync", "d2h", "h2d", "iterate"):
         assert many[event] == few[event], event
-    a_step = (many["launch"] - few["launch"]) / 6
-    assert SLACK * BUDGET["Trainer"]["launch"] <= a_step <= BUDGET["Trainer"]["launch"]
+    return Counter({event: (many[event] - few[event]) // 6 for event in many})
+
+
+@pytest.mark.parametrize("schedule, launches", [(None, 0), ("ExponentialScheduler(decay=0.1)", 1)])
+def test_a_step_is_the_launch_of_a_graph(
+    emulated: Backend, schedule: str | None, launches: int
+) -> None:
+    """And of the learning rate's new value, where it has one."""
+    events = a_step(emulated, schedule=schedule)
+    assert (events["graph_launch"], events["launch"]) == (1, launches)
+
+
+def test_a_step_by_the_layers(emulated: Backend) -> None:
+    launches = a_step(emulated, compile=False)["launch"]
+    assert SLACK * BUDGET["Trainer"]["launch"] <= launches <= BUDGET["Trainer"]["launch"]

@@ -92,6 +92,11 @@ class Callbacks:
         for one in self._steppers:
             one.on_step_end(trainer)
 
+    @property
+    def watch_steps(self) -> bool:
+        """Whether one of them is called after each batch."""
+        return bool(self._steppers)
+
     def validation_begin(self, trainer: Trainer) -> None:
         for one in self.hooked:
             one.on_validation_begin(trainer)

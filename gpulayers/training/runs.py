@@ -1,0 +1,139 @@
+"""The steps of a trainer's epoch: one after the other, or many launched at a time on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpulayers.models import Sequential
+from gpulayers.models.plan_nodes import has_own_methods
+from gpulayers.models.resident import Resident
+from gpulayers.training.feed import Feed
+from gpulayers.training.schedule import is_blind
+from gpulayers.training.setup import make_step, output_check
+from gpulayers.training.step import Step
+from gpulayers.training.stopping import diverged
+
+if TYPE_CHECKING:
+    from gpulayers.training.trainer import Trainer
+
+__all__ = ["Runs"]
+
+
+class Runs:
+    """What a `Trainer` does between two looks at the figures.
+
+    A step takes a batch of the feed. On a GPU the network's plan takes its batches itself, many
+    steps in a row without the host, where that gives the same: the images lie there as they are,
+    the step can be captured, and nothing in between needs a step's loss or gradients. A network's
+    first step is taken by its layers, which draws the parameters in their order.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    feed : Feed
+        Of the training images.
+    """
+
+    def __init__(self, trainer: Trainer, feed: Feed) -> None:
+        self._trainer, self._feed = trainer, feed
+        self.on_cpu = feed.xp is np
+        # on the CPU the images always are where the batches are made
+        self._plans = feed.resident if trainer.compile is None else trainer.compile
+        self._step: Step | None = None
+        self._batches: Iterator[tuple[Any, Any]] | None = None
+        self._X: Any = None
+        self._plan: Any = None
+        self._resident: Resident | None = None
+        self._asked = self.on_cpu or not self._plans
+        self._begun = False
+
+    # ---------------------------------------------------------------------------------- an epoch
+
+    def begin(self) -> None:
+        """An epoch begins, or goes on where the trainer stands."""
+        trainer, self._begun = self._trainer, False
+        if self.on_cpu:
+            self._step = None
+        trainer._tally.place(np if self._resident is not None else self._feed.xp)
+        layers = [layer for _, layer in trainer.network.walk()]
+        self._blind = all(is_blind(layer.optimizer.lr_scheduler) for layer in layers)
+
+    def advance(self, most: int) -> int:
+        """Take one step, or up to `most`; return how many."""
+        if not self._asked and self._trainer.network.home is not None:
+            self._asked = True
+            self._plan_ahead()
+        if self._resident is not None and self._blind:
+            return self._run(self._resident, most)
+        self._one()
+        return 1
+
+    def look(self) -> None:
+        """Bring the trainer's tally up to the last step; waits for a GPU."""
+        resident, trainer = self._resident, self._trainer
+        if resident is not None and resident.unread:
+            start = trainer.step - resident.unread
+            trainer._tally.store(start, *resident.read())
+
+    def batch(self, step: int) -> Any:
+        """Images that tell which layer's output is not finite since that step."""
+        if self._resident is None or not self._begun:
+            return self._X
+        size = self._trainer.batch_size
+        return self._resident.batch(step * size, (step + 1) * size)[0]
+
+    def close(self) -> None:
+        """The epoch is left: threads that read batches ahead end."""
+        if self._batches is not None:
+            self._batches.close()  # type: ignore[attr-defined] # a generator
+            self._batches = None
+
+    # ----------------------------------------------------------------------------------- by itself
+
+    def _plan_ahead(self) -> None:
+        """Have the plan and the data on the device, if many steps can be taken at a time."""
+        t = self._trainer
+        plain = t.accumulate == 1 and t.clip_global_norm is None and t.scaler is None
+        if not plain or type(t.network) is not Sequential or has_own_methods(t.network):
+            return
+        shape = min(t.batch_size, t.examples), *self._feed.image_shape
+        slots = min(t.log_every, t.steps)
+        resident = self._feed.on_device(t.network.pixels, t.network.dtype, t.examples, slots)
+        if resident is None:
+            return
+        plan: Any = t.network.compile(shape, loss=t.train_loss)
+        output_check(t.network.name, t.data)((shape[0], *plan.output_shape))
+        if plan.why_not_resident() is None:
+            self._plan, self._resident = plan, resident
+            t._tally.place(np)
+
+    def _run(self, resident: Resident, most: int) -> int:
+        t = self._trainer
+        if not self._begun:
+            self.close()
+            order = self._feed.order_of(t.sampler, t.seed, t.epoch)
+            resident.begin(order, t.step * t.batch_size)
+            self._begun = True
+        return self._plan.run(resident, min(most, t.steps - t.step))
+
+    # ------------------------------------------------------------------------------ batch by batch
+
+    def _one(self) -> None:
+        t = self._trainer
+        i = t.step
+        if self._batches is None:
+            self._batches = self._feed.batches(t.batch_size, t.sampler, t.seed, t.epoch, i)
+        X, labels = next(self._batches)
+        if self._step is None:
+            self._step = make_step(t, X.shape, self._plans)
+        self._X = X
+        loss, hits = self._step.forward(X, labels)
+        t._tally.record(i, loss, hits)
+        value = float(loss) if self.on_cpu or not self._blind else None
+        if value is not None and not math.isfinite(value):
+            diverged(t, i, value, X)
+        self._step.update(value)
