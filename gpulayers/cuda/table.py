@@ -22,6 +22,7 @@ from gpulayers.cuda.spec import (
     KernelSpec,
 )
 from gpulayers.cuda.table_feed import SPECS as _FEED
+from gpulayers.cuda.table_plan import SPECS as _PLAN
 
 __all__ = [
     "ACTIVATIONS",
@@ -329,6 +330,7 @@ _SPECS = (
         dtypes=("float64",),
     ),
     *_FEED,
+    *_PLAN,
 )
 
 #: name -> KernelSpec

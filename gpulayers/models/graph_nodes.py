@@ -1,8 +1,4 @@
-"""Convolutions and dense layers of a planned network on a GPU, each a launch or two.
-
-Beyond a `Node` their gradients go where the step wants them, in parts that its update adds up, and
-the slope of a ReLU is taken along by the node behind it.
-"""
+"""Convolutions and dense layers of a planned network on a GPU, each a launch or two."""
 
 from __future__ import annotations
 
@@ -12,55 +8,38 @@ from typing import Any
 from gpulayers.backend import Array
 from gpulayers.layers import Flatten
 from gpulayers.layers import _arguments as check
+from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
+from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.models.plan_nodes import DenseNode, ResidualNode
 from gpulayers.ops._kernels import kernels_for
 
-__all__ = ["Fused", "leaves", "on_gpu"]
+__all__ = ["Fused", "leaves", "on_gpu", "places_of", "refusal"]
 
 
-class Fused(Node):
-    """A convolution or a dense layer with what follows it.
+class _Product(Fused):
+    """A layer with a weight, and a bias whose gradient is the last row of the weight's."""
 
-    Attributes
-    ----------
-    masks_input : bool
-        Whether the input's gradient goes through the ReLU that made the input.
-    leaves_slope : bool
-        Whether the node behind does that for this one.
-    grads : array (parts, rows + 1, cols)
-        Where the gradients of W and, as the last row, b go; unless the layer is frozen.
-    """
+    def places(self) -> list[Place]:
+        return [(self.layers[0], "W"), (self.layers[0], "b")] if self.learns else []
 
-    ends_with_relu = False
-
-    def __init__(self, layers: Sequence[Any], name: str) -> None:
-        super().__init__(layers, name)
-        self.masks_input = self.leaves_slope = False
-        self.grads: Any = None
-        self._saved: Any = None
-
-    @property
-    def learns(self) -> bool:
-        return self.layers[0].trainable
-
-    def parts(self) -> int:
-        """In how many parts the gradients come, for the batch that went forward last."""
-        raise NotImplementedError
-
-    def forget(self) -> None:
-        super().forget()
-        self._saved = None
+    def take(self, region: Array) -> None:
+        cols = self.layers[0].parameters["W"].shape[-1]
+        self.grads = region.reshape(len(region), -1, cols)
 
 
-class ConvStep(Fused):
+class ConvStep(_Product):
     """A convolution with bias, ReLU and 2 x 2 max pooling, one launch forward, two back."""
 
     def __init__(self, node: ConvNode, relu: bool, pooled: bool) -> None:
         super().__init__(node.layers, node.name)
         self._conv, self._relu, self._pooled = node.layers[0], relu, pooled
         self.ends_with_relu = relu and not pooled
+
+    def settings(self) -> Any:
+        layer = self._conv
+        return layer.kernel_shape, layer.stride, layer.pad, layer.dilation
 
     def forward(self, X: Array) -> Array:
         from gpulayers.cuda import conv  # needs CuPy
@@ -100,7 +79,7 @@ class ConvStep(Fused):
         return conv.input_grad(dY, W, X.shape, window, winners, mask, special=True)
 
 
-class DenseStep(Fused):
+class DenseStep(_Product):
     """A dense layer with bias and ReLU, one launch each way."""
 
     def __init__(self, node: DenseNode, relu: bool) -> None:
@@ -135,12 +114,34 @@ class DenseStep(Fused):
         return product.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
 
 
+class SumStep(ResidualNode):
+    """A residual block; batch normalisation at the end of its body takes the sum along."""
+
+    def __init__(self, node: ResidualNode) -> None:
+        Node.__init__(self, [], node.name)
+        self.body = on_gpu(node.body)
+        self.side = None if node.side is None else on_gpu(node.side)
+
+    def forward(self, X: Array) -> Array:
+        last = self.body[-1]
+        if not isinstance(last, NormStep):
+            return super().forward(X)
+        Y = side = X
+        for node in self.body[:-1]:
+            Y = node.forward(Y)
+        for node in self.side or ():
+            side = node.forward(side)
+        last.side = side
+        return last.forward(Y)
+
+
 def on_gpu(nodes: Sequence[Node]) -> list[Node]:
     """The nodes of a plan, with those in the place of some that a GPU has a shorter way for."""
     chain = list(_replaced(nodes))
     before: Node | None = None
     for node in chain:
-        if isinstance(node, Fused) and isinstance(before, Fused) and before.ends_with_relu:
+        takes = isinstance(node, Fused) and node.takes_slope
+        if takes and isinstance(before, Fused) and before.ends_with_relu:
             node.masks_input = before.leaves_slope = True
         if [type(layer) for layer in node.layers] != [Flatten]:
             before = node
@@ -148,19 +149,28 @@ def on_gpu(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _replaced(nodes: Sequence[Node]) -> Iterator[Node]:
-    for node in nodes:
-        if isinstance(node, PooledNode):
-            yield from _replaced(node.nodes)
-        elif isinstance(node, ResidualNode):
-            node.body = on_gpu(node.body)
-            node.side = None if node.side is None else on_gpu(node.side)
+    i = 0
+    while i < len(nodes):
+        node, taken = layer_step(nodes, i)
+        if node is not None:
             yield node
-        elif isinstance(node, ConvNode) and (node.halves or node._pool is None):
-            yield ConvStep(node, node._relu, node.halves)
-        elif isinstance(node, DenseNode):
-            yield DenseStep(node, node._relu)
         else:
-            yield node
+            taken = 1
+            yield from _replacement(nodes[i])
+        i += taken
+
+
+def _replacement(node: Node) -> Iterator[Node]:
+    if isinstance(node, PooledNode):
+        yield from _replaced(node.nodes)
+    elif isinstance(node, ResidualNode):
+        yield SumStep(node)
+    elif isinstance(node, ConvNode) and (node.halves or node._pool is None):
+        yield ConvStep(node, node._relu, node.halves)
+    elif isinstance(node, DenseNode):
+        yield DenseStep(node, node._relu)
+    else:
+        yield node
 
 
 def leaves(nodes: Sequence[Node]) -> Iterator[Node]:
@@ -170,3 +180,18 @@ def leaves(nodes: Sequence[Node]) -> Iterator[Node]:
             yield from leaves(list(node.parts()))
         else:
             yield node
+
+
+def places_of(node: Node) -> list[Place]:
+    """The parameters of a node that learn, in the order of their gradients."""
+    if isinstance(node, Fused):
+        return node.places()
+    return [(layer, name) for layer in node.layers if layer.trainable for name in layer.gradients]
+
+
+def refusal(nodes: Sequence[Node]) -> str | None:
+    """Why a step of these nodes (of `on_gpu`) cannot be captured; None if it can."""
+    for node in leaves(nodes):
+        if not (node.by_example or isinstance(node, Fused) or is_fixed(node)):
+            return f"{node.name} does not treat each example by itself"
+    return None

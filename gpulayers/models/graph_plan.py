@@ -12,8 +12,8 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
-from gpulayers.models.graph_nodes import Fused, leaves, on_gpu
-from gpulayers.models.graph_update import FlatUpdate, Place, numbers_of
+from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
+from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import nodes_of
@@ -50,11 +50,11 @@ class Program:
 class GraphNetwork(CompiledNetwork):
     """`CompiledNetwork` on a GPU: forward, loss, backward and update as one CUDA graph.
 
-    Captured are networks whose layers treat examples one by one, with float32 or float64
-    parameters, trained on cross-entropy; for others `describe` says why not, and the step is
-    launched operation by operation. The parameters are moved into one array, of which the layers
-    hold views, and updated by one launch if every layer has the same optimizer (SGD, AdaGrad,
-    RMSProp, Adam or AdamW without clipping).
+    Captured are networks whose layers treat examples one by one, or normalise batches, with float32
+    or float64 parameters, trained on cross-entropy; for others `describe` says why not, and the
+    step is launched operation by operation. The parameters are moved into one array, of which the
+    layers hold views, and updated by one launch if every layer has the same optimizer (SGD,
+    AdaGrad, RMSProp, Adam or AdamW without clipping).
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class GraphNetwork(CompiledNetwork):
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
         self._layers: Any = None
+        self._nodes: list[Any] = []
         self._signature: Any = None
         self._last: Program | None = None
         self._summed = False
@@ -74,10 +75,10 @@ class GraphNetwork(CompiledNetwork):
             return "the loss is not a plain cross-entropy"
         if self.network.dtype.name not in ("float32", "float64"):
             return f"the parameters are {self.network.dtype}"
-        for node in self._copies[0].nodes:
-            if not node.by_example:
-                return f"{node.name} does not treat each example by itself"
-        return None
+        return refusal(self._shown())
+
+    def _shown(self) -> list[Node]:
+        return on_gpu(list(nodes_of(self.network.layers)))
 
     # ------------------------------------------------------------------------------------ building
 
@@ -86,13 +87,17 @@ class GraphNetwork(CompiledNetwork):
         from gpulayers.cuda import graph  # needs CuPy
 
         if self._layers is None:
-            self._layers = [layer for _, layer in self.network.walk() if layer.gradients]
+            self._layers = [layer for _, layer in self.network.walk()]
         signature = [(layer.trainable, numbers_of(layer.optimizer)) for layer in self._layers]
-        if signature == self._signature:
+        settings = [node.settings() for node in leaves(self._nodes)]
+        if (signature, settings) == self._signature:
             return
-        self._signature = signature
         self._nodes = on_gpu(list(nodes_of(self.network.layers)))
-        self._places = _places(self._nodes)
+        self._signature = signature, [node.settings() for node in leaves(self._nodes)]
+        self._places = [place for node in leaves(self._nodes) for place in places_of(node)]
+        learned = {(id(layer), name) for layer, name in self._places}
+        others = [(layer, name) for layer in self._layers for name in layer.parameters]
+        self._kept = Kept([(la, name) for la, name in others if (id(la), name) not in learned])
         self._programs.clear()
         self._recorder = graph.Recorder()
         self._flat = FlatUpdate(self._places, self.network.dtype) if self._places else None
@@ -112,7 +117,7 @@ class GraphNetwork(CompiledNetwork):
         if flat_update is None:
             return
         for node in leaves(self._nodes):
-            count = len(_names(node))
+            count = len(places_of(node))
             if not count:
                 continue
             sizes = [next(places) for _ in range(count)]
@@ -163,6 +168,7 @@ class GraphNetwork(CompiledNetwork):
         X = self._checked(X)
         self._check_labels(labels, len(X))
         self._build()
+        self._kept.adopt()
         if self._flat is not None:
             self._flat.adopt()
         program = self._program(X.shape)
@@ -247,12 +253,11 @@ class GraphNetwork(CompiledNetwork):
         regions = iter(program.grads)
         others: list[tuple[Node, Array]] = []
         for node in leaves(self._nodes):
-            if not _names(node):
+            if not places_of(node):
                 continue
             region = next(regions)
             if isinstance(node, Fused):
-                cols = node.layers[0].parameters["W"].shape[-1]
-                node.grads = region.reshape(len(region), -1, cols)
+                node.take(region)
             else:
                 others.append((node, region[0]))
         backward_through(self._nodes, dY, False)
@@ -319,14 +324,3 @@ class GraphNetwork(CompiledNetwork):
         else:
             how = f"launched one by one: {self._why_not}"
         return f"{super().describe()}\n{how}"
-
-
-def _names(node: Any) -> list[Place]:
-    """The parameters of a node that learn, in the order of their gradients."""
-    if isinstance(node, Fused):
-        return [(node.layers[0], "W"), (node.layers[0], "b")] if node.learns else []
-    return [(layer, name) for layer in node.layers if layer.trainable for name in layer.gradients]
-
-
-def _places(nodes: list[Any]) -> list[Place]:
-    return [place for node in leaves(nodes) for place in _names(node)]

@@ -9,12 +9,11 @@ from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
+from gpulayers.models.graph_node import Place
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 from gpulayers.optimizers._master import MASTER, parts
 
-__all__ = ["FlatUpdate", "numbers_of"]
-
-Place = tuple[Any, str]
+__all__ = ["FlatUpdate", "Kept", "numbers_of"]
 
 
 def numbers_of(optimizer: Any) -> Numbers | None:
@@ -41,6 +40,36 @@ def numbers_of(optimizer: Any) -> Numbers | None:
         *(math.log(o.decay1), math.log(o.decay2), o.eps),
         o.weight_decay if kind is AdamW else 0.0,
     )
+
+
+class Kept:
+    """Parameters that no optimizer changes: running statistics, those of frozen layers. A graph
+    has their addresses.
+
+    Parameters
+    ----------
+    places : list of (layer, name)
+    """
+
+    def __init__(self, places: list[Place]) -> None:
+        self._arrays = [(layer, name, layer.parameters[name]) for layer, name in places]
+
+    def adopt(self) -> None:
+        """As `FlatUpdate.adopt`."""
+        for layer, name, array in self._arrays:
+            value = layer.parameters[name]
+            if value is not array:
+                layer.parameters[name] = _taken(value, array, f"{layer}, {name!r}")
+
+
+def _taken(value: Array, view: Array, what: str) -> Array:
+    """`view`, with the values of an array that somebody put into its place."""
+    if value.shape != view.shape:
+        raise ShapeError(
+            f"{what}: the plan was made for shape {view.shape}, got {value.shape}; compile again"
+        )
+    view[...] = backend.to_backend(value, "cupy").astype(view.dtype, copy=False)
+    return view
 
 
 class FlatUpdate:
@@ -119,7 +148,7 @@ class FlatUpdate:
         for i, (layer, name) in enumerate(self.places):
             value, view = layer.parameters[name], self._views[i]
             if value is not view:
-                layer.parameters[name] = self._taken(value, view, f"{layer}, {name!r}")
+                layer.parameters[name] = _taken(value, view, f"{layer}, {name!r}")
             if self.one_kind:
                 self._adopt_state(i)
         self.serves = self._fits()
@@ -152,21 +181,12 @@ class FlatUpdate:
             if entry.get(key) is None:
                 state.fill(0)
             elif entry[key] is not state:
-                self._taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
+                _taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
             entry[key] = state
         entry.pop(MASTER, None)  # of a half-precision run
         if self.names:
             entry.setdefault("t", 0)
         layer.optimizer.cache[name] = entry if self.names else entry[""]
-
-    def _taken(self, value: Array, view: Array, what: str) -> Array:
-        if value.shape != view.shape:
-            raise ShapeError(
-                f"{what}: the plan was made for shape {view.shape}, got {value.shape}; "
-                "compile again"
-            )
-        view[...] = backend.to_backend(value, "cupy").astype(self.dtype, copy=False)
-        return view
 
     # ------------------------------------------------------------------------------------ the step
 

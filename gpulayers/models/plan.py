@@ -293,9 +293,12 @@ class CompiledNetwork:
 
     def describe(self) -> str:
         """Return what is computed in one pass, a line each."""
-        lines = [node.name for node in self._copies[0].nodes]
+        lines = [node.name for node in self._shown()]
         how = "each example by itself" if self._by_example else "the batch as a whole"
         return "\n".join([f"{self.network.name}, batches of {self.batch_shape}, {how}:", *lines])
+
+    def _shown(self) -> list[Node]:
+        return self._copies[0].nodes
 
     def __repr__(self) -> str:
         return f"<CompiledNetwork {self.network.name!r} for batches of {self.batch_shape}>"

@@ -12,7 +12,7 @@ from gpulayers.models.plan_node import BySize, Node, backward_through, contiguou
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["ConvNode", "PooledNode"]
+__all__ = ["ConvNode", "PooledNode", "is_halving"]
 
 
 class ConvNode(Node):
@@ -31,7 +31,7 @@ class ConvNode(Node):
         self._conv, self._pool, self._relu = conv, pool, relu
         self._saved: Any = None
         # whether it ends with ReLU and halves the image
-        self.halves = relu and pool is not None and _is_halving(pool)
+        self.halves = relu and pool is not None and is_halving(pool)
 
     @property
     def weights(self) -> tuple[Array, Array]:
@@ -102,9 +102,11 @@ class ConvNode(Node):
         self._saved = None
 
 
-def _is_halving(pool: Any) -> bool:
+def is_halving(pool: Any) -> bool:
+    """Whether a max pooling takes 2 x 2 windows that lie side by side, without padding."""
     return (
-        check.pair(pool.kernel_shape) == (2, 2)
+        pool.mode == "max"
+        and check.pair(pool.kernel_shape) == (2, 2)
         and check.pair(pool.stride) == (2, 2)
         and pool.pad in (0, (0, 0), (0, 0, 0, 0))
     )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpulayers import random
 from gpulayers.errors import BackendError, ShapeError
 from gpulayers.layers import (
-    BatchNorm2D,
     Conv2D,
     Flatten,
     FullyConnected,
@@ -21,12 +18,12 @@ from gpulayers.layers import (
     LayerNorm1D,
     Pool2D,
 )
-from gpulayers.losses import SoftmaxCrossEntropy
-from gpulayers.models import Activation, Residual, Sequential
+from gpulayers.models import Activation, Residual
 from gpulayers.ops import use_engine
 from gpulayers.training import Trainer
 from gpulayers.training.data import Dataset, Split
 from tests.conftest import Backend
+from tests.models.graph_run import BATCH, CLASSES, SGD, SHAPE, Run, pair, same
 from tests.support import fake_cupy
 
 pytestmark = pytest.mark.emulated
@@ -36,10 +33,6 @@ pytestmark = pytest.mark.emulated
 def not_specialised(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each compile of a kernel for one shape would take a second here; one test below does it."""
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
-
-
-BATCH, SHAPE, CLASSES = 5, (9, 8, 2), 3
-SGD = "SGD(lr=0.1, momentum=0.9)"
 
 
 def small() -> list[Any]:
@@ -66,47 +59,6 @@ def mixed() -> list[Any]:
         LayerNorm1D(),
         FullyConnected(CLASSES),
     ]
-
-
-class Run:
-    """A network and its data on the stand-in, trained by its layers or by its plan."""
-
-    def __init__(self, backend: Backend, layers: Callable[[], list[Any]], optimizer: str) -> None:
-        random.seed(0)
-        rng = np.random.default_rng(0)
-        self.backend = backend
-        self.network: Any = Sequential(layers(), optimizer)
-        self.X = backend.asarray(rng.standard_normal((BATCH, *SHAPE)).astype(np.float32))
-        self.labels = backend.asarray(rng.integers(0, CLASSES, BATCH))
-        self.network.forward(self.X[:1], retain_derived=False)
-        self.loss = SoftmaxCrossEntropy()
-        self.plan: Any = None
-
-    def compile(self) -> Run:
-        self.plan = self.network.compile((BATCH, *SHAPE))
-        return self
-
-    def step(self, n: int = BATCH) -> float:
-        X, labels = self.X[:n], self.labels[:n]
-        if self.plan is not None:
-            return float(self.plan.step(X, labels))
-        value = float(self.loss.forward(labels, self.network.forward(X)))
-        self.network.backward(self.loss.backward(), input_grad=False)
-        self.network.update()
-        return value
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        return {k: np.array(self.backend.asnumpy(v)) for k, v in self.network.parameters.items()}
-
-
-def same(one: Run, other: Run, tolerance: float = 2e-5) -> None:
-    theirs = other.parameters()
-    for name, array in one.parameters().items():
-        np.testing.assert_allclose(array, theirs[name], atol=tolerance, rtol=1e-4, err_msg=name)
-
-
-def pair(backend: Backend, layers: Any = small, optimizer: str = SGD) -> tuple[Run, Run]:
-    return Run(backend, layers, optimizer), Run(backend, layers, optimizer).compile()
 
 
 @pytest.mark.parametrize("layers", [small, mixed])
@@ -166,7 +118,7 @@ def test_kernels_compiled_for_the_shape(emulated: Backend, monkeypatch: pytest.M
 
 
 def test_losses_stay_what_they_were(emulated: Backend) -> None:
-    plain, planned = pair(emulated)
+    plain, planned = pair(emulated, small)
     losses = [planned.plan.step(planned.X, planned.labels) for _ in range(3)]
     assert [float(loss) for loss in losses] == pytest.approx([plain.step() for _ in range(3)])
 
@@ -218,7 +170,7 @@ def test_arrays_put_in_from_outside_are_taken_over(emulated: Backend) -> None:
 
 
 def test_frozen_layers_and_new_hyperparameters(emulated: Backend) -> None:
-    plain, planned = pair(emulated)
+    plain, planned = pair(emulated, small)
     for run in (plain, planned):
         run.step()
         run.step()
@@ -240,7 +192,7 @@ def test_frozen_layers_and_new_hyperparameters(emulated: Backend) -> None:
 
 
 def test_engines_that_cannot_be_captured(emulated: Backend) -> None:
-    plain, planned = pair(emulated)
+    plain, planned = pair(emulated, small)
     planned.step()
     planned.step()
     with use_engine("cublas"), fake_cupy.count() as events:
@@ -253,21 +205,25 @@ def test_engines_that_cannot_be_captured(emulated: Backend) -> None:
 
 
 def test_networks_that_are_not_captured(emulated: Backend) -> None:
+    class Own(Flatten):
+        def forward(self, X: Any, retain_derived: bool = True) -> Any:
+            return super().forward(X, retain_derived)
+
     def layers() -> list[Any]:
-        return [Conv2D(3, (3, 3)), BatchNorm2D(), Flatten(), FullyConnected(CLASSES)]
+        return [Conv2D(3, (3, 3)), Own(), FullyConnected(CLASSES)]
 
     plain, planned = pair(emulated, layers)
     with fake_cupy.count() as events:
         got = [planned.step() for _ in range(3)]
     assert got == pytest.approx([plain.step() for _ in range(3)], rel=1e-5)
     assert not events["graph_launch"]
-    assert "one by one: BatchNorm2D does not treat each" in planned.plan.describe()
+    assert "one by one: Own does not treat each" in planned.plan.describe()
 
 
 def test_an_error_while_capturing_leaves_everything_usable(
     emulated: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, planned = pair(emulated)
+    plain, planned = pair(emulated, small)
     planned.step()
     before = planned.parameters()
     node = planned.plan._nodes[-1]
@@ -290,7 +246,7 @@ def test_an_error_while_capturing_leaves_everything_usable(
 
 
 def test_a_batch_that_does_not_fit_changes_nothing(emulated: Backend) -> None:
-    _, planned = pair(emulated)
+    _, planned = pair(emulated, small)
     planned.step()
     planned.step()
     before = planned.parameters()

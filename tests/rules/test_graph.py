@@ -83,9 +83,15 @@ def first_blocks_only(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> Ite
     fake_cupy.state.launch_options = {}
 
 
+#: networks with normalisation, of the zoo: their launches are those of the budget, no fewer
+NORMED: dict[str, Any] = {
+    "resnet9 b16": lambda: models.resnet9(optimizer=SGD),
+}
+
+
 def planned(name: str, backend: Backend) -> tuple[Any, Any, Any]:
-    make, shape, _ = NETWORKS[name]
-    network = make()
+    shape = NETWORKS[name][1] if name in NETWORKS else (16, 32, 32, 3)
+    network = NETWORKS[name][0]() if name in NETWORKS else NORMED[name]()
     X = backend.asarray(np.zeros(shape, np.float32))
     labels = backend.asarray(np.zeros(shape[0], np.int64))
     plan = network.compile(shape)
@@ -107,6 +113,20 @@ def test_launches_and_bytes(name: str, emulated: Backend, first_blocks_only: Non
     (program,) = plan._programs.values()
     graph = program.graphs[True]
     assert graph._recording.launches == nodes, "nothing but our own kernels is in the graph"
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_launches_with_normalisation(name: str, emulated: Backend, first_blocks_only: None) -> None:
+    """Two launches each way for a normalisation with its ReLU, pooling and sum; besides our kernels
+    there is the sum of gradients behind each residual block."""
+    plan, X, labels = planned(name, emulated)
+    with fake_cupy.count() as captured:
+        plan.step(X, labels)
+    kernels = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    nodes = plan._last.graphs[True]._recording.launches
+    found = {"nodes": nodes, "kernels": kernels, "kernel_bytes": captured["kernel_bytes"]}
+    assert found == BUDGET["graph"][name]
+    assert captured["kernel:norm_forward<float, float, int>"] == name.count("resnet9") * 8
 
 
 def test_a_step_is_a_graph_and_the_batch_that_it_takes(

@@ -1,0 +1,129 @@
+"""Batch normalisation inside a planned step, with the ReLU, pooling and sum that follow it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cupy
+
+from gpulayers.backend import Array
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import launch
+from gpulayers.cuda.geometry import column_blocks
+from gpulayers.ops._sums import sum_dtype
+
+__all__ = ["Normed", "backward", "forward", "parts_of"]
+
+# Blocks of a launch at most: each adds up the parts of its columns' sums by itself, so that more
+# blocks read them more often.
+_BLOCKS = 256
+
+
+class Normed(NamedTuple):
+    """What `backward` needs of `forward`; shift and inverse are the columns' (channels,)."""
+
+    X: Array
+    shift: Array
+    inverse: Array
+    winners: Array
+    relu: bool
+    pooled: bool
+
+
+def forward(
+    X: Array,
+    parameters: dict[str, Array],
+    eps: float,
+    momentum: float,
+    relu: bool,
+    pooled: bool,
+    side: Array | None,
+) -> tuple[Array, Normed]:
+    """Return ReLU(scaler * X_hat + intercept), pooled, + side; each where wanted.
+
+    Parameters
+    ----------
+    X : (..., channels), not empty; (n, rows, cols, channels) if pooled
+    parameters : those of the layer, whose running mean and variance are updated
+    momentum : float
+        The weight of the running ones' past.
+    relu : bool
+    pooled : bool
+        The maxima of windows of 2 x 2 pixels, a row or column that is left over counts for none.
+    side : of the result's shape, optional
+    """
+    channels = X.shape[-1]
+    rows = X.size // channels
+    wide = sum_dtype(X)
+    width, across, span, parts = _spans(rows, channels)
+    sums, squares = (cupy.empty((channels, parts), dtype=wide) for _ in range(2))
+    index = table.index_for(X.size, sums.size)
+    args = (X, sums, squares, rows, channels, width, span)
+    launch("column_moments", X.dtype, (across, parts), args, index)
+
+    Y = cupy.empty(_out_shape(X.shape, pooled), dtype=X.dtype)
+    winners = cupy.empty(Y.shape if pooled else 0, dtype=cupy.uint8)
+    shift, inverse = (cupy.empty(channels, dtype=wide) for _ in range(2))
+    outputs = Y.size // channels
+    _, _, out_span, out_parts = _spans(outputs, channels)
+    p = parameters
+    args = (
+        *(X, sums, squares, p["scaler"], p["intercept"]),
+        *(cupy.empty(0, dtype=X.dtype) if side is None else side,),
+        *(p["running_mean"], p["running_var"], shift, inverse, Y, winners),
+        *(rows, span, outputs, out_span, parts, channels, width, *_image(X.shape)),
+        *(relu, pooled, side is not None, eps, momentum, 1.0 - momentum),
+    )
+    launch("norm_forward", X.dtype, (across, max(out_parts, 1)), args, index)
+    return Y, Normed(X, shift, inverse, winners, relu, pooled)
+
+
+def parts_of(saved: Normed) -> int:
+    """In how many parts `backward` gives the gradients of scaler and intercept."""
+    channels = saved.X.shape[-1]
+    outputs = math.prod(_out_shape(saved.X.shape, saved.pooled)[:-1])
+    return max(_spans(outputs, channels)[3], 1)
+
+
+def backward(
+    dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array, inputs: bool
+) -> Array | None:
+    """Fill `grads` (parts, 2 * channels) with the gradients of scaler and, behind it, intercept,
+    in the parts of `parts_of`; return the input's gradient if `inputs`."""
+    X, p = saved.X, parameters
+    channels = X.shape[-1]
+    rows = X.size // channels
+    outputs = dY.size // channels
+    width, across, out_span, _ = _spans(outputs, channels)
+    known = (X, dY, saved.winners, p["scaler"], p["intercept"], saved.shift, saved.inverse, grads)
+    flags = (*_image(X.shape), saved.relu, saved.pooled)
+    index = table.index_for(X.size, grads.size)
+    args = (*known, outputs, max(out_span, 1), channels, width, *flags)
+    launch("norm_gradient_sums", X.dtype, (across, len(grads)), args, index)
+    if not inputs:
+        return None
+    dX = cupy.empty(X.shape, dtype=X.dtype)
+    _, _, span, parts = _spans(rows, channels)
+    args = (*known, dX, rows, span, len(grads), channels, width, *flags, 1.0 / rows)
+    launch("norm_input_grad", X.dtype, (across, parts), args, index)
+    return dX
+
+
+def _spans(rows: int, channels: int) -> tuple[int, int, int, int]:
+    """(width, blocks across, rows of a span, spans); none of the spans is empty."""
+    block = table.KERNELS["norm_forward"].block
+    width, across, down = column_blocks(rows, channels, block)
+    span = max(-(-rows // min(down, max(1, _BLOCKS // across))), 1)
+    return width, across, span, -(-rows // span)
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[1], shape[2]) if len(shape) == 4 else (0, 0)
+
+
+def _out_shape(shape: tuple[int, ...], pooled: bool) -> tuple[int, ...]:
+    if not pooled:
+        return shape
+    n, rows, cols, channels = shape
+    return n, rows // 2, cols // 2, channels

@@ -1,0 +1,32 @@
+"""Kernels of planned training steps: batch normalisation and dropout with what surrounds them."""
+
+from __future__ import annotations
+
+from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, KernelSpec
+
+_MAP = "{T}, {Acc}, {Index}"
+
+SPECS = (
+    # ---- norm.cu
+    KernelSpec(
+        "norm_forward",
+        "norm.cu",
+        f"norm_forward<{_MAP}>",
+        (*(ARRAY,) * 12, *(INDEX,) * 4, *(INT,) * 8, *(REAL,) * 3),
+        barriers=True,
+    ),
+    KernelSpec(
+        "norm_gradient_sums",
+        "norm.cu",
+        f"norm_gradient_sums<{_MAP}>",
+        (*(ARRAY,) * 8, *(INDEX,) * 2, *(INT,) * 6),
+        barriers=True,
+    ),
+    KernelSpec(
+        "norm_input_grad",
+        "norm.cu",
+        f"norm_input_grad<{_MAP}>",
+        (*(ARRAY,) * 9, *(INDEX,) * 2, *(INT,) * 7, REAL),
+        barriers=True,
+    ),
+)

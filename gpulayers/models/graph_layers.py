@@ -1,0 +1,129 @@
+"""Layers of a planned network on a GPU that are neither convolution nor dense, with what follows
+them: batch normalisation, global average pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpulayers.activations import ReLU
+from gpulayers.backend import Array
+from gpulayers.layers import BatchNorm1D, BatchNorm2D, GlobalAvgPool2D, Pool2D
+from gpulayers.models.blocks import Activation
+from gpulayers.models.graph_node import Fused, Place
+from gpulayers.models.plan_conv import is_halving
+from gpulayers.models.plan_node import Node, contiguous
+from gpulayers.models.plan_nodes import LayerNode
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops.window import Window
+
+__all__ = ["GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
+
+
+class NormStep(Fused):
+    """Batch normalisation that learns, with ReLU and 2 x 2 max pooling; two launches each way.
+
+    The slope of its own ReLU is worked out anew from the input, which the way back reads anyhow.
+
+    Attributes
+    ----------
+    side : array or None
+        What is added to the next output: the shortcut of a residual block.
+    """
+
+    takes_slope = False
+
+    def __init__(self, layers: Sequence[Any], relu: bool, pooled: bool) -> None:
+        name = type(layers[0]).__name__
+        name += (" + ReLU" if relu else "") + (" + max pooling" if pooled else "")
+        super().__init__(layers, name)
+        self._relu, self._pooled = relu, pooled
+        self.side: Any = None
+
+    def settings(self) -> Any:
+        return self.layers[0].momentum, self.layers[0].epsilon
+
+    def places(self) -> list[Place]:
+        return [(self.layers[0], "scaler"), (self.layers[0], "intercept")]
+
+    def forward(self, X: Array) -> Array:
+        from gpulayers.cuda import norm  # needs CuPy
+
+        layer, side = self.layers[0], self.side
+        Y, self._saved = norm.forward(
+            *(contiguous(X), layer.parameters, layer.epsilon, layer.momentum),
+            *(self._relu, self._pooled, None if side is None else contiguous(side)),
+        )
+        return Y
+
+    def parts(self) -> int:
+        from gpulayers.cuda import norm  # needs CuPy
+
+        return norm.parts_of(self._saved)
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        from gpulayers.cuda import norm  # needs CuPy
+
+        parameters = self.layers[0].parameters
+        return norm.backward(contiguous(dY), self._saved, parameters, self.grads, inputs)
+
+    def forget(self) -> None:
+        super().forget()
+        self.side = None
+
+
+class GlobalPoolStep(Fused):
+    """The average of each channel over the image, as a pooling with one window."""
+
+    takes_slope = False
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__([layer], type(layer).__name__)
+
+    def places(self) -> list[Place]:
+        return []
+
+    def forward(self, X: Array) -> Array:
+        window = Window((X.shape[1], X.shape[2]))
+        self._saved = X.shape, window
+        Y = kernels_for(X).avg_pool2d_forward(contiguous(X), window)
+        return Y.reshape(len(X), X.shape[3])
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        shape, window = self._saved
+        if not inputs:
+            return None
+        dY = contiguous(dY).reshape(shape[0], 1, 1, shape[3])
+        return kernels_for(dY).avg_pool2d_backward(dY, shape, window)
+
+
+def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
+    """A node for the layers from node `i` on, and of how many nodes it takes the place; None where
+    they stay what they are."""
+    layer = _plain(nodes, i)
+    if type(layer) is GlobalAvgPool2D:
+        return GlobalPoolStep(layer), 1
+    if type(layer) not in (BatchNorm1D, BatchNorm2D) or not layer.trainable:
+        return None, 0
+    layers = [layer]
+    after = _plain(nodes, i + 1)
+    relu = type(after) is Activation and type(after.act_fn) is ReLU
+    if relu:
+        layers.append(after)
+        after = _plain(nodes, i + 2)
+    pooled = type(layer) is BatchNorm2D and type(after) is Pool2D and is_halving(after)
+    if pooled:
+        layers.append(after)
+    return NormStep(layers, relu, pooled), len(layers)
+
+
+def is_fixed(node: Node) -> bool:
+    """Whether a node is a layer that, being frozen, changes nothing and treats examples alone."""
+    layer = _plain([node], 0)
+    return type(layer) in (BatchNorm1D, BatchNorm2D) and not layer.trainable
+
+
+def _plain(nodes: Sequence[Node], i: int) -> Any:
+    """The one layer of node `i`, which the node computes by the layer's own formulas; else None."""
+    node = nodes[i] if i < len(nodes) else None
+    return node.layers[0] if type(node) is LayerNode else None
