@@ -41,6 +41,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 import zlib
 from collections import Counter, defaultdict
@@ -50,6 +51,9 @@ from typing import Any
 
 # Two workers with a pool of BLAS threads each wait for one another; must be set before NumPy loads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# What somebody measured on this machine must not change what the tests see; nothing is there.
+os.environ["GPULAYERS_TUNE_DIR"] = os.path.join(tempfile.gettempdir(), f"gpulayers-{os.getpid()}")
+os.environ.pop("GPULAYERS_TUNE", None)
 
 import numpy as np
 import pytest

@@ -8,14 +8,19 @@ so the first use of a layer costs little; CuPy keeps the machine code on disk, i
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
 from gpulayers.cuda import table
+from gpulayers.cuda.cubins import Job, Store
 from gpulayers.errors import BackendError
 
+_log = logging.getLogger("gpulayers")
+#: what CuPy adds to the options of every RawModule
+_OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.M)
 
 
@@ -66,20 +71,59 @@ def get_kernel(
     key = (cupy.cuda.Device().id, name, dtype, index, constants)
     kernel = _kernels.get(key)
     if kernel is None:
-        spec = table.KERNELS[name]
-        expression = spec.expression(dtype, index)
-        module = cupy.RawModule(
-            code=load_source(spec.file),
-            options=(*table.options(dtype), *([f"-DSPECIALISE={constants}"] if constants else [])),
-            name_expressions=[expression],
-        )
-        try:
-            kernel = module.get_function(expression)
-        except Exception as error:  # NVRTC, header search and driver each raise their own type
-            raise BackendError(
-                f"kernel {expression} ({spec.file}) did not compile for device {key[0]}:\n{error}"
-            ) from error
+        job = job_of(name, dtype, index, constants)
+        kernel = _loaded(job)
+        if kernel is None:
+            module = cupy.RawModule(
+                code=job.code,
+                options=_options(dtype, constants),
+                name_expressions=[job.expression],
+            )
+            try:
+                kernel = module.get_function(job.expression)
+            except Exception as error:  # NVRTC, header search and driver each raise their own type
+                raise BackendError(
+                    f"kernel {job.expression} ({job.file}) did not compile for device {key[0]}:"
+                    f"\n{error}"
+                ) from error
         _kernels[key] = kernel
+    return kernel
+
+
+def _options(dtype: str, constants: str) -> tuple[str, ...]:
+    return (*table.options(dtype), *([f"-DSPECIALISE={constants}"] if constants else []))
+
+
+def job_of(name: str, dtype: str, index: str = "int32", constants: str = "") -> Job:
+    """What there is to compile for `get_kernel` with these arguments, on the current device."""
+    import cupy
+
+    spec = table.KERNELS[name]
+    return Job(
+        code=load_source(spec.file),
+        file=spec.file,
+        expression=spec.expression(dtype, index),
+        options=(*_options(dtype, constants), *_OPTIONS_OF_CUPY),
+        architecture=f"sm_{cupy.cuda.Device().compute_capability}",
+        nvrtc=".".join(str(part) for part in cupy.cuda.nvrtc.getVersion()),
+    )
+
+
+def _loaded(job: Job) -> Callable[..., None] | None:
+    """The kernel from the machine code that `tune` has compiled, if there is any of use."""
+    import cupy
+
+    store = Store()
+    found = store.find(job)
+    if found is None:
+        return None
+    try:
+        kernel = cupy.RawModule(path=str(found.path)).get_function(found.symbol)
+        _ = kernel.attributes  # which loads it now
+    except Exception as error:  # not for this driver: each has an error of its own
+        _log.debug("%s: its stored machine code is left out: %s", job.expression, error)
+        store.forget(job)
+        return None
     return kernel
 
 

@@ -53,7 +53,8 @@ def _key(op: str, dtype: Any, x_shape: Shape4, filters: int, window: Window, *fl
     """What a kernel is chosen by; the last flag is `special`."""
     shape = (*x_shape, filters)
     detail = (*window.kernel, *window.stride, *window.pad, *window.dilation)
-    return Key(op, shape, dtype.name, (*detail, *flags[:-1], flags[-1] and SPECIALISED))
+    numbers = (int(flag) for flag in (*flags[:-1], flags[-1] and SPECIALISED))
+    return Key(op, shape, dtype.name, (*detail, *numbers))
 
 
 def forward(

@@ -1,81 +1,62 @@
 """Which kernel works out a product, and how its sums are cut up: one place for all such choices.
 
 A launcher lists the `Candidate` s that it knows for its shape, the rule's own first, and asks
-`choose`. Without anything measured that is the first one, which depends on the shape alone, so that
-results are the same on every GPU.
+`choose`. That takes, in this order, what a plan has chosen before (`pinned`), what was measured on
+this GPU for the shape (`tune_table`), with ``GPULAYERS_TUNE=1`` in a plan or within `tuning` what
+it measures now, what was measured for a similar shape, and the first candidate.
+
+By itself nothing is measured (``GPULAYERS_TUNE=0``): that takes seconds, and other cuts of a sum
+have other last bits, whereas the rules depend on the shape alone and give the same bits on every
+GPU. Who has measured once (``gpulayers tune``) gets those choices in every later process.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
+import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpulayers.cuda import table
+from gpulayers.cuda.compile import load_source
+from gpulayers.cuda.tune_key import Candidate, Key
+from gpulayers.cuda.tune_table import Entry, Machine, Table, folder, shipped
+from gpulayers.errors import ParameterError
 
-__all__ = ["Candidate", "Key", "choose", "pinned"]
+__all__ = ["Candidate", "Key", "choose", "forget", "pinned", "tuning"]
 
+_log = logging.getLogger("gpulayers")
 
-class Key(NamedTuple):
-    """What is to be worked out.
-
-    Attributes
-    ----------
-    op : str
-        Name of the operation.
-    shape : tuple of int
-        Its sizes; a choice made for similar ones may serve.
-    dtype : str
-        Of the storage.
-    detail : tuple of int
-        What else its kernels depend on; a choice for another detail never serves.
-    precision : str
-        Of the multiplications, where that is not the dtype's own.
-    """
-
-    op: str
-    shape: tuple[int, ...]
-    dtype: str
-    detail: tuple[int, ...] = ()
-    precision: str = ""
-
-
-class Candidate(NamedTuple):
-    """One way to work out a product.
-
-    Attributes
-    ----------
-    kernel : str
-        A key of `table.KERNELS`.
-    rows, cols : int
-        The tile of the product that a block works out.
-    parts, span : int
-        How many blocks share the terms of a tile's sums, and how many terms each has.
-    """
-
-    kernel: str
-    rows: int
-    cols: int
-    parts: int = 1
-    span: int = 0
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether its results have the same bits in every run."""
-        return not table.KERNELS[self.kernel].atomics
-
-    @property
-    def label(self) -> str:
-        """Its name in tables: ``gemm_narrow, 4 parts``."""
-        return self.kernel if self.parts == 1 else f"{self.kernel}, {self.parts} parts"
+ENVIRONMENT = "GPULAYERS_TUNE"
+# choices outside plans that are kept in mind; with so many shapes they are no longer the same ones
+_MOST = 4096
 
 
 class _Scope(NamedTuple):
     choices: dict[Key, Candidate]
     deterministic: bool
+    measures: bool
 
 
 _scope: ContextVar[_Scope | None] = ContextVar("gpulayers_tune_scope", default=None)
+_tuning: ContextVar[tuning | None] = ContextVar("gpulayers_tuning", default=None)
+
+
+def enabled() -> bool:
+    """Whether plans measure shapes that are new: ``GPULAYERS_TUNE``, or `tuning`.
+
+    Raises
+    ------
+    ParameterError
+        If the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(ENVIRONMENT) or "0"
+    if value not in ("0", "1"):
+        raise ParameterError(f"{ENVIRONMENT}={value}: expected 0 (off) or 1 (on)")
+    return value == "1" or _tuning.get() is not None
 
 
 class pinned:  # noqa: N801 - read as an adjective, like contextlib.suppress
@@ -88,32 +69,145 @@ class pinned:  # noqa: N801 - read as an adjective, like contextlib.suppress
         Filled with what is chosen.
     deterministic : bool
         Leave out candidates whose results differ in the last bits from run to run.
+    measure : bool
+        Whether shapes that are new may be measured, if that is `enabled`; not in a capture.
+
+    Raises
+    ------
+    ParameterError
+        As `enabled`.
     """
 
-    def __init__(self, choices: dict[Key, Candidate], deterministic: bool = True) -> None:
-        self._token = _scope.set(_Scope(choices, deterministic))
+    def __init__(
+        self, choices: dict[Key, Candidate], deterministic: bool = True, measure: bool = False
+    ) -> None:
+        self._scope = _Scope(choices, deterministic, measure and enabled())
 
     def __enter__(self) -> pinned:
+        self._token = _scope.set(self._scope)
         return self
 
     def __exit__(self, *exc: object) -> None:
         _scope.reset(self._token)
 
 
+class tuning:  # noqa: N801 - read as a verb
+    """Within a ``with`` block shapes that are new are measured, in plans and outside.
+
+    Attributes
+    ----------
+    found : list of (Key, tune_measure.Result)
+        What was measured in the block.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Key, Any]] = []
+
+    def __enter__(self) -> tuning:
+        self._token = _tuning.set(self)
+        forget()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _tuning.reset(self._token)
+
+
 def choose(key: Key, candidates: Callable[[], Sequence[Candidate]]) -> Candidate:
     """Return the candidate for `key`; `candidates` is called only if that is not known yet.
 
     The same key gives the same candidate again within `pinned`, and within a process as long as
-    nothing is measured anew.
+    nothing is measured.
     """
     scope = _scope.get()
-    choices = _made if scope is None else scope.choices
+    choices = _of_device() if scope is None else scope.choices
     found = choices.get(key)
     if found is None:
-        deterministic = scope is None or scope.deterministic
-        known = [c for c in candidates() if c.deterministic or not deterministic]
-        found = choices[key] = known[0]
+        if len(choices) >= _MOST and scope is None:
+            choices.clear()
+        found = choices[key] = _decide(key, candidates(), scope)
     return found
 
 
-_made: dict[Key, Candidate] = {}
+def _decide(key: Key, candidates: Sequence[Candidate], scope: _Scope | None) -> Candidate:
+    if scope is None or scope.deterministic:
+        candidates = [candidate for candidate in candidates if candidate.deterministic]
+    if len(candidates) == 1:
+        return candidates[0]
+    own = own_table()
+    run = _tuning.get()
+    measures = (run is not None if scope is None else scope.measures) and not _capturing()
+    tables = [known for known in (own, shipped()) if known.entries]
+    if not tables and not measures:
+        return candidates[0]
+    place, source = machine(), source_hash(candidates)
+    for known in tables:
+        found = known.find(place, source, key, candidates)
+        if found is not None:
+            return found
+    if measures:
+        from gpulayers.cuda import tune_measure  # which needs the launchers, and they this module
+
+        with pinned({}):
+            result = tune_measure.measure(key, candidates)
+        if run is not None:
+            run.found.append((key, result))
+        if result.microseconds is not None:
+            choice = result.choice
+            entry = Entry(place, source, key, choice.kernel, choice.parts, result.microseconds)
+            own.add([entry])
+            forget()
+            return choice
+    near = (known.nearest(place, source, key, candidates) for known in tables)
+    return next((found for found in near if found is not None), candidates[0])
+
+
+def _capturing() -> bool:
+    """Whether what is launched now is recorded, so that nothing can be measured."""
+    import cupy
+
+    return cupy.cuda.get_current_stream().is_capturing()
+
+
+# ---------------------------------------------------------------------------------- what is known
+
+_made: dict[int, dict[Key, Candidate]] = {}
+
+
+def _of_device() -> dict[Key, Candidate]:
+    """What was chosen outside plans for the current device."""
+    import cupy
+
+    return _made.setdefault(cupy.cuda.Device().id, {})
+
+
+def forget() -> None:
+    """Choose anew from now on, except in plans: something was measured."""
+    _made.clear()
+
+
+@functools.cache
+def _table(place: str) -> Table:
+    """The user's own entries in that folder, read once."""
+    return Table()
+
+
+def own_table() -> Table:
+    """The user's own entries, in `tune_table.folder`."""
+    return _table(str(folder()))
+
+
+def machine() -> Machine:
+    """What is measured on: the current device and NVRTC."""
+    import cupy
+
+    found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    name = found["name"].decode() if isinstance(found["name"], bytes) else found["name"]
+    version = ".".join(str(part) for part in cupy.cuda.nvrtc.getVersion())
+    return Machine(name, f"{found['major']}.{found['minor']}", version)
+
+
+def source_hash(candidates: Sequence[Candidate]) -> str:
+    """A digest of the sources of their kernels: what was measured with others does not count."""
+    files = sorted({table.KERNELS[candidate.kernel].file for candidate in candidates})
+    text = "\0".join(load_source(file) for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

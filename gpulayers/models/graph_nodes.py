@@ -98,7 +98,7 @@ class DenseStep(_Product):
         from gpulayers.cuda import product  # needs CuPy
 
         X, Y = self._saved
-        return product.dense_choice(*X.shape, Y.shape[1], X.dtype).parts
+        return product.dense_choice(X.shape[0], X.shape[1], Y.shape[1], X.dtype).parts
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import product  # needs CuPy

@@ -221,7 +221,8 @@ class Sequential(Composite):
         precision : "fp32", "fp64", "fp16" or "bf16", optional
             Of the parameters, which must have it already; None takes them as they are.
         deterministic : bool
-            Kept for later: results depend on the number of threads alone, on a GPU on nothing.
+            On a GPU, keep to kernels whose results have the same bits in every run; with
+            ``GPULAYERS_TUNE=1`` others may be chosen otherwise. On the CPU all are such.
 
         Returns
         -------
@@ -241,7 +242,9 @@ class Sequential(Composite):
 
         if optimizer is not None:
             self.set_optimizer(optimizer)
-        return CompiledNetwork(self, loss, batch_shape, precision)
+        plan = CompiledNetwork(self, loss, batch_shape, precision)
+        plan.deterministic = deterministic
+        return plan
 
     # ------------------------------------------------------------------------------- prediction
 

@@ -84,7 +84,11 @@ class CompiledNetwork:
         Of one example's output.
     outputs : array (n, ...)
         What the network gave for the last batch, before the update.
+    deterministic : bool
+        Whether it keeps to kernels whose results have the same bits in every run.
     """
+
+    deterministic = True
 
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None

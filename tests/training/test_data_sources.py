@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -404,12 +405,12 @@ def test_pooch_keeps_its_log_level(server: Server) -> None:
 
 def test_cache_folder_by_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(locate.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     assert locate.cache_dir() == tmp_path / "cache" / "gpulayers"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert locate.cache_dir() == tmp_path / ".cache" / "gpulayers"
-    monkeypatch.setattr(locate.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert locate.cache_dir() == tmp_path / "Library" / "Caches" / "gpulayers"
-    monkeypatch.setattr(locate.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     assert locate.cache_dir() == tmp_path / "cache" / "gpulayers"
     assert os.environ["LOCALAPPDATA"] == str(tmp_path / "cache")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpulayers._folders import cache_dir
 from gpulayers.errors import DataError
 from gpulayers.training.datasets.arrays import Split
 from gpulayers.training.datasets.cifar import read_cifar
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 ENVIRONMENT = "GPULAYERS_DATA"
-
-
-def cache_dir() -> Path:
-    """Return the folder for downloads when none is given: the user's cache folder by custom."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "gpulayers"
 
 
 def data_roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:

@@ -255,6 +255,12 @@ def make_memory() -> ModuleType:
     return module
 
 
+def make_nvrtc() -> ModuleType:
+    module = ModuleType("cupy.cuda.nvrtc")
+    module.__dict__["getVersion"] = lambda: (DRIVER_VERSION // 1000, DRIVER_VERSION % 1000 // 10)
+    return module
+
+
 def make_cuda() -> ModuleType:
     """The module `cupy.cuda` with its submodules."""
     cuda = ModuleType("cupy.cuda")
@@ -273,6 +279,7 @@ def make_cuda() -> ModuleType:
         get_local_runtime_version=lambda: DRIVER_VERSION,
         is_available=lambda: True,
         memory=make_memory(),
+        nvrtc=make_nvrtc(),
         runtime=make_runtime(),
         set_allocator=memory.set_allocator,
         using_allocator=memory.using_allocator,

@@ -7,7 +7,9 @@ the stand-in is a memory check of the layer's kernels too.
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,29 @@ class _Source:
         return built
 
 
+#: RawKernel.attributes of every kernel, unless `state.kernel_attributes` says otherwise
+ATTRIBUTES = {
+    "max_threads_per_block": 1024,
+    "shared_size_bytes": 0,
+    "const_size_bytes": 0,
+    "local_size_bytes": 0,
+    "num_regs": 32,
+    "ptx_version": 90,
+    "binary_version": 90,
+    "cache_mode_ca": 0,
+    "max_dynamic_shared_size_bytes": 48 << 10,
+    "preferred_shared_memory_carveout": -1,
+}
+_MACHINE_CODE = b"\x7fELF of the stand-in\n"
+
+
+def machine_code(code: str, expression: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """What `RawModule(path=...)` takes for a cubin, and the kernel's name in it."""
+    symbol = "_Z" + re.sub(r"\W", "_", expression)
+    document = {"code": code, "expression": expression, "options": options, "symbol": symbol}
+    return _MACHINE_CODE + json.dumps(document).encode(), symbol
+
+
 class RawKernel:
     """cupy.RawKernel: `kernel(grid, block, args, shared_mem=0)`."""
 
@@ -78,6 +103,11 @@ class RawKernel:
         self.code, self.name, self.options, self.backend = code, name, options, backend
         self.max_dynamic_shared_size_bytes = 48 << 10
         self.preferred_shared_memory_carveout = -1
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        self._source.module()
+        return {**ATTRIBUTES, **state.kernel_attributes.get(self.name, {})}
 
     def compile(self, log_stream: Any = None) -> None:
         self._source.module()
@@ -144,8 +174,14 @@ class RawModule:
     ) -> None:
         if (code is None) == (path is None):
             raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
+        self._symbol = None
         if code is None:
-            raise NotImplementedError("RawModule(path=...): the stand-in needs the source")
+            content = Path(path or "").read_bytes()
+            if not content.startswith(_MACHINE_CODE):
+                raise CUDADriverError(200, "CUDA_ERROR_INVALID_IMAGE", f"invalid image ({path})")
+            document = json.loads(content.removeprefix(_MACHINE_CODE))
+            code, options = document["code"], tuple(document["options"])
+            name_expressions, self._symbol = [document["expression"]], document["symbol"]
         self.name_expressions = tuple(name_expressions or ())
         self.code, self.options, self.backend = code, options, backend
         self._source = _Source(code, options, self.name_expressions, "module.cu")
@@ -155,7 +191,9 @@ class RawModule:
 
     def get_function(self, name: str) -> RawKernel:
         module = self._source.module()
-        if name not in module.kernels:
+        if self._symbol is not None and name == self._symbol:
+            name = self.name_expressions[0]
+        elif self._symbol is not None or name not in module.kernels:
             raise CUDADriverError(500, "CUDA_ERROR_NOT_FOUND", f"named symbol not found ({name})")
         kernel = RawKernel(self.code, name, self.options, self.backend)
         kernel._source = self._source

@@ -119,6 +119,9 @@ class MemoryPointer:
     def __sub__(self, offset: int) -> MemoryPointer:
         return self + -offset
 
+    def memset(self, value: int, size: int) -> None:
+        self.mem.bytes[self._offset : self._offset + int(size)] = value
+
     def _view(self, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
         nbytes = math.prod(shape) * dtype.itemsize
         part = self.mem.bytes[self._offset : self._offset + nbytes]

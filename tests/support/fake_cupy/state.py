@@ -133,6 +133,7 @@ class State:
         self.flavour = "check"  # how kernels are built: "check" (all checks) or "plain" (fast)
         self.seed = 0  # order in which the emulator runs threads
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
+        self.kernel_attributes: dict[str, dict[str, int]] = {}  # by name, of RawKernel.attributes
         self.sources: dict[str, str] = {}  # kernel source -> file name shown in reports
         self.launch_log: deque[tuple[str, Any]] = deque(maxlen=1000)
         self.stream: Any = None  # the current stream; cuda.py puts the null stream here

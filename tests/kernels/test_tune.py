@@ -1,0 +1,413 @@
+"""The tuner on the stand-in: what it measures by a clock of the test, what it leaves out, and what
+plans and later processes take from it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import random
+from gpulayers.errors import BackendError, ParameterError
+from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
+from gpulayers.models import Sequential
+from gpulayers.ops.window import Window
+from tests.conftest import Backend
+from tests.support import fake_cupy
+from tests.support.fake_cupy.kernels import machine_code
+
+pytestmark = pytest.mark.emulated
+
+WINDOW = Window((3, 2), (1, 1), (1, 0, 1, 1), (1, 1))
+MODULES = (
+    "tune",
+    "tune_measure",
+    "tune_table",
+    "tune_work",
+    "cubins",
+    "compile",
+    "conv",
+    "product",
+)
+
+
+def compiled_here(library: str, jobs: Sequence[Any]) -> list[dict[str, str]]:
+    """In the place of NVRTC: machine code that the stand-in runs."""
+    answers: list[dict[str, str]] = []
+    for job in jobs:
+        code, symbol = machine_code(job.code, job.expression, job.options)
+        answers.append({"cubin": base64.b64encode(code).decode(), "symbol": symbol})
+    return answers
+
+
+@pytest.fixture
+def cuda(
+    emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SimpleNamespace]:
+    """The modules of gpulayers.cuda, as in a new process with an empty cache folder; `clock` maps a
+    kernel to its time, 1 ms for the others, and `timed` counts what was timed."""
+    monkeypatch.setenv("GPULAYERS_TUNE_DIR", str(tmp_path / "tune"))
+    found = {name: importlib.import_module(f"gpulayers.cuda.{name}") for name in MODULES}
+    cuda = SimpleNamespace(**found, clock={}, timed=Counter(), folder=tmp_path / "tune")
+
+    def milliseconds(captured: Any, candidate: Any) -> float:
+        if not cuda.timed[candidate.label]:
+            captured.launch()
+        cuda.timed[candidate.label] += 1
+        return cuda.clock.get(candidate.label, cuda.clock.get(candidate.kernel, 1.0))
+
+    monkeypatch.setattr(cuda.tune_measure, "milliseconds", milliseconds)
+    monkeypatch.setattr(cuda.tune_measure, "LAUNCHES", 2)
+    monkeypatch.setattr(cuda.cubins, "_run", compiled_here)
+    monkeypatch.setattr(cuda.cubins, "nvrtc_path", lambda: "NVRTC")
+    monkeypatch.setattr(cuda.compile, "_kernels", {})
+    new_process(cuda)
+    yield cuda
+    new_process(cuda)
+    fake_cupy.state.kernel_attributes = {}
+
+
+def new_process(cuda: SimpleNamespace) -> None:
+    """Forget what is in memory alone."""
+    cuda.tune._table.cache_clear()
+    cuda.tune.forget()
+
+
+def numbers(backend: Backend, *shape: int) -> Any:
+    return backend.asarray(np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+
+
+def multiply(backend: Backend, cuda: SimpleNamespace, rows: int = 40) -> str:
+    """Launch a product of 40 x 300 x 9, whose rule is the narrow tile; return the kernel."""
+    A, B = numbers(backend, rows, 300), numbers(backend, 300, 9)
+    out = cuda.product.gemm(A, B)
+    launched = [name for name, _ in fake_cupy.state.launch_log if name.startswith("gemm")]
+    wanted = A.get().astype(np.float64) @ B.get()
+    np.testing.assert_allclose(out.get(), wanted, rtol=1e-4, atol=1e-5)
+    return launched[-1]
+
+
+WIDE, NARROW = "gemm<float, float, 64>", "gemm<float, float, 16>"
+
+
+# --------------------------------------------------------------------------------- what is chosen
+
+
+def test_the_fastest_is_taken_now_and_by_later_processes(
+    emulated: Backend, cuda: SimpleNamespace
+) -> None:
+    assert multiply(emulated, cuda) == NARROW, "by rule"
+    cuda.clock = {"gemm": 0.5}
+    with cuda.tune.tuning() as run:
+        assert multiply(emulated, cuda) == WIDE
+    (key, result), *others = run.found
+    assert not others
+    assert key == cuda.tune.Key("gemm_nn", (40, 9, 300), "float32")
+    assert (result.choice.kernel, result.microseconds) == ("gemm", 1e3 * 0.5 / 2)
+    assert multiply(emulated, cuda) == WIDE, "afterwards in this process"
+    new_process(cuda)
+    timed = cuda.timed.total()
+    with cuda.tune.tuning() as run:
+        assert multiply(emulated, cuda) == WIDE, "from the file"
+    assert not run.found
+    assert cuda.timed.total() == timed, "nothing is measured twice"
+
+
+@pytest.mark.parametrize("factor", [0.99, 0.97])
+def test_the_rule_stays_unless_another_is_clearly_faster(
+    emulated: Backend, cuda: SimpleNamespace, factor: float
+) -> None:
+    cuda.clock = {"gemm": factor}
+    with cuda.tune.tuning():
+        assert multiply(emulated, cuda) == (NARROW if factor > 0.98 else WIDE)
+
+
+def test_a_choice_serves_shapes_nearby(emulated: Backend, cuda: SimpleNamespace) -> None:
+    cuda.clock = {"gemm": 0.5}
+    with cuda.tune.tuning():
+        multiply(emulated, cuda, 40)
+    assert multiply(emulated, cuda, 30) == WIDE
+    assert multiply(emulated, cuda, 161) == NARROW, "more than four times as many rows"
+
+
+def test_what_is_slow_is_dropped_early(emulated: Backend, cuda: SimpleNamespace) -> None:
+    cuda.clock = {"gemm": 1.31, "gemm_narrow": 1.0, "gemm, 2 parts": 1.29}
+    with cuda.tune.tuning() as run:
+        multiply(emulated, cuda)
+    repeats = cuda.tune_measure.REPEATS
+    assert cuda.timed["gemm"] == 2
+    assert cuda.timed["gemm, 2 parts"] == cuda.timed["gemm_narrow"] == 2 + repeats
+    assert [r.why_not for r in run.found[0][1].rows if r.candidate.label == "gemm"] == [
+        "slower by 30 %"
+    ]
+
+
+def test_nothing_is_measured_unasked(emulated: Backend, cuda: SimpleNamespace) -> None:
+    multiply(emulated, cuda)
+    with cuda.tune.pinned({}, measure=True):
+        multiply(emulated, cuda)
+    assert not cuda.timed
+    assert not cuda.folder.exists()
+
+
+def test_the_variable(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPULAYERS_TUNE", "1")
+    with cuda.tune.pinned({}, measure=False):
+        multiply(emulated, cuda)
+    multiply(emulated, cuda)
+    assert not cuda.timed, "outside plans, and where a plan captures, the variable does nothing"
+    with cuda.tune.pinned({}, measure=True):
+        multiply(emulated, cuda)
+    assert cuda.timed
+    monkeypatch.setenv("GPULAYERS_TUNE", "yes")
+    with pytest.raises(ParameterError, match="GPULAYERS_TUNE=yes: expected 0"):
+        cuda.tune.pinned({}, measure=True)
+
+
+def test_not_in_a_capture(emulated: Backend, cuda: SimpleNamespace) -> None:
+    A, B = numbers(emulated, 40, 300), numbers(emulated, 300, 9)
+    recorder = importlib.import_module("gpulayers.cuda.graph").Recorder()
+    with cuda.tune.tuning() as run:
+        recorder.capture("a product", lambda: cuda.product.gemm(A, B))
+    assert not run.found
+
+
+def test_kernels_that_differ_from_run_to_run(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = importlib.import_module("gpulayers.cuda.table").KERNELS
+    monkeypatch.setitem(kernels, "gemm", dataclasses.replace(kernels["gemm"], atomics=True))
+    cuda.clock = {"gemm": 0.5}
+    with cuda.tune.tuning(), cuda.tune.pinned({}, deterministic=True, measure=True):
+        assert multiply(emulated, cuda) == NARROW
+    with cuda.tune.tuning(), cuda.tune.pinned({}, deterministic=False, measure=True):
+        assert multiply(emulated, cuda, 41) == WIDE
+    with cuda.tune.pinned({}, deterministic=True):
+        assert multiply(emulated, cuda, 41) == NARROW, "though the table has the other"
+
+
+# -------------------------------------------------------------------------------- what is left out
+
+
+def measured(cuda: SimpleNamespace, key: Any, *candidates: Any) -> dict[str, str]:
+    """Why each candidate is left out; "" for none."""
+    rows = cuda.tune_measure.measure(key, candidates).rows
+    return {row.candidate.label: row.why_not for row in rows}
+
+
+def ways(cuda: SimpleNamespace, key: Any) -> list[Any]:
+    """The candidates of the launcher for this key."""
+    found: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (cuda.product, cuda.conv):
+
+            def choose(asked: Any, candidates: Callable[[], list[Any]]) -> Any:
+                known = candidates()
+                if asked == key:
+                    found.extend(known)
+                return known[0]
+
+            patch.setattr(module, "choose", choose)
+        work = cuda.tune_work.WORKS[key.op](key)
+        work.run(work.inputs())
+    assert found, key
+    return found
+
+
+def conv_key(cuda: SimpleNamespace, op: str, dtype: str, *flags: int) -> Any:
+    w = WINDOW
+    detail = (*w.kernel, *w.stride, *w.pad, *w.dilation, *flags)
+    return cuda.tune.Key(op, (2, 7, 6, 3, 5), dtype, detail)
+
+
+OPERATIONS = {
+    "product": ("gemm_nn", (70, 19, 301)),
+    "product of half numbers": ("gemm_nt", (66, 3, 150), "float16"),
+    "product, turned": ("gemm_tt", (9, 70, 40), "float64"),
+    "dense": ("dense_backward", (300, 20, 7)),
+    "forward": ("conv2d_forward", (0, 0)),
+    "forward, pooled": ("conv2d_forward", (1, 0)),
+    "input": ("conv2d_input_grad", (0, 0)),
+    "input, pooled": ("conv2d_input_grad", (1, 0)),
+    "weight": ("conv2d_weight_grad", (1, 0, 0)),
+    "weight, pooled": ("conv2d_weight_grad", (0, 1, 0)),
+    "weight, of a plan": ("conv2d_weight_grad", (1, 1, 1)),
+}
+
+
+def key_of(cuda: SimpleNamespace, name: str) -> Any:
+    op, values, *dtype = OPERATIONS[name]
+    dtype = dtype[0] if dtype else "float32"
+    if op.startswith("conv2d"):
+        return conv_key(cuda, op, dtype, *values)
+    return cuda.tune.Key(op, values, dtype)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_candidate_computes_right_and_a_wrong_one_is_seen(
+    emulated: Backend, cuda: SimpleNamespace, name: str
+) -> None:
+    key = key_of(cuda, name)
+    candidates = ways(cuda, key)
+    found = measured(cuda, key, *candidates)
+    assert set(found.values()) == {""}
+    first = candidates[0]
+    # a grid that leaves the last tiles out, as memory was: NaN
+    sparse = first._replace(rows=10_000 * first.rows)
+    if key.op in ("gemm_nn", "conv2d_forward") and first.rows < 100:
+        assert "nan instead of" in measured(cuda, key, sparse)[first.label]
+    if first.parts == 1 and key.op in ("gemm_nn", "conv2d_weight_grad"):
+        # the last terms of each sum are forgotten (one, where pooling leaves none of them out)
+        short = first._replace(span=first.span - (1 if key.op == "gemm_nn" else 20))
+        assert "results are wrong" in measured(cuda, key, short)[first.label]
+
+
+def test_a_wrong_candidate_is_not_taken_however_fast(
+    emulated: Backend, cuda: SimpleNamespace
+) -> None:
+    key = cuda.tune.Key("gemm_nn", (40, 9, 300), "float32")
+    right = cuda.product.candidates("gemm", np.dtype("float32"), 40, 9, 300)[0]
+    wrong = cuda.tune.Candidate("gemm", 64, 64, 1, 299)
+    cuda.clock = {"gemm": 0.001}
+    assert cuda.tune.choose(key, lambda: [right, wrong]) == right
+    with cuda.tune.tuning() as run:
+        assert cuda.tune.choose(key, lambda: [right, wrong]) == right
+    assert "360 of 360 results are wrong" in run.found[0][1].rows[0].why_not
+    with cuda.tune.tuning():
+        key = key._replace(shape=(41, 9, 300))
+        assert cuda.tune.choose(key, lambda: [wrong, right]) == right, "though the rule says so"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("local_size_bytes", 8, "keeps 8 bytes a thread outside registers"),
+        ("num_regs", 257, "65792 registers, it may 65536"),
+        ("shared_size_bytes", (48 << 10) + 1, "49153 bytes of shared memory, it may 49152"),
+    ],
+)
+def test_kernels_that_do_not_fit_are_left_out(
+    emulated: Backend, cuda: SimpleNamespace, attribute: str, value: int, message: str
+) -> None:
+    fake_cupy.state.kernel_attributes = {WIDE: {attribute: value}}
+    cuda.clock = {"gemm": 0.001}
+    with cuda.tune.tuning() as run:
+        assert multiply(emulated, cuda) == NARROW
+    out = [row.why_not for row in run.found[0][1].rows if row.candidate.kernel == "gemm"]
+    assert out
+    assert all(message in why_not for why_not in out)
+    assert not any(label.startswith("gemm,") or label == "gemm" for label in cuda.timed)
+
+
+def test_a_kernel_that_does_not_compile_is_left_out(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_kernel = cuda.tune_measure.get_kernel
+
+    def some(name: str, *args: str) -> Any:
+        if name == "gemm":
+            raise BackendError("kernel gemm did not compile")
+        return get_kernel(name, *args)
+
+    monkeypatch.setattr(cuda.tune_measure, "get_kernel", some)
+    cuda.clock = {"gemm": 0.001}
+    with cuda.tune.tuning():
+        assert multiply(emulated, cuda) == NARROW
+
+
+def test_without_memory_the_rule_stays(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inputs(self: Any) -> None:
+        raise fake_cupy.cupy.cuda.memory.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(cuda.tune_work.Gemm, "inputs", inputs)
+    with cuda.tune.tuning():
+        assert multiply(emulated, cuda) == NARROW
+    assert not cuda.tune.own_table().entries
+
+
+# ------------------------------------------------------------------------------ kernels from disk
+
+
+def test_kernels_are_loaded_from_the_machine_code_on_disk(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cuda.tune.tuning():
+        multiply(emulated, cuda)
+    job = cuda.compile.job_of("gemm_narrow", "float32")
+    path = cuda.cubins.Store().find(job).path
+    paths: list[str] = []
+
+    class Module(fake_cupy.cupy.RawModule):
+        def __init__(self, **given: Any) -> None:
+            paths.append(given.get("path", "compiled"))
+            super().__init__(**given)
+
+    monkeypatch.setattr(fake_cupy.cupy, "RawModule", Module)
+    monkeypatch.setattr(cuda.compile, "_kernels", {})
+    multiply(emulated, cuda)
+    assert paths == [str(path)]
+    # what the driver refuses, though it is what was written, is compiled again
+    cuda.cubins.Store().put(job, b"of another driver", "gemm")
+    cuda.compile._kernels.clear()
+    paths.clear()
+    multiply(emulated, cuda)
+    assert paths[1:] == ["compiled"]
+    assert cuda.cubins.Store().find(job) is None
+
+
+# ---------------------------------------------------------------------------------------- in plans
+
+
+def network() -> Sequential:
+    random.seed(0)
+    layers = [
+        Conv2D(3, (3, 3), pad=1, act_fn="ReLU"),
+        Pool2D((2, 2), stride=2),
+        Flatten(),
+        FullyConnected(4),
+    ]
+    return Sequential(layers, optimizer="SGD(lr=0.1)")
+
+
+def test_a_plan_measures_new_shapes_and_keeps_its_choices(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.conv, "SPECIALISED", False)
+    X = numbers(emulated, 4, 8, 7, 2)
+    labels = emulated.asarray(np.array([0, 1, 2, 3]))
+    usual = network()
+    losses = [float(usual.compile(X.shape).step(X, labels)) for _ in range(3)]
+    monkeypatch.setenv("GPULAYERS_TUNE", "1")
+    cuda.clock = {name: 0.5 for name in ("gemm", "conv2d_forward", "conv2d_weight_grad")}
+    plan = network().compile(X.shape)
+    first = float(plan.step(X, labels))
+    timed = cuda.timed.total()
+    assert timed
+    chosen = {key.op: choice.kernel for key, choice in plan._choices.items()}
+    assert chosen == {
+        "conv2d_forward": "conv2d_forward",
+        "conv2d_weight_grad": "conv2d_weight_grad",
+        "gemm_nn": "gemm",
+        "dense_backward": "dense_backward",
+    }
+    # whatever is measured later: this plan goes on with what it has
+    cuda.tune.own_table().clear()
+    cuda.clock = {}
+    assert [first, float(plan.step(X, labels)), float(plan.step(X, labels))] == pytest.approx(
+        losses, rel=1e-5
+    )
+    assert cuda.timed.total() == timed
+    assert {key.op: choice.kernel for key, choice in plan._choices.items()} == chosen
+    assert not network().compile(X.shape, deterministic=False).deterministic
