@@ -1,37 +1,19 @@
-// Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 5.1): the words of
-// numpy.random.Philox(key=, counter=).random_raw, a function of key and counter alone.
+// Random words, the same as on the CPU.
 #include "common.cuh"
+#include "philox.cuh"
 
-typedef unsigned long long Word;
-
-// One thread works out one block of four words; total = words.size. NumPy counts up before each block.
+// One thread works out one block of four words; total = words.size.
 template <typename Index>
 __global__ void philox_words(Word* __restrict__ words, Index total, Word key_low, Word key_high, Word counter_low,
                              Word counter_high)
 {
     const Index block = thread_number<Index>();
     if (block > (total - 1) / 4) return;
-    const Word steps = static_cast<Word>(block) + 1;
-    Word c0 = counter_low + steps;
-    Word c1 = counter_high + (c0 < steps ? 1 : 0);
-    Word c2 = 0;
-    Word c3 = 0;
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-        const Word high0 = __umul64hi(0xD2E7470EE14C6C93ull, c0);
-        const Word high1 = __umul64hi(0xCA5A826395121157ull, c2);
-        const Word low0 = 0xD2E7470EE14C6C93ull * c0;
-        const Word low1 = 0xCA5A826395121157ull * c2;
-        c0 = high1 ^ c1 ^ key_low;
-        c1 = low1;
-        c2 = high0 ^ c3 ^ key_high;
-        c3 = low0;
-        key_low += 0x9E3779B97F4A7C15ull;
-        key_high += 0xBB67AE8584CAA73Bull;
-    }
+    Word found[4];
+    philox_block(key_low, key_high, counter_low, counter_high, static_cast<Word>(block), found);
     const Index first = block * 4;
-    words[first] = c0;
-    if (first + 1 < total) words[first + 1] = c1;
-    if (first + 2 < total) words[first + 2] = c2;
-    if (first + 3 < total) words[first + 3] = c3;
+    words[first] = found[0];
+    if (first + 1 < total) words[first + 1] = found[1];
+    if (first + 2 < total) words[first + 2] = found[2];
+    if (first + 3 < total) words[first + 3] = found[3];
 }

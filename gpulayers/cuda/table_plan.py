@@ -29,4 +29,17 @@ SPECS = (
         (*(ARRAY,) * 9, *(INDEX,) * 2, *(INT,) * 7, REAL),
         barriers=True,
     ),
+    # ---- dropout.cu
+    KernelSpec(
+        "dropout_forward",
+        "dropout.cu",
+        f"dropout_forward<{_MAP}>",
+        (*(ARRAY,) * 4, INDEX, INDEX, INT, REAL, REAL),
+    ),
+    KernelSpec(
+        "dropout_backward",
+        "dropout.cu",
+        f"dropout_backward<{_MAP}>",
+        (*(ARRAY,) * 4, INDEX, REAL),
+    ),
 )

@@ -1,5 +1,5 @@
 """Layers of a planned network on a GPU that are neither convolution nor dense, with what follows
-them: batch normalisation, global average pooling."""
+them: batch normalisation, dropout, global average pooling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gpulayers.activations import ReLU
 from gpulayers.backend import Array
-from gpulayers.layers import BatchNorm1D, BatchNorm2D, GlobalAvgPool2D, Pool2D
+from gpulayers.layers import BatchNorm1D, BatchNorm2D, Dropout, GlobalAvgPool2D, Pool2D
 from gpulayers.models.blocks import Activation
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.plan_conv import is_halving
@@ -17,7 +17,7 @@ from gpulayers.models.plan_nodes import LayerNode
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
+__all__ = ["DropoutStep", "GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
 
 
 class NormStep(Fused):
@@ -72,6 +72,46 @@ class NormStep(Fused):
         self.side = None
 
 
+class DropoutStep(Fused):
+    """Dropout, a launch each way, whose masks are those that the layer would draw.
+
+    Attributes
+    ----------
+    draws : Draws
+        From where the random numbers come; the plan's.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__([layer], type(layer).__name__)
+        self._active = layer.trainable and layer.p > 0
+        self.takes_slope = self._active
+        self.draws: Any = None
+
+    def settings(self) -> Any:
+        return self.layers[0].p
+
+    def places(self) -> list[Place]:
+        return []
+
+    def forward(self, X: Array) -> Array:
+        from gpulayers.cuda import dropout  # needs CuPy
+
+        if not self._active:
+            return X
+        offset = self.draws.reserve(dropout.blocks_of(X.size))
+        p, state = self.layers[0].p, self.draws.state
+        Y, self._saved = dropout.forward(contiguous(X), state, offset, p, self.masks_input)
+        return Y
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        from gpulayers.cuda import dropout  # needs CuPy
+
+        if not self._active:
+            return dY
+        # also where nobody wants the gradient: the random stream goes on by it
+        return dropout.backward(contiguous(dY), self._saved, self.draws.state, self.layers[0].p)
+
+
 class GlobalPoolStep(Fused):
     """The average of each channel over the image, as a pooling with one window."""
 
@@ -103,6 +143,8 @@ def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
     layer = _plain(nodes, i)
     if type(layer) is GlobalAvgPool2D:
         return GlobalPoolStep(layer), 1
+    if type(layer) is Dropout:
+        return DropoutStep(layer), 1
     if type(layer) not in (BatchNorm1D, BatchNorm2D) or not layer.trainable:
         return None, 0
     layers = [layer]

@@ -12,6 +12,8 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
+from gpulayers.models.graph_draws import Draws
+from gpulayers.models.graph_layers import DropoutStep
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
@@ -44,6 +46,7 @@ class Program:
         self.work: Any = None
         self.sections: Any = None
         self.grads: list[Any] = []
+        self.draws = 0  # blocks of random words that it takes
         self.graphs: dict[bool, Any] = {}
 
 
@@ -98,6 +101,10 @@ class GraphNetwork(CompiledNetwork):
         learned = {(id(layer), name) for layer, name in self._places}
         others = [(layer, name) for layer in self._layers for name in layer.parameters]
         self._kept = Kept([(la, name) for la, name in others if (id(la), name) not in learned])
+        dropouts = [node for node in leaves(self._nodes) if isinstance(node, DropoutStep)]
+        self._draws = Draws() if dropouts else None
+        for node in dropouts:
+            node.draws = self._draws
         self._programs.clear()
         self._recorder = graph.Recorder()
         self._flat = FlatUpdate(self._places, self.network.dtype) if self._places else None
@@ -167,14 +174,18 @@ class GraphNetwork(CompiledNetwork):
         """The program for such a batch, which is copied to where that takes it from."""
         X = self._checked(X)
         self._check_labels(labels, len(X))
-        self._build()
-        self._kept.adopt()
-        if self._flat is not None:
-            self._flat.adopt()
+        self._ready()
         program = self._program(X.shape)
         program.X[...] = X
         program.labels[...] = labels
         return program
+
+    def _ready(self) -> None:
+        """See to it that a graph would find what the layers have."""
+        self._build()
+        self._kept.adopt()
+        if self._flat is not None:
+            self._flat.adopt()
 
     def _program(self, shape: tuple[int, ...], source: Any = None) -> Program:
         """The program for batches of this shape; of the oldest ones some are forgotten."""
@@ -200,6 +211,8 @@ class GraphNetwork(CompiledNetwork):
                 )
         if update and update_all is not None:
             update_all.prepare(None, counted=False)
+        if self._draws is not None:
+            self._draws.prepare()
         if fresh:
             # looked up once, not by each operation
             with use_engine(current_engine()), pinned:
@@ -208,13 +221,18 @@ class GraphNetwork(CompiledNetwork):
             graph.launch(program.graphs[update])
         if update_all is not None:
             update_all.was_counted()
+        if self._draws is not None:
+            self._draws.was_launched(program.draws, moved=update_all is not None)
         self.outputs, self._last, self._summed = program.outputs, program, False
 
     def _launch(self, program: Program, update: bool) -> None:
         """Forward, loss, backward and, if wanted, update."""
         n, flat_update = len(program.X), self._flat
         scale = 1.0 / n if self.loss.reduction == "mean" else 1.0
+        draws = self._draws
         try:
+            if draws is not None:
+                draws.begin()
             self._fetch(program)
             Y = program.X
             for node in self._nodes:
@@ -229,6 +247,7 @@ class GraphNetwork(CompiledNetwork):
                 if update:
                     flat_update.launch(program.work, program.sections)
             program.outputs = Y
+            program.draws = 0 if draws is None else draws.taken
         finally:
             for node in self._nodes:
                 node.forget()

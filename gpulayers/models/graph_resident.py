@@ -52,9 +52,7 @@ class ResidentNetwork(GraphNetwork):
         """
         steps = _spec.integer(f"{self.network.name}.run", "steps", steps, 0)
         size = self._checked_resident(resident, batch_size)
-        self._build()
-        if self._flat is not None:
-            self._flat.adopt()
+        self._ready()
         done = 0
         while done < steps and resident.left:
             self._resident_step(resident, min(size, resident.left))

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulayers import random
 from gpulayers.layers import (
     BatchNorm1D,
     BatchNorm2D,
     Conv2D,
+    Dropout,
     Flatten,
     FullyConnected,
     GlobalAvgPool2D,
@@ -56,16 +58,62 @@ def residual() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("layers", [normed, residual])
+def dropping() -> list[Any]:
+    """Masks behind a ReLU and not, in a residual block too; one that drops nothing."""
+    return [
+        *(Dropout(0.25), conv(3), Activation("ReLU"), Dropout(0.5), Dropout(0.0)),
+        Residual([conv(3), Dropout(0.1)], [Conv2D(3, (1, 1)), Dropout(0.3)]),
+        *(Flatten(), FullyConnected(7, act_fn="ReLU"), Dropout(0.5), FullyConnected(CLASSES)),
+    ]
+
+
+@pytest.mark.parametrize("layers", [normed, residual, dropping])
 def test_losses_are_those_of_the_layers(emulated: Backend, layers: Any) -> None:
     plain, planned = pair(emulated, layers)
     sizes = (BATCH, BATCH, 2, BATCH, 2)
+    random.seed(3)
     with fake_cupy.count() as events:
         got = [planned.step(n) for n in sizes]
+    state = random.get_state()
+    random.seed(3)
     np.testing.assert_allclose(got, [plain.step(n) for n in sizes], rtol=2e-4)
+    assert random.get_state() == state, "the stream goes on alike"
     assert events["graph_launch"] == 3
     same(planned, plain, 1e-4)  # running statistics too
-    assert "+ ReLU + max pooling\n" in planned.plan.describe() or layers is residual
+    assert ("+ ReLU + max pooling\n" in planned.plan.describe()) == (layers is normed)
+
+
+def test_masks_follow_the_generator(emulated: Backend) -> None:
+    """Nothing is written to the device unless somebody else draws, or sets another seed."""
+    plain, planned = pair(emulated, dropping)
+    for run in (plain, planned):
+        random.seed(2**63 + 5)
+        random.set_state({**random.get_state(), "counter": 2**64 - 3})
+        run.step()
+        run.step()
+        random.default_generator().uniform(9)
+        run.step()
+        random.seed(4)
+        run.step()
+    same(planned, plain, 1e-4)
+    with fake_cupy.count() as events, fake_cupy.forbid("sync", "h2d", "d2h", "iterate"):
+        planned.plan.step(planned.X, planned.labels)
+    assert events["launch"] == 3, "images, labels, the loss: as without dropout"
+
+
+def test_dropout_that_is_switched_off(emulated: Backend) -> None:
+    plain, planned = pair(emulated, dropping)
+    for run in (plain, planned):
+        random.seed(0)
+        run.step()
+        run.step()
+        run.network[3].freeze()
+        run.network[8].p = 0.0
+        run.step()
+        run.step()
+        run.network[3].unfreeze()
+        run.step()
+    same(planned, plain, 1e-4)
 
 
 def test_running_statistics_go_on(emulated: Backend) -> None:

@@ -181,7 +181,7 @@ EXPORT void GL(gl_bias_activation)(real *z, const real *b, real *y, i64 rows, i6
     if (repeats > VW) repeats -= repeats % VW;
     job.ch = ch;
     job.block = b ? repeats * ch : BLOCK;
-    gl_parallel(ceil_div(job.size, job.block), max_i64(1, grain(act) / job.block), forward_task,
+    gl_pieces(ceil_div(job.size, job.block), max_i64(1, grain(act) / job.block), PIECES, forward_task,
                 &job);
 }
 
@@ -216,5 +216,5 @@ EXPORT void GL(gl_activation_backward)(const real *dy, const real *z, real *dz, 
                                        real alpha, real beta) {
     job_t job = {.z = (real *)z, .dy = dy, .out = dz, .size = size, .act = act, .alpha = alpha,
                  .beta = beta};
-    gl_parallel(ceil_div(size, BLOCK), grain(act) / BLOCK, backward_task, &job);
+    gl_pieces(ceil_div(size, BLOCK), grain(act) / BLOCK, PIECES, backward_task, &job);
 }

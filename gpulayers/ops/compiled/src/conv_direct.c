@@ -101,7 +101,7 @@ int GL(gl_direct)(direct_t *d, i64 taps) {
     gl_parallel(panel_count(out_ch), ceil_div(GRAIN, panel + 1), pack_share, d);
     i64 outputs = ceil_div(d->source.n * d->out_rows * d->out_cols, max_i64(1, d->cut.items));
     i64 each = outputs * ceil_div(taps, max_i64(1, d->phase_count)) * ch * out_ch;
-    gl_parallel(d->cut.items, ceil_div(GRAIN, each + 1), direct_share, d);
+    gl_pieces(d->cut.items, ceil_div(GRAIN, each + 1), PIECES, direct_share, d);
     return d->failed;
 }
 

@@ -119,6 +119,6 @@ int GL(gl_scatter_input_grad)(const real *dz, const real *w, real *dx, const con
                    .cols = seen(c->out_cols, c->sc, c->fc)};
     for (i64 k = 0; k < VW; k++) d.valid[k] = wide - VW + k < run ? -1 : 0;
     i64 each = c->out_rows * c->out_cols * c->out_ch * c->fr * wide; /* of an image */
-    gl_parallel(c->n, ceil_div(GRAIN, each + 1), scatter_share, &d);
+    gl_pieces(c->n, ceil_div(GRAIN, each + 1), PIECES, scatter_share, &d);
     return d.failed;
 }

@@ -209,7 +209,7 @@ EXPORT int GL(gl_batchnorm_forward)(const real *x, const real *scaler, const rea
         parameters[4][k] = intercept[k];
     }
     repeat(parameters, ch, job.group);
-    gl_parallel(wide_rows(&job), rows_grain(&job), normalize_task, &job);
+    gl_pieces(wide_rows(&job), rows_grain(&job), PIECES, normalize_task, &job);
     return 0;
 }
 
@@ -247,6 +247,6 @@ EXPORT int GL(gl_batchnorm_backward)(const real *dy, const real *x_hat, const re
         parameters[3][k] = parameters[4][k] = 0;
     }
     repeat(parameters, ch, job.group);
-    gl_parallel(wide_rows(&job), rows_grain(&job), gradient_task, &job);
+    gl_pieces(wide_rows(&job), rows_grain(&job), PIECES, gradient_task, &job);
     return 0;
 }

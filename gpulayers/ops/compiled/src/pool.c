@@ -129,7 +129,7 @@ static void pool(const real *x, real *y, uint8_t *winners, const window_t *w, in
     job_t job = {.w = w, .x = x, .x_end = x + w->n * w->rows * w->cols * w->ch, .y = y,
                  .winners = winners, .share = (real)1 / (real)(w->fr * w->fc), .kind = kind};
     i64 reads = max_i64(1, w->out_cols * w->ch * w->fr * w->fc); /* of one row of outputs */
-    gl_parallel(w->n * w->out_rows, 1 + 32768 / reads, pool_task, &job);
+    gl_pieces(w->n * w->out_rows, 1 + 32768 / reads, PIECES, pool_task, &job);
 }
 
 /* y, winners (n, out_rows, out_cols, ch); a winner is i * fc + j, at most 256 taps. */

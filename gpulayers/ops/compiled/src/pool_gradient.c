@@ -254,11 +254,11 @@ static int pool_backward(job_t *job) {
     job->outputs = w->n * w->out_rows * w->out_cols * w->ch;
     if (w->fr == 2 && w->fc == 2 && w->sr == 2 && w->sc == 2 && w->dr == 1 && w->dc == 1 &&
         w->top == 0 && w->left == 0 && w->out_rows == w->rows / 2 && w->out_cols == w->cols / 2) {
-        gl_parallel(w->n * w->out_rows, 1 + 32768 / max_i64(1, 2 * row), spread_task, job);
+        gl_pieces(w->n * w->out_rows, 1 + 32768 / max_i64(1, 2 * row), PIECES, spread_task, job);
         return 0;
     }
     if (adds(job)) {
-        gl_parallel(w->n, 1 + 32768 / max_i64(1, w->rows * row), add_task, job);
+        gl_pieces(w->n, 1 + 32768 / max_i64(1, w->rows * row), PIECES, add_task, job);
         return 0;
     }
     /* every window has at most fc views */
@@ -273,7 +273,7 @@ static int pool_backward(job_t *job) {
     job->starts = starts;
     job->views = views;
     i64 reads = max_i64(1, row * w->fr * w->fc / (w->sr * w->sc));
-    gl_parallel(w->n * w->rows, 1 + 32768 / reads, gather_task, job);
+    gl_pieces(w->n * w->rows, 1 + 32768 / reads, PIECES, gather_task, job);
     return 0;
 }
 

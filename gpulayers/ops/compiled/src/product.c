@@ -14,6 +14,7 @@
 #define DEEP ((i64)128)             /* k from which packing A^T pays, with */
 #define MANY_COLUMNS (3 * PANEL)    /* that many columns to use it for */
 #define GRAIN ((i64)1 << 17)                /* multiplications worth a thread */
+#define MOST_PIECES 4                       /* for a thread; each packs its B, and all of A^T */
 
 typedef struct {
     const real *A, *B, *bias;
@@ -154,6 +155,6 @@ EXPORT int GL(gl_product)(const real *A, i64 lda, int A_transposed, const real *
     }
     p.by_rows = shares_rows(M, N);
     i64 each = p.by_rows ? N * K : M * K * PANEL, items = p.by_rows ? M : panel_count(N);
-    gl_parallel(items, max_i64(p.by_rows ? SHORT : 1, ceil_div(GRAIN, each)), product_share, &p);
+    gl_pieces(items, max_i64(p.by_rows ? SHORT : 1, ceil_div(GRAIN, each)), MOST_PIECES, product_share, &p);
     return p.failed;
 }

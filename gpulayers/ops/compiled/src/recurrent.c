@@ -163,5 +163,5 @@ static void time_last(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_turn_time)(const real *from, real *to, i64 n, i64 ch, i64 n_t, int first) {
     turn_t p = {from, to, n, ch, n_t};
     i64 grain = ceil_div((i64)1 << 15, max_i64(1, ch * n_t));
-    gl_parallel(n, grain, first ? time_first : time_last, &p);
+    gl_pieces(n, grain, PIECES, first ? time_first : time_last, &p);
 }

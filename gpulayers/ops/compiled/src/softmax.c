@@ -99,7 +99,7 @@ static void forward_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_softmax_forward)(const real *x, const i64 *labels, real *y, real *losses,
                                    i64 rows, i64 width) {
     job_t job = {.x = x, .labels = labels, .out = y, .losses = losses, .width = width};
-    gl_parallel(rows, grain(width), forward_task, &job);
+    gl_pieces(rows, grain(width), PIECES, forward_task, &job);
 }
 
 static void backward_task(void *arguments, i64 begin, i64 end, int share) {
@@ -123,7 +123,7 @@ static void backward_task(void *arguments, i64 begin, i64 end, int share) {
 /* dz = y (dy - <dy, y>), row by row */
 EXPORT void GL(gl_softmax_backward)(const real *dy, const real *y, real *dz, i64 rows, i64 width) {
     job_t job = {.x = dy, .y = y, .out = dz, .width = width};
-    gl_parallel(rows, grain(width), backward_task, &job);
+    gl_pieces(rows, grain(width), PIECES, backward_task, &job);
 }
 
 /* ------------------------------------------------------------------------------- cross-entropy */
@@ -146,7 +146,7 @@ static void subtract_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_cross_entropy_backward)(const real *p, const i64 *labels, real *dx, i64 rows,
                                           i64 width, real scale) {
     job_t job = {.x = p, .labels = labels, .out = dx, .width = width, .scale = scale};
-    gl_parallel(rows, 4 * grain(width), subtract_task, &job);
+    gl_pieces(rows, 4 * grain(width), PIECES, subtract_task, &job);
 }
 
 static void both_task(void *arguments, i64 begin, i64 end, int share) {
@@ -174,5 +174,5 @@ EXPORT void GL(gl_cross_entropy_both)(const real *x, const i64 *labels, real *lo
                                       i64 rows, i64 width, real scale) {
     job_t job = {.x = x, .labels = labels, .out = dx, .losses = losses, .width = width,
                  .scale = scale};
-    gl_parallel(rows, grain(width), both_task, &job);
+    gl_pieces(rows, grain(width), PIECES, both_task, &job);
 }

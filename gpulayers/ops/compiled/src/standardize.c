@@ -87,7 +87,7 @@ static void forward_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_standardize_forward)(const real *x, real *x_hat, real *inv_std, i64 rows,
                                        i64 width, real eps) {
     job_t job = {.x = x, .out = x_hat, .inv_std = inv_std, .width = width, .eps = eps};
-    gl_parallel(rows, grain(width), forward_task, &job);
+    gl_pieces(rows, grain(width), PIECES, forward_task, &job);
 }
 
 /* The same, and y = scaler * x_hat + intercept. */
@@ -96,7 +96,7 @@ EXPORT void GL(gl_layernorm_forward)(const real *x, const real *scaler, const re
                                      real eps) {
     job_t job = {.x = x, .scaler = scaler, .intercept = intercept, .y = y, .out = x_hat,
                  .inv_std = inv_std, .width = width, .eps = eps};
-    gl_parallel(rows, grain(width), forward_task, &job);
+    gl_pieces(rows, grain(width), PIECES, forward_task, &job);
 }
 
 /* ------------------------------------------------------------------------------------ backward */
@@ -123,7 +123,7 @@ static void backward_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_standardize_backward)(const real *dx_hat, const real *x_hat,
                                         const real *inv_std, real *dx, i64 rows, i64 width) {
     job_t job = {.x = dx_hat, .x_hat = x_hat, .given = inv_std, .out = dx, .width = width};
-    gl_parallel(rows, grain(width), backward_task, &job);
+    gl_pieces(rows, grain(width), PIECES, backward_task, &job);
 }
 
 /* ------------------------------------------------------------- backward of layer normalisation */

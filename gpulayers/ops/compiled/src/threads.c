@@ -2,7 +2,9 @@
  *
  * Each worker waits for a ticket of its own, first by looking for a while, then asleep on a
  * condition variable: operations of a training step follow one another closely, and waking a
- * thread costs as much as a small operation takes.
+ * thread costs as much as a small operation takes. What is offered to a worker that has not come
+ * when the caller is done with its own work, the caller takes back and does itself; and pieces of
+ * work go to whoever is free, since the cores of a virtual machine are seldom equally fast.
  */
 #define _GNU_SOURCE
 #include "threads.h"
@@ -26,11 +28,20 @@ typedef struct {
     gl_task task;
     void *arguments;
     int64_t n;
-    int shares;
+    int shares, pieces; /* pieces of a share; 0: a share is one */
 } job_t;
+
+/* The pieces of a share that nobody has taken: the first in the upper half, the end in the lower.
+ * Its thread takes them from the front, others from the back. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t range;
+} left_t;
+
+enum { NOTHING, OFFERED, TAKEN };
 
 typedef struct {
     _Alignas(64) atomic_uint ticket; /* rises by one when there is work */
+    atomic_int offer;                /* NOTHING, OFFERED by the caller, TAKEN by the worker */
     atomic_int asleep;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -41,9 +52,9 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t finished; /* for the caller: no share is left */
     atomic_int waiting;      /* the caller sleeps on `finished` */
-    atomic_int pending;      /* shares given to workers that are not done */
     int started;             /* workers started */
     job_t job;
+    left_t left[MAX_THREADS];
     worker_t workers[MAX_THREADS]; /* [0] is the caller and not used */
 } pool = {
     .busy = PTHREAD_MUTEX_INITIALIZER,
@@ -77,11 +88,36 @@ static int look_again(int64_t since) {
     return 1;
 }
 
-static void run_share(const job_t *job, int share) {
-    int64_t begin = job->n * share / job->shares, end = job->n * (share + 1) / job->shares;
+static void run_part(const job_t *job, int64_t part, int64_t parts, int share) {
+    int64_t begin = job->n * part / parts, end = job->n * (part + 1) / parts;
     inside_a_share++;
     if (begin < end) job->task(job->arguments, begin, end, share);
     inside_a_share--;
+}
+
+/* Take a piece of a share, the first or the last; -1 when there is none left. */
+static int64_t take(int share, int last) {
+    _Atomic uint64_t *range = &pool.left[share].range;
+    uint64_t now = atomic_load_explicit(range, memory_order_relaxed), next;
+    do {
+        uint32_t from = (uint32_t)(now >> 32), to = (uint32_t)now;
+        if (from >= to) return -1;
+        next = last ? now - 1 : now + ((uint64_t)1 << 32);
+    } while (!atomic_compare_exchange_weak(range, &now, next));
+    return last ? (int64_t)(uint32_t)now - 1 : (int64_t)(now >> 32);
+}
+
+/* The work of a thread: its own pieces, then what others have left; or its share as a whole. */
+static void run_share(const job_t *job, int share) {
+    if (!job->pieces) {
+        run_part(job, share, job->shares, share);
+        return;
+    }
+    int64_t piece, pieces = (int64_t)job->shares * job->pieces;
+    for (int i = 0; i < job->shares; i++) {
+        int of = (share + i) % job->shares;
+        while ((piece = take(of, i > 0)) >= 0) run_part(job, piece, pieces, share);
+    }
 }
 
 /* ------------------------------------------------------------------------------------- workers */
@@ -109,10 +145,13 @@ static void *work(void *number) {
             atomic_store(&me->asleep, 0);
             pthread_mutex_unlock(&me->lock);
         }
-        seen++;
+        seen = atomic_load(&me->ticket);
+        int offered = OFFERED;
+        if (!atomic_compare_exchange_strong(&me->offer, &offered, TAKEN)) continue;
         run_share(&pool.job, share);
-        /* The caller writes the next job only after it has seen `pending` at 0. */
-        if (atomic_fetch_sub(&pool.pending, 1) == 1 && atomic_load(&pool.waiting)) {
+        /* The caller writes the next job only when no worker has this one. */
+        atomic_store(&me->offer, NOTHING);
+        if (atomic_load(&pool.waiting)) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.finished);
             pthread_mutex_unlock(&pool.lock);
@@ -126,7 +165,6 @@ static void forget_workers(void) { /* in a forked child, which has none of them 
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.finished, NULL);
     atomic_store(&pool.waiting, 0);
-    atomic_store(&pool.pending, 0);
     pool.started = 0;
     inside_a_share = 0;
 }
@@ -139,6 +177,7 @@ static int start_workers(int count) {
         worker_t *next = &pool.workers[pool.started + 1];
         pthread_t thread;
         atomic_store(&next->ticket, 0);
+        atomic_store(&next->offer, NOTHING);
         atomic_store(&next->asleep, 0);
         pthread_mutex_init(&next->lock, NULL);
         pthread_cond_init(&next->wake, NULL);
@@ -166,44 +205,77 @@ int gl_shares(int64_t n, int64_t grain) {
     return most < 1 ? 1 : most < wanted_threads ? (int)most : wanted_threads;
 }
 
-static void wait_for_workers(void) {
+/* Whether a worker has the job still. */
+static int at_work(int helpers) {
+    for (int i = 1; i <= helpers; i++)
+        if (atomic_load(&pool.workers[i].offer) == TAKEN) return 1;
+    return 0;
+}
+
+static void wait_for_workers(int helpers) {
     int64_t since = now_ns();
     do {
         for (int i = 0; i < 64; i++) {
-            if (atomic_load_explicit(&pool.pending, memory_order_acquire) == 0) return;
+            if (!at_work(helpers)) return;
             pause_cpu();
         }
     } while (look_again(since));
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.waiting, 1);
-    while (atomic_load(&pool.pending)) pthread_cond_wait(&pool.finished, &pool.lock);
+    while (at_work(helpers)) pthread_cond_wait(&pool.finished, &pool.lock);
     atomic_store(&pool.waiting, 0);
     pthread_mutex_unlock(&pool.lock);
 }
 
-void gl_parallel(int64_t n, int64_t grain, gl_task task, void *arguments) {
-    job_t job = {task, arguments, n, gl_shares(n, grain)};
-    if (n <= 0) return;
-    if (job.shares > 1 && !inside_a_share && pthread_mutex_trylock(&pool.busy) == 0) {
-        int helpers = start_workers(job.shares - 1);
-        pool.job = job;
-        atomic_store(&pool.pending, helpers);
-        for (int i = 1; i <= helpers; i++) {
-            worker_t *worker = &pool.workers[i];
-            atomic_fetch_add(&worker->ticket, 1);
-            if (atomic_load(&worker->asleep)) {
-                pthread_mutex_lock(&worker->lock);
-                pthread_cond_signal(&worker->wake);
-                pthread_mutex_unlock(&worker->lock);
-            }
-        }
-        run_share(&job, 0);
-        for (int i = helpers + 1; i < job.shares; i++) run_share(&job, i);
-        wait_for_workers();
-        pthread_mutex_unlock(&pool.busy);
-        return;
+static void offer(worker_t *worker) {
+    atomic_store(&worker->offer, OFFERED);
+    atomic_fetch_add(&worker->ticket, 1);
+    if (atomic_load(&worker->asleep)) {
+        pthread_mutex_lock(&worker->lock);
+        pthread_cond_signal(&worker->wake);
+        pthread_mutex_unlock(&worker->lock);
     }
-    for (int i = 0; i < job.shares; i++) run_share(&job, i);
+}
+
+static int take_back(worker_t *worker) {
+    int offered = OFFERED;
+    return atomic_compare_exchange_strong(&worker->offer, &offered, NOTHING);
+}
+
+/* Give the job to the pool; 0 when that works for somebody else. */
+static int run_by_pool(const job_t *job) {
+    if (inside_a_share || pthread_mutex_trylock(&pool.busy) != 0) return 0;
+    int helpers = start_workers(job->shares - 1);
+    pool.job = *job;
+    for (int i = 0; job->pieces && i < job->shares; i++) {
+        uint64_t from = (uint64_t)i * job->pieces;
+        atomic_store(&pool.left[i].range, from << 32 | (from + job->pieces));
+    }
+    for (int i = 1; i <= helpers; i++) offer(&pool.workers[i]);
+    run_share(job, 0);
+    for (int i = 1; i < job->shares; i++)
+        if (i > helpers || take_back(&pool.workers[i])) run_share(job, i);
+    wait_for_workers(helpers);
+    pthread_mutex_unlock(&pool.busy);
+    return 1;
+}
+
+static void run(const job_t *job) {
+    if (job->n <= 0 || (job->shares > 1 && run_by_pool(job))) return;
+    int parts = job->shares * (job->pieces ? job->pieces : 1);
+    for (int i = 0; i < parts; i++) run_part(job, i, parts, job->pieces ? 0 : i);
+}
+
+void gl_parallel(int64_t n, int64_t grain, gl_task task, void *arguments) {
+    job_t job = {task, arguments, n, gl_shares(n, grain), 0};
+    run(&job);
+}
+
+void gl_pieces(int64_t n, int64_t grain, int most, gl_task task, void *arguments) {
+    job_t job = {task, arguments, n, gl_shares(n, grain), 0};
+    int64_t pieces = n / ((grain < 1 ? 1 : grain) * job.shares);
+    if (job.shares > 1) job.pieces = pieces < 1 ? 1 : pieces < most ? (int)pieces : most;
+    run(&job);
 }
 
 /* -------------------------------------------------------------------------------------- scratch */

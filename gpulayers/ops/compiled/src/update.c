@@ -35,7 +35,7 @@ static void sgd_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_sgd)(real *param, const real *grad, real *velocity, i64 n, real lr,
                        real momentum) {
     job_t job = {.param = param, .grad = grad, .state = velocity, .lr = lr, .decay = momentum};
-    gl_parallel(n, GRAIN, sgd_task, &job);
+    gl_pieces(n, GRAIN, PIECES, sgd_task, &job);
 }
 
 static void adagrad_task(void *arguments, i64 begin, i64 end, int share) {
@@ -54,7 +54,7 @@ static void adagrad_task(void *arguments, i64 begin, i64 end, int share) {
 /* cache += grad^2; param -= lr grad / (sqrt(cache) + eps) */
 EXPORT void GL(gl_adagrad)(real *param, const real *grad, real *cache, i64 n, real lr, real eps) {
     job_t job = {.param = param, .grad = grad, .state = cache, .lr = lr, .eps = eps};
-    gl_parallel(n, GRAIN, adagrad_task, &job);
+    gl_pieces(n, GRAIN, PIECES, adagrad_task, &job);
 }
 
 static void rmsprop_task(void *arguments, i64 begin, i64 end, int share) {
@@ -76,7 +76,7 @@ EXPORT void GL(gl_rmsprop)(real *param, const real *grad, real *cache, i64 n, re
                            real rest, real eps) {
     job_t job = {.param = param, .grad = grad, .state = cache, .lr = lr, .decay = decay,
                  .rest = rest, .eps = eps};
-    gl_parallel(n, GRAIN, rmsprop_task, &job);
+    gl_pieces(n, GRAIN, PIECES, rmsprop_task, &job);
 }
 
 typedef struct {
@@ -106,5 +106,5 @@ static void adam_task(void *arguments, i64 begin, i64 end, int share) {
 EXPORT void GL(gl_adam)(real *param, const real *grad, real *mean, real *var, i64 n, real decay1,
                         real rest1, real decay2, real rest2, real step, real scale, real eps) {
     adam_t job = {param, mean, var, grad, decay1, rest1, decay2, rest2, step, scale, eps};
-    gl_parallel(n, GRAIN, adam_task, &job);
+    gl_pieces(n, GRAIN, PIECES, adam_task, &job);
 }

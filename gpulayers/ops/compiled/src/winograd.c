@@ -185,8 +185,8 @@ static int winograd(winograd_t *d) {
         for (i64 j = 0; j < d->out_wide; j++) padded[j] = j < d->out_ch ? d->bias[j] : 0;
         d->bias = padded;
     }
-    gl_parallel(panel_count(d->out_ch), ceil_div(GRAIN, 300 * ch), weight_share, d);
-    if (!d->failed) gl_parallel(d->tiles.items, 1, winograd_share, d);
+    gl_pieces(panel_count(d->out_ch), ceil_div(GRAIN, 300 * ch), PIECES, weight_share, d);
+    if (!d->failed) gl_pieces(d->tiles.items, 1, PIECES, winograd_share, d);
     return d->failed ? 1 : d->not_finite ? 2 : 0;
 }
 

@@ -156,7 +156,7 @@ EXPORT int GL(gl_winograd_weight_grad)(const real *x, const real *dz, real *dw, 
     if (!d.private) return 1;
     gl_parallel(d.tiles.items, 1, gradient_share, &d);
     if (d.failed) return 1;
-    gl_parallel(c->ch, ceil_div(GRAIN, 200 * wide), finish_share, &d);
+    gl_pieces(c->ch, ceil_div(GRAIN, 200 * wide), PIECES, finish_share, &d);
     if (db) {
         for (i64 o = 0; o < c->out_ch; o++) db[o] = 0;
         for (i64 s = 0; s < d.shares; s++)
