@@ -6,16 +6,17 @@
     module["scale<float>"]((blocks,), (128,), (x, np.float32(2), x.size))
 
 How: g++ compiles the source against NVIDIA's own type headers and the small ``device/`` headers;
-each CUDA thread becomes a fiber of one OS thread; blocks run one after the other (``runtime/``).
+each CUDA thread becomes a fiber of one OS thread; blocks run one after the other, those of a
+cooperative launch in turns (``runtime/``).
 In flavour "check" the sanitizers' instrumentation reports every memory access to our own hooks,
 which check bounds, initialisation and happens-before order. So a missing barrier or atomic is found
 whatever order the threads happened to run in.
 
-What it cannot see: paths that the test data does not execute, weak memory ordering, grid-wide
-synchronisation, PTX beyond ``device/ptx.h`` (which has the tensor-core products), contraction to
-FMA, ``-ftz=true``, and time. Deliberately strict: leaving a kernel before the others'
-``__syncthreads``, warp-synchronous code without ``__syncwarp``, a plain read of a word that other
-threads update atomically, overlapping arguments.
+What it cannot see: paths that the test data does not execute, weak memory ordering, PTX beyond
+``device/ptx.h`` (which has the tensor-core products), contraction to FMA, ``-ftz=true``, and time.
+Deliberately strict: leaving a kernel before the others' ``__syncthreads``, warp-synchronous code
+without ``__syncwarp``, a plain read of a word that other threads update atomically, overlapping
+arguments.
 """
 
 from __future__ import annotations

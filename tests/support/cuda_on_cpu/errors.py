@@ -24,8 +24,8 @@ class Problem:
 
     ``kind`` is one of: out-of-bounds, out-of-bounds-shared, null-pointer, wild-pointer,
     misaligned-access, race-in-block, race-between-blocks, uninitialised-shared,
-    uninitialised-global, barrier-divergence, barrier-deadlock, warp-deadlock, warp-mask,
-    shuffle-source, undefined-behaviour, assert, trap, timeout.
+    uninitialised-global, barrier-divergence, barrier-deadlock, grid-deadlock,
+    warp-deadlock, warp-mask, shuffle-source, undefined-behaviour, assert, trap, timeout.
     """
 
     kind: str

@@ -41,6 +41,7 @@ class _Options(ctypes.Structure):
         ("block_order", ctypes.c_int32),
         ("max_reports", ctypes.c_int32),
         ("allow_early_exit", ctypes.c_int32),
+        ("cooperative", ctypes.c_int32),
     )
 
 
@@ -169,6 +170,7 @@ class HostKernel:
         uninitialised: Collection[int] = (),
         allow_alias: bool = False,
         allow_early_exit: bool = False,
+        cooperative: bool = False,
         ignore: Collection[str] = (),
     ) -> Counters:
         """Runs the kernel over NumPy arrays.
@@ -190,6 +192,8 @@ class HostKernel:
             allow_alias: accept overlapping arrays of which one is written.
             allow_early_exit: accept threads that leave before the others' ``__syncthreads``, which
                 hardware since Volta tolerates.
+            cooperative: all blocks run at the same time, so that they can wait for one another; a
+                thread that waits must call ``__nanosleep``. Shared memory must be dynamic.
             ignore: kinds of problem not to raise for.
 
         Raises:
@@ -200,6 +204,11 @@ class HostKernel:
         self._check_shape(shape, shared_mem)
         if preempt and self.module.flavour != "check":
             raise ValueError('preempt needs flavour "check"')
+        if cooperative and (self.module.shared_variable_count or only_blocks):
+            raise LaunchError(
+                f"{self.name}: all blocks of a cooperative launch run, "
+                "with dynamic shared memory only"
+            )
         prepared = prepare(
             self.name, self.parameters, args, allow_alias=allow_alias, uninitialised=uninitialised
         )
@@ -213,6 +222,7 @@ class HostKernel:
             block_order=ORDERS[block_order],
             max_reports=max_reports,
             allow_early_exit=allow_early_exit,
+            cooperative=cooperative,
         )
         runtime = self.module.runtime
         with _launching:

@@ -8,6 +8,7 @@ the stand-in is a memory check of the layer's kernels too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ class RawKernel:
         title = re.sub(r"\W", "_", name) + ".cu"
         self._source = _Source(code, options, names, title)
         self.code, self.name, self.options, self.backend = code, name, options, backend
+        self.enable_cooperative_groups = enable_cooperative_groups
         self.max_dynamic_shared_size_bytes = 48 << 10
         self.preferred_shared_memory_carveout = -1
 
@@ -124,6 +126,9 @@ class RawKernel:
         kernel = self._source.module()[self.name]
         kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
         options: dict[str, Any] = {"seed": state.seed, **state.launch_options}
+        if self.enable_cooperative_groups:
+            _check_resident(self.name, grid, block, shared_mem)
+            options["cooperative"] = True
         if state.flavour == "check":  # reading what nobody wrote is an error
             options["uninitialised"] = [
                 i for i, a in enumerate(args) if isinstance(a, ndarray) and is_poisoned(a._a)
@@ -140,6 +145,28 @@ class RawKernel:
             for array in arrays:
                 recording.will_write(array)
         state.write(arrays[0] if arrays else np.empty(0), work, f"kernel {self.name}")
+
+
+def _check_resident(kernel: str, grid: tuple, block: tuple, shared_mem: int) -> None:
+    """All blocks of a cooperative launch must fit on the device at once (registers aside)."""
+    properties = _device_properties()
+    threads, reserved = math.prod(block), 1 << 10  # bytes that each block takes besides its own
+    at_once = min(
+        properties["maxThreadsPerMultiProcessor"] // threads,
+        properties["sharedMemPerMultiprocessor"] // (shared_mem + reserved),
+    )
+    if math.prod(grid) > at_once * properties["multiProcessorCount"]:
+        raise CUDADriverError(
+            720,
+            "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
+            f"too many blocks in cooperative launch ({kernel}: {math.prod(grid)})",
+        )
+
+
+def _device_properties() -> dict[str, Any]:
+    from tests.support.fake_cupy.cuda import PROPERTIES  # which knows this module's kernels
+
+    return PROPERTIES
 
 
 def _argument(kernel: str, position: int, value: Any) -> Any:
@@ -185,6 +212,7 @@ class RawModule:
         self.name_expressions = tuple(name_expressions or ())
         self.code, self.options, self.backend = code, options, backend
         self._source = _Source(code, options, self.name_expressions, "module.cu")
+        self.enable_cooperative_groups = enable_cooperative_groups
 
     def compile(self, log_stream: Any = None) -> None:
         self._source.module()
@@ -195,7 +223,10 @@ class RawModule:
             name = self.name_expressions[0]
         elif self._symbol is not None or name not in module.kernels:
             raise CUDADriverError(500, "CUDA_ERROR_NOT_FOUND", f"named symbol not found ({name})")
-        kernel = RawKernel(self.code, name, self.options, self.backend)
+        kernel = RawKernel(
+            *(self.code, name, self.options, self.backend),
+            enable_cooperative_groups=self.enable_cooperative_groups,
+        )
         kernel._source = self._source
         return kernel
 

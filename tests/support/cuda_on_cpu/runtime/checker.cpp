@@ -6,7 +6,8 @@
 namespace emu {
 void checker_begin_launch() {}
 void checker_end_launch() {}
-void checker_begin_block() {}
+void checker_begin_block(uint64_t) {}
+void checker_enter_block(uint64_t) {}
 void checker_barrier() {}
 void checker_syncwarp(uint32_t) {}
 void checker_atomic(uintptr_t, unsigned, uintptr_t) {}
@@ -24,7 +25,7 @@ void checker_atomic(uintptr_t, unsigned, uintptr_t) {}
 
 namespace emu {
 
-// Time is counted in epochs: each block starts one and each __syncthreads starts the next.
+// Time is counted in epochs: each block starts one and each __syncthreads of a block starts its next.
 struct Access {
     uint32_t epoch;       // 0: never
     uint32_t warp_epoch;  // __syncwarps of the warp so far
@@ -35,7 +36,7 @@ struct Access {
 };
 struct Cell {  // history of one element of global memory, or of one byte of shared memory
     Access write, read;
-    Access earlier_read;  // the last read by an earlier block
+    Access earlier_read;  // the last read by another block
 };
 struct Shadow {
     Cell* cells;
@@ -45,15 +46,23 @@ struct Release {  // a fence and an atomic publish what the block has done up to
     uint32_t epoch;
     std::bitset<1024> threads;  // that released in this epoch
 };
-using Releases = std::map<uint32_t, Release>;  // by the first epoch of the block
+using Releases = std::unordered_map<uint64_t, Release>;  // by the block
 
 static std::vector<Shadow> argument_shadow, static_shadow;
-static Shadow dynamic_shadow, data_shadow;
-static uint32_t epoch, block_start;
-static std::vector<uint32_t> warp_epoch;
+static Shadow data_shadow;
 static std::unordered_map<uintptr_t, Releases> released;  // by the address of the atomic
-static std::vector<const Releases*> acquired;             // by this block
+static std::vector<uint64_t> block_of;                    // by the epoch
 static size_t last_argument;
+
+struct BlockState {
+    uint64_t number;
+    uint32_t epoch, start;  // the current one and the first
+    std::vector<uint32_t> warp_epoch;
+    Releases acquired;
+    Shadow dynamic_shadow;
+};
+static std::map<uint64_t, BlockState> blocks;  // those of a cooperative launch run at the same time
+static BlockState* here;
 
 static Shadow make_shadow(size_t count)
 {
@@ -77,9 +86,8 @@ void checker_begin_launch()
     for (EmuArgument& argument : arguments)
         argument_shadow.push_back(make_shadow(argument.bytes >> argument.element_shift));
     for (SharedVariable& variable : shared_variables) static_shadow.push_back(make_shadow(variable.bytes));
-    dynamic_shadow = make_shadow(dynamic_shared_bytes);
     data_shadow = make_shadow(library.data_end - library.data_begin);
-    epoch = 0;
+    block_of.assign(1, 0);
     last_argument = 0;
 }
 
@@ -87,45 +95,61 @@ void checker_end_launch()
 {
     for (Shadow& shadow : argument_shadow) free_shadow(shadow);
     for (Shadow& shadow : static_shadow) free_shadow(shadow);
-    free_shadow(dynamic_shadow);
+    for (auto& [number, block] : blocks) free_shadow(block.dynamic_shadow);
     free_shadow(data_shadow);
     argument_shadow.clear();
     static_shadow.clear();
-    acquired.clear();
+    blocks.clear();
     released.clear();
 }
 
-void checker_begin_block()
+static uint32_t next_epoch()
 {
-    block_start = ++epoch;
-    acquired.clear();
-    warp_epoch.assign((thread_count() + 31) / 32, 0);
+    block_of.push_back(here->number);
+    return (uint32_t)block_of.size() - 1;
 }
 
-void checker_barrier() { ++epoch; }
-void checker_syncwarp(uint32_t warp) { ++warp_epoch[warp]; }
+void checker_begin_block(uint64_t number)
+{
+    Shadow shadow{};
+    if (!options.cooperative && !blocks.empty()) {  // the block before has ended
+        shadow = here->dynamic_shadow;
+        blocks.clear();
+    }
+    here = &blocks[number];
+    here->number = number;
+    here->epoch = here->start = next_epoch();
+    here->warp_epoch.assign((thread_count() + 31) / 32, 0);
+    here->dynamic_shadow = shadow.cells ? shadow : make_shadow(dynamic_shared_bytes);
+}
+
+void checker_enter_block(uint64_t number) { here = &blocks[number]; }
+void checker_barrier() { here->epoch = next_epoch(); }
+void checker_syncwarp(uint32_t warp) { ++here->warp_epoch[warp]; }
 
 // ---- races ----
 
-// Has this block acquired what a thread of an earlier block did in epoch `then`?
+static bool is_of_other_block(const Access& access)
+{
+    return access.epoch && block_of[access.epoch] != here->number;
+}
+
+// Has this block acquired what a thread of another block did in epoch `then`?
 static bool published(uint32_t then, uint16_t thread)
 {
-    for (const Releases* releases : acquired) {
-        auto next = releases->upper_bound(then);
-        if (next == releases->begin()) continue;
-        const Release& release = std::prev(next)->second;
-        if (then < release.epoch || (then == release.epoch && release.threads[thread])) return true;
-    }
-    return false;
+    auto found = here->acquired.find(block_of[then]);
+    if (found == here->acquired.end()) return false;
+    const Release& release = found->second;
+    return then < release.epoch || (then == release.epoch && release.threads[thread]);
 }
 
 static bool happens_before(const Access& earlier)
 {
     if (earlier.epoch == 0) return true;
-    if (earlier.epoch < block_start) return published(earlier.epoch, earlier.thread);
-    if (earlier.epoch != epoch || earlier.thread == current->id) return true;
+    if (is_of_other_block(earlier)) return published(earlier.epoch, earlier.thread);
+    if (earlier.epoch != here->epoch || earlier.thread == current->id) return true;
     const uint32_t warp = current->id / 32;
-    return earlier.thread / 32u == warp && earlier.warp_epoch != warp_epoch[warp];
+    return earlier.thread / 32u == warp && earlier.warp_epoch != here->warp_epoch[warp];
 }
 
 struct Place {  // for reports
@@ -141,7 +165,7 @@ static void report_race(const char* what, uintptr_t site, const Access& other, c
         snprintf(where, sizeof where, "argument %d element %ld", place.argument, place.number);
     else
         snprintf(where, sizeof where, "byte %ld", place.number);
-    const bool other_block = other.epoch < block_start;
+    const bool other_block = is_of_other_block(other);
     report(other_block ? "race-between-blocks" : "race-in-block", (void*)site,
            (void*)(library.load_address + other.site), "%s in %s memory, %s; the other access is by %sthread %u", what,
            place.space, where, other_block ? "another block, " : "", other.thread);
@@ -150,9 +174,9 @@ static void report_race(const char* what, uintptr_t site, const Access& other, c
 static void check_reads_before(const Cell& cell, uintptr_t site, const Place& place)
 {
     const Access& read = cell.read;
-    const bool same_warp_epoch = read.warp_epoch == warp_epoch[current->id / 32];
+    const bool same_warp_epoch = read.warp_epoch == here->warp_epoch[current->id / 32];
     const bool others = read.other_threads == 2 || (read.other_threads == 1 && same_warp_epoch);
-    if (!happens_before(read) || (read.epoch == epoch && others)) report_race("write after read", site, read, place);
+    if (!happens_before(read) || (read.epoch == here->epoch && others)) report_race("write after read", site, read, place);
     if (!happens_before(cell.earlier_read)) report_race("write after read", site, cell.earlier_read, place);
 }
 
@@ -166,9 +190,9 @@ static const char* conflict_with_write(AccessType type, bool other_atomic)
 static void note_read(Cell& cell, const Access& now)
 {
     Access& read = cell.read;
-    if (read.epoch < block_start && read.epoch) cell.earlier_read = read;
+    if (is_of_other_block(read)) cell.earlier_read = read;
     uint8_t others = 0;
-    if (read.epoch == epoch) {
+    if (read.epoch == here->epoch) {
         others = read.other_threads;
         if (read.thread / 32 != now.thread / 32) others = 2;
         else if (read.thread != now.thread && others < 2) others = read.warp_epoch == now.warp_epoch;
@@ -182,7 +206,7 @@ static void visit(Cell& cell, AccessType type, uintptr_t site, const Place& plac
 {
     const uint16_t thread = current->id;
     const bool atomic = type == AccessType::ATOMIC;
-    const Access now{epoch, warp_epoch[thread / 32], (uint32_t)(site - library.load_address), thread, atomic, 0};
+    const Access now{here->epoch, here->warp_epoch[thread / 32], (uint32_t)(site - library.load_address), thread, atomic, 0};
     if (!(atomic && cell.write.atomic) && !happens_before(cell.write))
         report_race(conflict_with_write(type, cell.write.atomic), site, cell.write, place);
     if (type == AccessType::READ) {
@@ -241,8 +265,8 @@ static void access_shared(Shadow& shadow, size_t offset, unsigned bytes, AccessT
             continue;
         }
         before = cell;
-        if (cell.write.epoch < block_start) cell.write = Access{};
-        if (cell.read.epoch < block_start) cell.read = Access{};
+        if (cell.write.epoch < here->start) cell.write = Access{};
+        if (cell.read.epoch < here->start) cell.read = Access{};
         if (type != AccessType::WRITE && !cell.write.epoch)
             report("uninitialised-shared", (void*)site, nullptr,
                    "read of byte %zu, which this block has not written", byte);
@@ -304,7 +328,7 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
         const long offset = (long)(address - dynamic), size = (long)dynamic_shared_bytes;
         if (offset < 0 || offset + (long)bytes > size)
             out_of_shared_bounds("dynamic shared memory", offset, size, bytes, type, site);
-        access_shared(dynamic_shadow, offset, bytes, type, site);
+        access_shared(here->dynamic_shadow, offset, bytes, type, site);
         return maybe_preempt();
     }
     size_t k = last_argument;
@@ -322,15 +346,23 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
     maybe_preempt();
 }
 
+// This block has seen what another one released, here or through another address.
+static void acquire(uint64_t block, const Release& release)
+{
+    Release& known = here->acquired[block];
+    if (known.epoch < release.epoch) known = release;
+    else if (known.epoch == release.epoch) known.threads |= release.threads;
+}
+
 void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site)
 {
     checker_access(address, bytes, AccessType::ATOMIC, site);
-    auto here = released.find(address);
-    if (here != released.end() && std::find(acquired.begin(), acquired.end(), &here->second) == acquired.end())
-        acquired.push_back(&here->second);
+    auto found = released.find(address);
+    if (found != released.end())
+        for (const auto& [block, release] : found->second) acquire(block, release);
     if (!current->fenced) return;
-    Release& mine = released[address][block_start];
-    if (mine.epoch != epoch) mine = Release{epoch, {}};
+    Release& mine = released[address][here->number];
+    if (mine.epoch != here->epoch) mine = Release{here->epoch, {}};
     mine.threads.set(current->id);
 }
 

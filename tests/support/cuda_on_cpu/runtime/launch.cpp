@@ -154,9 +154,85 @@ static void run_grid()
                          (unsigned)(b / ((uint64_t)gridDim.x * gridDim.y))};
         memset(dynamic_shared, GARBAGE, dynamic_shared_bytes);
         for (SharedVariable& variable : shared_variables) memset((void*)variable.base, GARBAGE, variable.bytes);
-        checker_begin_block();
+        checker_begin_block(b);
+        start_block();
         run_block();
+        end_block();
         counters.threads += thread_count();
+    }
+}
+
+// ---- a cooperative launch: all blocks at the same time, each as far as it comes without the others ----
+
+constexpr size_t MARGIN = 4096 + 256;
+
+static char* inside(std::vector<char>& memory) { return (char*)(((uintptr_t)memory.data() + MARGIN) & ~(uintptr_t)255); }
+
+struct Resident {  // what the globals hold while the block runs
+    std::vector<Thread> threads;
+    std::vector<uint32_t> ready;
+    std::vector<char> memory;
+    uint64_t number;
+    bool finished;
+};
+
+static void change_places(Resident& block)
+{
+    std::swap(threads, block.threads);
+    std::swap(ready, block.ready);
+    blockIdx = uint3{(unsigned)(block.number % gridDim.x), (unsigned)(block.number / gridDim.x % gridDim.y),
+                     (unsigned)(block.number / ((uint64_t)gridDim.x * gridDim.y))};
+    dynamic_shared = inside(block.memory);
+}
+
+static void report_waiting_grid(Resident& block, size_t unfinished)
+{
+    change_places(block);
+    current = &threads[0];
+    report("grid-deadlock", nullptr, nullptr, "%zu blocks wait for others, which never come", unfinished);
+    aborted = true;
+    change_places(block);
+}
+
+static void run_cooperative_grid()
+{
+    constexpr int GARBAGE = 0xCB, PATIENCE = 100;  // rounds in which every block waits for another one
+    const uint64_t blocks = (uint64_t)gridDim.x * gridDim.y * gridDim.z;
+    std::vector<Resident> residents(blocks);
+    for (uint64_t number = 0; number < blocks; ++number) {
+        Resident& block = residents[number];
+        block = Resident{std::vector<Thread>(threads.size()), {}, std::vector<char>(dynamic_shared_bytes + 2 * MARGIN, GARBAGE),
+                         number, false};
+        change_places(block);
+        checker_begin_block(number);
+        start_block();
+        change_places(block);
+    }
+    size_t unfinished = blocks;
+    int patience = PATIENCE;
+    while (unfinished && !aborted) {
+        const uint64_t before = steps_forward();
+        const std::vector<uint32_t> shuffled = shuffled_blocks(blocks);
+        for (uint64_t k = 0; k < blocks && !aborted; ++k) {
+            const uint64_t ordered = options.block_order == DESCENDING ? blocks - 1 - k : k;
+            Resident& block = residents[options.block_order == RANDOM ? shuffled[k] : ordered];
+            if (block.finished) continue;
+            change_places(block);
+            checker_enter_block(block.number);
+            block.finished = run_block();
+            unfinished -= block.finished;
+            change_places(block);
+        }
+        patience = steps_forward() == before ? patience - 1 : PATIENCE;
+        if (!patience && unfinished && !aborted)
+            report_waiting_grid(*std::find_if(residents.begin(), residents.end(), [](auto& b) { return !b.finished; }),
+                                unfinished);
+    }
+    for (Resident& block : residents) {
+        change_places(block);
+        end_block();
+        counters.threads += thread_count();
+        change_places(block);
     }
 }
 
@@ -185,14 +261,14 @@ int emu_launch(void (*entry)(void**), void** values, const unsigned* shape, size
     shared_variables.clear();
     for (int i = 0; i < variable_count; ++i)
         shared_variables.push_back({library.load_address + variables[i].offset, variables[i].bytes, variables[i].name});
-    constexpr size_t MARGIN = 4096 + 256;
     std::vector<char> memory(dynamic_bytes + 2 * MARGIN);
-    dynamic_shared = (char*)(((uintptr_t)memory.data() + MARGIN) & ~(uintptr_t)255);
+    dynamic_shared = inside(memory);
     dynamic_shared_bytes = dynamic_bytes;
 
     checker_begin_launch();
     start_timer();
-    run_grid();
+    if (options.cooperative) run_cooperative_grid();
+    else run_grid();
     timer_delete(timer);
     checker_end_launch();
     release_spare_stacks();

@@ -33,7 +33,7 @@ struct EmuSharedVariable {
 struct EmuOptions {
     uint64_t seed, only_blocks;
     double preempt, time_limit;
-    int32_t thread_order, block_order, max_reports, allow_early_exit;
+    int32_t thread_order, block_order, max_reports, allow_early_exit, cooperative;
 };
 struct EmuCounters {
     uint64_t global_loads, global_stores, global_load_bytes, global_store_bytes, atomics;
@@ -46,7 +46,7 @@ namespace emu {
 
 enum Order { ASCENDING, DESCENDING, RANDOM };
 enum class AccessType : uint8_t { READ, WRITE, ATOMIC };
-enum class State : uint8_t { READY, AT_BARRIER, IN_COLLECTIVE, FINISHED };
+enum class State : uint8_t { READY, AT_BARRIER, IN_COLLECTIVE, YIELDED, FINISHED };
 
 struct BarrierWait {
     int kind, vote, line;
@@ -108,7 +108,10 @@ void release_stack(Thread&);
 void release_spare_stacks();
 
 // schedule.cpp
-void run_block();
+void start_block();
+bool run_block();  // until it ends, or, in a cooperative launch, until it can only wait for other blocks: false
+void end_block();
+uint64_t steps_forward();  // how often something happened other than waiting
 
 // tensor.cpp
 void multiply_fragments(int kind, EmuFragments* lanes);  // the sums replace each lane's c
@@ -120,7 +123,8 @@ void report(const char* kind, const void* site, const void* other_site, const ch
 // checker.cpp; empty in flavour "plain"
 void checker_begin_launch();
 void checker_end_launch();
-void checker_begin_block();
+void checker_begin_block(uint64_t number);
+void checker_enter_block(uint64_t number);  // of a cooperative launch, begun before
 void checker_barrier();
 void checker_syncwarp(uint32_t warp);
 void checker_access(uintptr_t address, unsigned bytes, AccessType, uintptr_t site);

@@ -9,6 +9,9 @@ namespace emu {
 
 constexpr uint32_t WARP = 32;
 
+static uint64_t forward;
+uint64_t steps_forward() { return forward; }
+
 static bool waits_in(const Thread& thread, const CollectiveWait& wait)
 {
     return thread.state == State::IN_COLLECTIVE && thread.collective.mask == wait.mask &&
@@ -86,7 +89,7 @@ static void complete_collective(Thread& arrived)
     if (missing_lanes(arrived)) return;
     const CollectiveWait wait = arrived.collective;
     Thread* lanes = &threads[arrived.id / WARP * WARP];
-    ++counters.warp_collectives;
+    ++counters.warp_collectives, ++forward;
 
     char given[WARP][16];
     int words[WARP] = {};
@@ -170,7 +173,7 @@ static bool open_barrier()
         if (thread.barrier.kind == EMU_SYNC_OR) *thread.barrier.result = votes > 0;
         wake(thread);
     }
-    ++counters.barriers;
+    ++counters.barriers, ++forward;
     checker_barrier();
     return true;
 }
@@ -191,7 +194,7 @@ static bool all_finished()
     return std::all_of(threads.begin(), threads.end(), [](const Thread& t) { return t.state == State::FINISHED; });
 }
 
-void run_block()
+void start_block()
 {
     ready.clear();
     for (uint32_t id = 0; id < thread_count(); ++id) {
@@ -202,6 +205,26 @@ void run_block()
         thread.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / (blockDim.x * blockDim.y)};
         ready.push_back(id);
     }
+}
+
+// Threads that stepped aside for other blocks go on.
+static void wake_yielded()
+{
+    for (Thread& thread : threads) {
+        if (thread.state != State::YIELDED) continue;
+        thread.state = State::READY;
+        ready.push_back(thread.id);
+    }
+}
+
+static bool some_yielded()
+{
+    return std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.state == State::YIELDED; });
+}
+
+bool run_block()
+{
+    wake_yielded();
     for (;;) {
         for (size_t head = 0; head < ready.size() && !aborted;) {
             Thread& thread = threads[next_thread(head)];
@@ -212,11 +235,17 @@ void run_block()
                 aborted = true;
             }
             if (thread.state == State::IN_COLLECTIVE) complete_collective(thread);
+            forward += thread.state == State::FINISHED;
         }
         ready.clear();
-        if (aborted || all_finished()) break;
+        if (aborted || all_finished()) return true;
+        if (some_yielded()) return false;
         if (!open_barrier()) aborted = true;
     }
+}
+
+void end_block()
+{
     for (Thread& thread : threads) release_stack(thread);
     current = nullptr;
 }
@@ -257,7 +286,8 @@ void emu_warp(int kind, unsigned mask, void* value, int bytes, int argument, int
 
 void emu_yield(void)
 {
-    ready.push_back(current->id);
+    if (options.cooperative) current->state = State::YIELDED;
+    else ready.push_back(current->id);
     to_scheduler();
 }
 
