@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpulayers import _spec, backend
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
@@ -10,7 +12,7 @@ from gpulayers.models.plan_node import contiguous
 from gpulayers.models.resident import Resident
 from gpulayers.ops._kernels import current_engine
 
-__all__ = ["ResidentNetwork"]
+__all__ = ["ResidentNetwork", "checked_batch_size"]
 
 
 class ResidentNetwork(GraphNetwork):
@@ -93,30 +95,41 @@ class ResidentNetwork(GraphNetwork):
         name, reason = self.network.name, self.why_not_resident()
         if reason is not None:
             raise BackendError(f"{name}.run: the step cannot take batches by itself: {reason}")
-        home = backend.backend_of(resident.images)
-        if home != "cupy":
-            raise BackendError(f"{name}.run: the plan was made for cupy arrays, the data is {home}")
-        if resident.example_shape != self.batch_shape[1:]:
-            raise ShapeError(
-                f"{name}.run: the plan was made for examples of shape {self.batch_shape[1:]}, got "
-                f"{resident.example_shape}; compile again for another shape"
-            )
-        if resident.dtype != self.network.dtype:
-            raise DTypeError(
-                f"{name}.run: the parameters are {self.network.dtype}, the data was prepared for "
-                f"{resident.dtype}: Resident(..., dtype=network.dtype)"
-            )
-        low, high = resident.label_range
-        if not 0 <= low <= high < self.output_shape[0]:
-            raise ParameterError(
-                f"{name}.run: labels must be in 0..{self.output_shape[0] - 1}, got {low}..{high}"
-            )
-        if batch_size is None:
-            return self.batch_shape[0]
-        size = _spec.integer(f"{name}.run", "batch_size", batch_size, 1)
-        if size > self.batch_shape[0]:
-            raise ShapeError(
-                f"{name}.run: the plan was made for at most {self.batch_shape[0]} examples a "
-                f"batch, got {size}; compile again for larger batches"
-            )
-        return size
+        return checked_batch_size(self, resident, batch_size)
+
+
+def checked_batch_size(plan: Any, resident: Resident, batch_size: int | None) -> int:
+    """The size of the batches that a plan takes from there.
+
+    Raises
+    ------
+    BackendError, ShapeError, DTypeError, ParameterError
+        If the data does not fit the plan.
+    """
+    name, home = plan.network.name, backend.backend_of(resident.images)
+    if home != "cupy":
+        raise BackendError(f"{name}.run: the plan was made for cupy arrays, the data is {home}")
+    if resident.example_shape != plan.batch_shape[1:]:
+        raise ShapeError(
+            f"{name}.run: the plan was made for examples of shape {plan.batch_shape[1:]}, got "
+            f"{resident.example_shape}; compile again for another shape"
+        )
+    if resident.dtype != plan.network.dtype:
+        raise DTypeError(
+            f"{name}.run: the parameters are {plan.network.dtype}, the data was prepared for "
+            f"{resident.dtype}: Resident(..., dtype=network.dtype)"
+        )
+    low, high = resident.label_range
+    if not 0 <= low <= high < plan.output_shape[0]:
+        raise ParameterError(
+            f"{name}.run: labels must be in 0..{plan.output_shape[0] - 1}, got {low}..{high}"
+        )
+    if batch_size is None:
+        return plan.batch_shape[0]
+    size = _spec.integer(f"{name}.run", "batch_size", batch_size, 1)
+    if size > plan.batch_shape[0]:
+        raise ShapeError(
+            f"{name}.run: the plan was made for at most {plan.batch_shape[0]} examples a "
+            f"batch, got {size}; compile again for larger batches"
+        )
+    return size

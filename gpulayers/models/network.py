@@ -205,6 +205,7 @@ class Sequential(Composite):
         optimizer: Any = None,
         precision: str | None = None,
         deterministic: bool = True,
+        engine: str = "auto",
     ) -> CompiledNetwork:
         """Prepare training on batches of one shape: the same steps, planned to take less time.
 
@@ -223,6 +224,8 @@ class Sequential(Composite):
         deterministic : bool
             On a GPU, keep to kernels whose results have the same bits in every run; with
             ``GPULAYERS_TUNE=1`` others may be chosen otherwise. On the CPU all are such.
+        engine : "auto" or "mega"
+            "mega", for tiny networks on a GPU: one kernel that does any number of steps.
 
         Returns
         -------
@@ -231,18 +234,18 @@ class Sequential(Composite):
         Raises
         ------
         ParameterError, DTypeError
-            If an argument is none of those.
+            If an argument is none of those, or the engine does not have one of the layers.
+        BackendError
+            If the engine needs a GPU, or more memory than this one's blocks have.
         ShapeError
             If the layers do not take such a batch.
         """
-        if (self.home or backend.current_backend()) == "cupy":
-            from gpulayers.models.graph_resident import ResidentNetwork as CompiledNetwork
-        else:
-            from gpulayers.models.plan import CompiledNetwork
+        from gpulayers.models.engines import plan_class
 
+        kind = plan_class(self, engine)
         if optimizer is not None:
             self.set_optimizer(optimizer)
-        plan = CompiledNetwork(self, loss, batch_shape, precision)
+        plan = kind(self, loss, batch_shape, precision)
         plan.deterministic = deterministic
         return plan
 

@@ -1,0 +1,97 @@
+// Dense layers and the loss within a block that trains on one example after the other; see mega_conv.cuh.
+// Their weights are read where they lie in global memory: a block has no room for them.
+
+// Y = activation(X W + b). A thread has a column and a share of the rows, whose sums are added up in order.
+template <class S>
+__device__ void dense_forward(float* shared, const float* param)
+{
+    constexpr int ROWS = (S::inputs + S::shares - 1) / S::shares;
+    for (int unit = threadIdx.x; unit < S::outputs * S::shares; unit += THREADS) {
+        const int col = unit % S::outputs, start = unit / S::outputs * ROWS;
+        const int end = min(S::inputs, start + ROWS);
+        const float* W = param + S::weights + col;
+        float sum = 0.0f;
+#pragma unroll 8
+        for (int row = start; row < end; ++row) sum += shared[S::input + row] * W[row * S::outputs];
+        shared[S::scratch + unit] = sum;
+    }
+    __syncthreads();
+    for (int col = threadIdx.x; col < S::outputs; col += THREADS) {
+        float sum = param[S::bias + col];
+        for (int share = 0; share < S::shares; ++share) sum += shared[S::scratch + share * S::outputs + col];
+        shared[S::output + col] = activation_value<float>(S::activation, sum, 0.0f, 0.0f);
+    }
+}
+
+// What the weight's gradient will need of this example: the input, and the gradient before the activation.
+template <class S>
+__device__ void dense_save(const float* shared, float* saved)
+{
+    for (int i = threadIdx.x; i < S::inputs; i += THREADS) saved[S::saved_input + i] = shared[S::input + i];
+    for (int i = threadIdx.x; i < S::outputs; i += THREADS) saved[S::saved_gradient + i] = shared[S::gradient + i];
+}
+
+// dX = dZ W^T times the slope of the activation before. A few threads share a row.
+template <class S>
+__device__ void dense_input_grad(float* shared, const float* param)
+{
+    constexpr int LANES = 8;
+    for (int start = 0; start < S::inputs; start += THREADS / LANES) {  // all threads: they shuffle
+        const int row = start + threadIdx.x / LANES;
+        float sum = 0.0f;
+        if (row < S::inputs) {
+            const float* W = param + S::weights + row * S::outputs;
+#pragma unroll 8
+            for (int col = threadIdx.x % LANES; col < S::outputs; col += LANES) sum += shared[S::gradient + col] * W[col];
+        }
+#pragma unroll
+        for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+        if (row < S::inputs && threadIdx.x % LANES == 0)
+            shared[S::gradient_before + row] = sum * slope_at<S::before>(shared[S::input + row]);
+    }
+}
+
+__device__ __forceinline__ float warp_sum(float value)
+{
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
+// The loss of this example, log sum exp(z) - z[label], whether its label has the largest output (the first one of equal
+// ones), and the loss's gradient (softmax(z) - [class is the label]) * scale. By the first warp. A label that is no class reads nothing and gives NaN, as in softmax.cu.
+template <class S>
+__device__ void cross_entropy(float* shared, long long label, float scale, float* result, float* logits)
+{
+    if (threadIdx.x >= 32) return;
+    const float* z = shared + S::output;
+    const bool known = label >= 0 && label < S::outputs;
+    float highest = minus_infinity<float>();
+    int place = S::outputs;
+    for (int c = threadIdx.x; c < S::outputs; c += 32)
+        if (wins(z[c], highest) || place == S::outputs) {
+            highest = z[c];
+            place = c;
+        }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, highest, offset);
+        const int there = __shfl_xor_sync(0xffffffffu, place, offset);
+        if (wins(other, highest) || (!wins(highest, other) && there < place)) {
+            highest = other;
+            place = there;
+        }
+    }
+    float total = 0.0f;
+    for (int c = threadIdx.x; c < S::outputs; c += 32) total += exp(z[c] - highest);
+    total = warp_sum(total);
+    for (int c = threadIdx.x; c < S::outputs; c += 32) {
+        const float hit = c == label ? 1.0f : 0.0f;
+        const float slope = slope_at<S::activation>(z[c]);
+        shared[S::gradient + c] = (exp(z[c] - highest) / total - hit) * scale * slope;
+        logits[c] = z[c];
+    }
+    if (threadIdx.x > 0) return;
+    result[0] = known ? log(total) - (z[label] - highest) : not_a_number<float>();
+    result[1] = label == place ? 1.0f : 0.0f;
+}

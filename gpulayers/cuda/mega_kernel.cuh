@@ -1,0 +1,63 @@
+// Training steps of a small network, one after the other, in one cooperative launch (Gupta, Stuart & Owens, "A study of
+// persistent threads style GPU programming", 2012): a block takes an example through all layers and back in its shared
+// memory, then the blocks meet, each sums up the gradients of the parameters that it owns and updates them, they meet
+// again, and the next step begins. mega_source.py puts the network in the place of the lines that begin with //:.
+#include "common.cuh"
+#include "activation_functions.cuh"
+#include "mega_conv.cuh"
+#include "mega_dense.cuh"
+#include "mega_update.cuh"
+
+//: constants
+
+// images, labels: all that there are; order: which of them come one after the other, `begin` of which have been used; the
+// last step may have fewer than `batch` examples, for `total` of the order in all. factors: what bytes are multiplied by
+// in each channel, and what is added then. rates: learning rates of each step, `rates_pitch` apart; updates: steps done
+// before. record: loss and hits of a step in row `done % slots`; `done` and `position` are moved on. outputs: of the last
+// step. results: loss and hit of each example; saved, partials: what blocks leave for one another; arrived: grid_barrier.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    train_steps(const Pixel* __restrict__ images, const long long* __restrict__ labels, const int* __restrict__ order,
+                const float* __restrict__ factors, float* param, float* first, float* second,
+                const float* __restrict__ rates, float* outputs, float* record, int* done, int* position, float* results,
+                float* saved, float* partials, unsigned* arrived, int begin, int total, int batch, int steps, int updates,
+                int rates_pitch, int slots, int rule, float a, float b, float c, float d, float log_a, float log_c, float eps,
+                float decay)
+{
+    extern __shared__ __align__(16) float shared[];
+    const int recorded = done[0];
+    for (int i = threadIdx.x; i < SHARED; i += THREADS) shared[i] = 0.0f;
+    __syncthreads();
+    for (int step = 0; step < steps; ++step) {
+        const int from = begin + step * batch;
+        const int examples = min(batch, total - from);
+        const float scale = MEAN ? 1.0f / static_cast<float>(examples) : 1.0f;
+        //: load
+        __syncthreads();
+        for (int example = blockIdx.x; example < examples; example += gridDim.x) {
+            const long long number = order[from + example];
+            float* own = saved + static_cast<long long>(example) * SAVED;
+            load_image<Image>(shared, images + number * Image::size, factors);
+            __syncthreads();
+            //: forward
+            cross_entropy<Last>(shared, labels[number], scale, results + 2 * example, outputs + example * Last::outputs);
+            __syncthreads();
+            //: backward
+        }
+        //: give
+        grid_barrier(arrived);
+        const float t = static_cast<float>(updates + step + 1);
+        const Update u{param, first, second, rates + step * rates_pitch, rule, a, b, c, d, eps, decay,
+                       -expm1(t * log_a), -expm1(t * log_c)};
+        const int blocks = min(static_cast<int>(gridDim.x), examples);  // of them had an example
+        for (int unit = blockIdx.x; unit < UPDATES; unit += gridDim.x) {
+            //: update
+        }
+        if (blockIdx.x == gridDim.x - 1)
+            finish_step(shared + SCRATCH, results, examples, scale, record + 2 * ((recorded + step) % slots));
+        grid_barrier(arrived);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        position[0] = min(begin + steps * batch, total);
+        done[0] = recorded + steps;
+    }
+}

@@ -1,0 +1,256 @@
+"""The stages of a network that trains within one kernel, and the constants that mega*.cuh take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpulayers.cuda.mega_constants import THREADS, TILE_FLOATS
+from gpulayers.ops.window import Window
+
+__all__ = ["Constants", "Conv", "Dense", "Layout", "Stage", "lay_out"]
+
+_ALIGNED = 4  # floats: vectors of 16 bytes are read
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with bias and activation, and max pooling of windows side by side behind it.
+
+    Attributes
+    ----------
+    rows, cols, channels : int
+        Of its input.
+    filters : int
+    window : Window
+    pool : (rows, cols) of the pooling's windows, or None
+    activation : str
+        Of `mega_constants.ACTIVATIONS`.
+    """
+
+    rows: int
+    cols: int
+    channels: int
+    filters: int
+    window: Window
+    pool: tuple[int, int] | None
+    activation: str
+
+    @property
+    def convolved(self) -> tuple[int, int]:
+        """Rows and columns before the pooling."""
+        return self.window.output_size(self.rows, self.cols)
+
+    @property
+    def out(self) -> tuple[int, int]:
+        rows, cols = self.convolved
+        return (rows, cols) if self.pool is None else (rows // self.pool[0], cols // self.pool[1])
+
+    @property
+    def outputs(self) -> int:
+        return self.out[0] * self.out[1] * self.filters
+
+    @property
+    def weights(self) -> int:
+        return self.window.taps * self.channels * self.filters
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer with bias and activation."""
+
+    inputs: int
+    outputs: int
+    activation: str
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
+
+
+Stage = Conv | Dense
+Constants = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies.
+
+    Attributes
+    ----------
+    stages : list of dict
+        The constants of each stage, and of the image that the first one takes.
+    image : dict
+    shared : int
+        Floats of shared memory that a block needs.
+    scratch : int
+        Where in it the scratch space begins.
+    saved : int
+        Floats of global memory that each example needs, for the dense layers' weight gradients.
+    partial : int
+        Floats of global memory that each block needs, for the convolutions' sums.
+    """
+
+    stages: tuple[Constants, ...]
+    image: Constants
+    shared: int
+    scratch: int
+    saved: int
+    partial: int
+
+
+class _Places:
+    """Hands out places one after the other."""
+
+    def __init__(self, aligned: int = 1) -> None:
+        self.end = 0
+        self._aligned = aligned
+
+    def take(self, size: int) -> int:
+        place = self.end
+        self.end += -(-size // self._aligned) * self._aligned
+        return place
+
+
+def lay_out(image: tuple[int, int, int], stages: Sequence[Stage]) -> Layout:
+    """Return the places of all arrays of a network whose parameters lie one after the other.
+
+    Parameters
+    ----------
+    image : (rows, cols, channels) of an example; one of another rank as (1, 1, numbers)
+    stages : the network, dense layers last
+    """
+    shared, saved, partial, flat = _Places(_ALIGNED), _Places(), _Places(), _Places()
+    inputs = [shared.take(_input_size(stage)) for stage in stages]
+    inputs.append(shared.take(stages[-1].outputs))
+    turns = [max([s.outputs for s in stages[i::2]], default=0) for i in (0, 1)]
+    gradients = [shared.take(size) for size in turns]
+    scratch = shared.take(max(TILE_FLOATS, *(_dense_scratch(s) for s in stages)))
+    constants: list[Constants] = []
+    for i, stage in enumerate(stages):
+        after = stages[i + 1] if i + 1 < len(stages) else None
+        own: Constants = {
+            "input": inputs[i],
+            "output": inputs[i + 1],
+            "gradient": gradients[i % 2],
+            "scratch": scratch,
+            "section": 2 * i,
+            "activation": stage.activation.upper(),
+        }
+        if i > 0:
+            own["before"] = stages[i - 1].activation.upper()
+            own["gradient_before"] = gradients[(i + 1) % 2]
+        if isinstance(stage, Conv):
+            own |= _output_place(stage, after)
+            own |= _conv(stage, i == 0, shared, partial, flat)
+        else:
+            own |= {
+                "inputs": stage.inputs,
+                "outputs": stage.outputs,
+                "shares": _dense_shares(stage),
+                "weights": flat.take(stage.weights),
+                "bias": flat.take(stage.outputs),
+                "saved_input": saved.take(stage.inputs),
+                "saved_gradient": saved.take(stage.outputs),
+            }
+        constants.append(own)
+    return Layout(
+        tuple(constants),
+        _image(image, stages[0], inputs[0]),
+        *(shared.end, scratch, saved.end, partial.end),
+    )
+
+
+def _padding(stage: Stage | None) -> tuple[int, int, int, int]:
+    return stage.window.pad if isinstance(stage, Conv) else (0, 0, 0, 0)
+
+
+def _input_size(stage: Stage) -> int:
+    if isinstance(stage, Dense):
+        return stage.inputs
+    top, bottom, left, right = stage.window.pad
+    return (stage.rows + top + bottom) * (stage.cols + left + right) * stage.channels
+
+
+def _image(image: tuple[int, int, int], first: Stage, place: int) -> Constants:
+    rows, cols, channels = image
+    top, _, left, right = _padding(first)
+    sizes = {"rows": rows, "cols": cols, "channels": channels}
+    return {**sizes, "top": top, "left": left, "padded": cols + left + right, "place": place}
+
+
+def _output_place(stage: Conv, after: Stage | None) -> Constants:
+    top, _, left, right = _padding(after)
+    return {
+        "output_top": top,
+        "output_left": left,
+        "output_cols": stage.out[1] + left + right,
+    }
+
+
+def _dense_shares(stage: Dense) -> int:
+    """Into how many parts the rows are cut, so that all threads have something to do."""
+    return max(1, min(stage.inputs, THREADS // stage.outputs))
+
+
+def _dense_scratch(stage: Stage) -> int:
+    return stage.outputs * _dense_shares(stage) if isinstance(stage, Dense) else 0
+
+
+def _even(size: int) -> int:
+    return 2 if size % 2 == 0 else 1
+
+
+def _conv(stage: Conv, first: bool, shared: _Places, partial: _Places, flat: _Places) -> Constants:
+    window, filters = stage.window, stage.filters
+    (top, _, left, right), (kernel_rows, kernel_cols) = window.pad, window.kernel
+    tile = stage.pool or (_even(stage.convolved[0]), _even(stage.convolved[1]))
+    down, across = stage.convolved[0] // tile[0], stage.convolved[1] // tile[1]
+    units = kernel_rows * stage.channels * filters
+    shares = max(1, min(stage.out[0] * stage.out[1], THREADS // units))
+    parameters = stage.weights + filters
+    own: Constants = {
+        **{"rows": stage.rows, "cols": stage.cols, "channels": stage.channels, "filters": filters},
+        **{"kernel_rows": kernel_rows, "kernel_cols": kernel_cols},
+        **{"stride_rows": window.stride[0], "stride_cols": window.stride[1]},
+        **{"dilation_rows": window.dilation[0], "dilation_cols": window.dilation[1]},
+        **{"top": top, "left": left, "input_cols": stage.cols + left + right},
+        **{"tile_rows": tile[0], "tile_cols": tile[1], "tiles_down": down, "tiles_across": across},
+        **{"out_rows": stage.out[0], "out_cols": stage.out[1], "pooled": int(bool(stage.pool))},
+        "group": _group(filters, down * across, tile[0] * tile[1]),
+        "weights": shared.take(stage.weights),
+        "bias": shared.take(filters),
+        "shares": shares,
+        "sums": shared.take(shares * parameters),
+        "parameters": parameters,
+        "partial": partial.take(parameters),
+        "flat": flat.take(parameters),
+    }
+    if stage.pool:
+        own["winners"] = shared.take(-(-stage.outputs // 4))
+    return own if first else own | _spread(stage, shared)
+
+
+def _group(filters: int, tiles: int, pixels: int) -> int:
+    """Filters of one thread: as many as leave enough threads with something to do."""
+    sizes = [n for n in (4, 2, 1) if filters % n == 0 and n * pixels <= 16]
+    for size in sizes:
+        if 4 * tiles * (filters // size) >= 3 * THREADS:
+            return size
+    return sizes[-1] if sizes else 1
+
+
+def _spread(stage: Conv, shared: _Places) -> Constants:
+    """The room that the output's gradient needs for the gradient of the input."""
+    window = stage.window
+    (top, _, left, _), (rows, cols) = window.pad, (stage.rows, stage.cols)
+    above = max(0, (window.kernel[0] - 1) * window.dilation[0] - top)
+    before = max(0, (window.kernel[1] - 1) * window.dilation[1] - left)
+    spread_rows, spread_cols = rows + top + above, cols + left + before
+    return {
+        **{"spread_top": above, "spread_left": before},
+        **{"spread_rows": spread_rows, "spread_cols": spread_cols},
+        "spread": shared.take(spread_rows * spread_cols * stage.filters),
+        **{"back_rows": _even(rows), "back_cols": _even(cols)},
+        "vector": next(n for n in (4, 2, 1) if stage.filters % n == 0),
+    }

@@ -1,0 +1,250 @@
+"""Engine "mega": steps within one launch compute what the layers compute, in float64 on the host.
+
+Kernels run under the emulator's checker: races, barriers, bounds, reads of what nobody wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import random, set_default_dtype
+from gpulayers.errors import BackendError, ParameterError, ShapeError
+from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected, Pool2D
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Activation, Sequential
+from gpulayers.models.resident import Resident
+from tests.conftest import Backend, switched_to
+from tests.support import fake_cupy
+
+pytestmark = pytest.mark.emulated
+
+SGD, CLASSES = "SGD(lr=0.1, momentum=0.9)", 3
+BLOCKS = 2  # fewer than examples, so that blocks take several
+
+
+@pytest.fixture(autouse=True)
+def checked(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the checker, on a device of few multiprocessors."""
+    monkeypatch.setitem(fake_cupy.cupy.cuda.Device().attributes, "MultiProcessorCount", BLOCKS)
+    monkeypatch.setattr(fake_cupy.state, "flavour", "check")
+    monkeypatch.setattr(fake_cupy.state, "launch_options", {"block_order": "random"})
+
+
+def pooled() -> list[Any]:
+    """Pooling that leaves a row out, ReLU as a layer of its own, ties at zero, odd sizes."""
+    return [
+        Conv2D(3, (3, 2), pad=(1, 1, 0, 1)),
+        Activation("ReLU"),
+        Pool2D((2, 2), stride=2),
+        Sequential([Conv2D(4, (2, 3)), Pool2D((1, 2), stride=(1, 2)), Activation("Tanh")]),
+        Flatten(),
+        FullyConnected(37, act_fn="ReLU"),
+        FullyConnected(CLASSES),
+    ]
+
+
+def strided() -> list[Any]:
+    """No pooling, strides, spacing between taps, more padding than the kernel needs."""
+    return [
+        Conv2D(2, (3, 3), stride=(2, 1), pad=(1, 0, 2, 1), act_fn="Sigmoid"),
+        Conv2D(5, (2, 2), stride=(1, 2), dilation=1, pad=(0, 0, 3, 3), act_fn="ReLU"),
+        Flatten(),
+        FullyConnected(CLASSES, act_fn="Tanh"),
+    ]
+
+
+def dense() -> list[Any]:
+    return [Flatten(), FullyConnected(5, act_fn="ReLU"), FullyConnected(CLASSES)]
+
+
+SHAPE = (9, 8, 2)
+
+
+class Gold:
+    """The layers one by one, in float64 on the host."""
+
+    def __init__(self, layers: Callable[[], list[Any]], optimizer: str, start: Any) -> None:
+        with switched_to("numpy"):
+            set_default_dtype("float64")
+            try:
+                self.network: Any = Sequential(layers(), optimizer)
+                self.network.forward(np.zeros((1, *SHAPE)), False)
+            finally:
+                set_default_dtype("float32")
+            for name, array in self.network.parameters.items():
+                array[...] = start[name]
+        self.loss = SoftmaxCrossEntropy()
+
+    def step(self, X: np.ndarray, labels: np.ndarray) -> float:
+        with switched_to("numpy"):
+            value = float(self.loss.forward(labels, self.network.forward(X.astype(np.float64))))
+            self.network.backward(self.loss.backward(), input_grad=False)
+            self.network.update()
+        return value
+
+
+class Run:
+    """A network on the stand-in with its plan, data on the host, and the gold for it."""
+
+    def __init__(self, backend: Backend, layers: Any, optimizer: str = SGD, n: int = 5) -> None:
+        random.seed(0)
+        rng = np.random.default_rng(0)
+        self.backend = backend
+        self.network: Any = Sequential(layers(), optimizer)
+        self.network.forward(backend.asarray(np.zeros((1, *SHAPE), np.float32)), False)
+        self.X = rng.standard_normal((n, *SHAPE)).astype(np.float32)
+        self.labels = rng.integers(0, CLASSES, n)
+        self.gold = Gold(layers, optimizer, self.parameters())
+        self.plan: Any = self.network.compile((n, *SHAPE), engine="mega")
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {k: np.array(self.backend.asnumpy(v)) for k, v in self.network.parameters.items()}
+
+    def step(self, n: int) -> float:
+        xp = self.backend
+        return float(self.plan.step(xp.asarray(self.X[:n]), xp.asarray(self.labels[:n])))
+
+    def agrees(self, tolerance: float = 2e-6) -> None:
+        got = self.parameters()
+        for name, array in self.gold.network.parameters.items():
+            np.testing.assert_allclose(got[name], array, atol=tolerance, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("layers", "optimizer"),
+    [
+        (pooled, SGD),
+        (strided, "AdamW(lr=0.003, weight_decay=0.1)"),
+        (dense, "RMSProp(lr=0.003)"),
+        (dense, "AdaGrad(lr=0.01)"),
+    ],
+)
+def test_losses_and_parameters(emulated: Backend, layers: Any, optimizer: str) -> None:
+    run = Run(emulated, layers, optimizer)
+    for n in (5, 5, 1, 5):
+        want = run.gold.step(run.X[:n], run.labels[:n])
+        assert run.step(n) == pytest.approx(want, rel=2e-6)
+    # where a gradient is rounding alone, a rule that divides by its size makes much of it
+    run.agrees(2e-6 if optimizer == SGD else 2e-4)
+    logits = emulated.asnumpy(run.plan.outputs)
+    assert logits.shape == (5, CLASSES)
+
+
+def test_many_steps_are_one_launch(emulated: Backend) -> None:
+    """Bytes gathered by an order, a smaller last batch, a learning rate for each step."""
+    schedule = "ExponentialScheduler(initial_lr=0.1, stage_length=1, decay=0.5)"
+    run = Run(emulated, dense, f"Adam(lr_scheduler={schedule})")
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (7, *SHAPE), np.uint8)
+    labels = rng.integers(0, CLASSES, 7)
+    resident = Resident(images, labels, run.network.pixels, dtype=run.network.dtype)
+    for _ in range(2):
+        order = rng.permutation(7)
+        resident.begin(order)
+        with emulated.count() as events, emulated.forbid("sync", "d2h", "iterate"):
+            assert run.plan.run(resident, 1, 3) == 1
+            assert run.plan.run(resident, 9, 3) == 2
+        assert events["kernel:train_steps"] == 2
+        assert emulated.asnumpy(resident.position) == [7] and resident.left == 0
+        losses, hits = resident.read()
+        for i in range(3):
+            chosen = order[3 * i : 3 * i + 3]
+            with switched_to("numpy"):
+                logits = run.gold.network.forward(images[chosen] / 255.0, False)
+            assert hits[i] == (logits.argmax(1) == labels[chosen]).sum()
+            want = run.gold.step(images[chosen] / 255.0, labels[chosen])
+            assert losses[i] == pytest.approx(want, rel=1e-5)
+    run.agrees(2e-5)
+
+
+def test_a_step_is_one_launch_and_always_the_same(emulated: Backend) -> None:
+    run = Run(emulated, pooled)
+    start = run.parameters()
+    X, labels = emulated.asarray(run.X), emulated.asarray(run.labels)
+    run.plan.step(X, labels)  # sends the learning rates
+    first = run.parameters()
+    with emulated.count() as events, emulated.forbid("sync", "h2d", "d2h", "iterate"):
+        run.plan.step(X, labels)
+    assert events["launch"] == events["kernel:train_steps"] == 1
+    assert events["alloc_bytes"] == 8, "loss and hits"
+    fake_cupy.state.launch_options = {"block_order": "desc"}
+    for name, array in run.network.parameters.items():
+        array[...] = emulated.asarray(start[name])
+        run.plan._flat.states[0].fill(0)
+    run.plan.step(X, labels)
+    for name, array in run.parameters().items():
+        np.testing.assert_array_equal(array, first[name], err_msg=name)
+
+
+def test_what_others_do_in_between_is_seen(emulated: Backend) -> None:
+    """New values in a layer, another learning rate, the plan's own first half of a step."""
+    run = Run(emulated, dense)
+    run.step(5)
+    run.gold.step(run.X, run.labels)
+    values = np.full((5, CLASSES), 0.25)
+    run.network.layers[2].parameters["W"] = emulated.asarray(values.astype(np.float32))
+    run.gold.network.layers[2].parameters["W"][...] = values
+    for network in (run.network, run.gold.network):
+        for layer in network.layers:
+            layer.optimizer.set_params({"lr": 0.02})
+    run.step(5)
+    run.gold.step(run.X, run.labels)
+    run.plan.gradients(emulated.asarray(run.X), emulated.asarray(run.labels))
+    run.plan.update()
+    run.gold.step(run.X, run.labels)
+    run.step(5)
+    run.gold.step(run.X, run.labels)
+    run.agrees()
+    run.network.layers[1].freeze()
+    with pytest.raises(ParameterError, match=r"layer 1 \(FullyConnected\): it is frozen"):
+        run.step(5)
+
+
+def test_a_label_that_is_no_class_gives_nan(emulated: Backend) -> None:
+    run = Run(emulated, dense)
+    run.labels[1] = CLASSES
+    assert np.isnan(run.step(3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "optimizer", "message"),
+    [
+        ([Conv2D(2, (3, 3)), BatchNorm2D(), Flatten()], SGD, r"layer 1 \(BatchNorm2D\)"),
+        ([Flatten(), Dropout(0.5)], SGD, r"layer 1 \(Dropout\)"),
+        ([Conv2D(2, (3, 3), act_fn="ELU"), Flatten()], SGD, "its activation ELU"),
+        ([Conv2D(2, (3, 3)), Pool2D((3, 3), stride=2), Flatten()], SGD, "not side by side"),
+        ([Conv2D(2, (3, 3)), Pool2D((5, 5), stride=5), Flatten()], SGD, "25 pixels"),
+        ([Pool2D((2, 2), stride=2), Flatten()], SGD, "does not follow a convolution"),
+        ([Conv2D(2, (3, 3)), Pool2D(2, 2, mode="average"), Flatten()], SGD, "'average'"),
+        ([Activation("ReLU"), Flatten()], SGD, "without an activation"),
+        ([Flatten()], "SGD(lr=0.1, nesterov=True, momentum=0.9)", r"layer 1 \(FullyConnected\)"),
+        ([Flatten()], "SGD(lr=0.1, clip_norm=1.0)", "without extras"),
+    ],
+)
+def test_refused(emulated: Backend, layers: list[Any], optimizer: str, message: str) -> None:
+    network = Sequential([*layers, FullyConnected(CLASSES)], optimizer)
+    with pytest.raises(ParameterError, match=message):
+        network.compile((4, *SHAPE), engine="mega")
+
+
+def test_refused_for_other_reasons(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParameterError, match="FullyConnected layer at the end"):
+        Sequential([Flatten()], SGD).compile((4, 3), engine="mega")
+    two = Sequential([FullyConnected(4, optimizer=SGD), FullyConnected(3, optimizer="Adam")])
+    with pytest.raises(ParameterError, match=r"layer 1 \(FullyConnected\).*another one"):
+        two.compile((4, 3), engine="mega")
+    with pytest.raises(ParameterError, match=r"unknown engine 'maga'.*mega"):
+        two.compile((4, 3), engine="maga")
+    with switched_to("numpy"), pytest.raises(BackendError, match="needs a GPU"):
+        Sequential([FullyConnected(2)]).compile((4, 3), engine="mega")
+    run = Run(emulated, dense)
+    with pytest.raises(ShapeError, match="at most 5 examples"):
+        run.plan.run(Resident(run.X, run.labels), 1, 6)
+    device = fake_cupy.cupy.cuda.Device()
+    monkeypatch.setitem(device.attributes, "MaxSharedMemoryPerBlockOptin", 4000)
+    with pytest.raises(BackendError, match=r"bytes of shared memory.* this GPU has 4000"):
+        run.network.compile((4, *SHAPE), engine="mega")
