@@ -1,4 +1,4 @@
-"""The command ``gpulayers``: info, train, evaluate, predict, export, bench, demo, completion.
+"""The command ``gpulayers``: info, train, evaluate, predict, export, bench, tune, demo, completion.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C.
 """

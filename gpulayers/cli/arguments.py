@@ -76,6 +76,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
         "predict": _predict_options,
         "export": _export_options,
         "bench": _bench_options,
+        "tune": _tune_options,
         "demo": _demo_options,
         "completion": _completion_options,
     }
@@ -306,6 +307,15 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--profile", action="store_true", help="the time of each layer")
     _dtype_option(bench)
     _device_option(bench)
+
+
+def _tune_options(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--model", default="lenet", metavar="NAME", help="lenet (default), mlp, vgg-small, resnet9"
+    )
+    _batch_option(tune, 64)
+    _dtype_option(tune)
+    tune.add_argument("--clear", action="store_true", help="forget everything that was measured")
 
 
 def _demo_options(demo: argparse.ArgumentParser) -> None:

@@ -70,6 +70,17 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
             ("gpulayers bench --device gpu --json", ""),
         ),
     ),
+    "tune": (
+        "measure which kernels are fastest for a network on this GPU",
+        "Measure which kernels are fastest for the shapes in a training step of a network on this "
+        "GPU. The choices are kept, and hold in every later process; without, kernels are chosen "
+        "by rule.",
+        (
+            ("gpulayers tune", "LeNet-5, batches of 64"),
+            ("gpulayers tune --model vgg-small --batch-size 128 --json", "with all candidates"),
+            ("gpulayers tune --clear", "back to the rules"),
+        ),
+    ),
     "demo": (
         "draw a digit in the browser and watch the network",
         "Open a local page on which one draws a digit and sees the prediction, the feature maps of "

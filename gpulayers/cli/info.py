@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 import gpulayers
 from gpulayers import backend
@@ -15,6 +16,8 @@ __all__ = ["run"]
 
 def run(options: Namespace) -> int:
     """Print the report; 0."""
+    from gpulayers.cuda import tune
+
     report = backend.describe()
     try:
         picked = backend.current_backend()
@@ -31,6 +34,7 @@ def run(options: Namespace) -> int:
             "threads": thread_count(),
             "c_kernels": missing is None,
             "c_kernels_report": compiled.report(),
+            "tuning": tune.describe(),
         }
         print_json(document)
     elif options.quiet:
@@ -39,4 +43,14 @@ def run(options: Namespace) -> int:
         print(report)
         print(f"threads:    {thread_count()}")
         print(f"c kernels:  {compiled.report()}")
+        print(f"tuning:     {_tuning(tune.describe())}")
     return 0
+
+
+def _tuning(state: dict[str, Any]) -> str:
+    """The state of `gpulayers.cuda.tune` in a line."""
+    gpus = f" for {', '.join(state['gpus'])}" if state["gpus"] else ""
+    return (
+        f"{'on' if state['measures'] else 'off'} (GPULAYERS_TUNE); {state['choices']} measured "
+        f"choices{gpus} in {state['folder']}"
+    )

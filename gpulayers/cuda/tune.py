@@ -26,7 +26,7 @@ from gpulayers.cuda.tune_key import Candidate, Key
 from gpulayers.cuda.tune_table import Entry, Machine, Table, folder, shipped
 from gpulayers.errors import ParameterError
 
-__all__ = ["Candidate", "Key", "choose", "forget", "pinned", "tuning"]
+__all__ = ["Candidate", "Key", "choose", "describe", "forget", "pinned", "tuning"]
 
 _log = logging.getLogger("gpulayers")
 
@@ -194,6 +194,24 @@ def _table(place: str) -> Table:
 def own_table() -> Table:
     """The user's own entries, in `tune_table.folder`."""
     return _table(str(folder()))
+
+
+def describe() -> dict[str, Any]:
+    """Whether plans measure, how many choices there are for which GPUs, and where; needs no GPU.
+
+    Raises
+    ------
+    ParameterError
+        As `enabled`.
+    """
+    entries = own_table().entries
+    return {
+        "measures": enabled(),
+        "choices": len(entries),
+        "gpus": sorted({entry.machine.gpu for entry in entries}),
+        "shipped": len(shipped().entries),
+        "folder": str(folder()),
+    }
 
 
 def machine() -> Machine:

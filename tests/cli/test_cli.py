@@ -386,12 +386,14 @@ def test_info(capsys):
     reason = compiled.unavailable_reason()
     assert f"c kernels:  {f'not used: {reason}' if reason else 'in use, built for'}" in text
     assert f"threads:    {thread_count()}" in text
+    assert "tuning:     off (GPULAYERS_TUNE); 0 measured choices in " in text
 
 
 def test_help_and_version(capsys):
     import gpulayers
 
-    commands = ("train", "evaluate", "predict", "export", "bench", "demo", "info", "completion")
+    commands = ("train", "evaluate", "predict", "export", "bench", "tune", "demo", "info")
+    commands = (*commands, "completion")
     for arguments in (["--help"], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from gpulayers import random
+from gpulayers.backend import available
+from gpulayers.cli import main
 from gpulayers.errors import BackendError, ParameterError
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential
@@ -411,3 +414,48 @@ def test_a_plan_measures_new_shapes_and_keeps_its_choices(
     assert cuda.timed.total() == timed
     assert {key.op: choice.kernel for key, choice in plan._choices.items()} == chosen
     assert not network().compile(X.shape, deterministic=False).deterministic
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
+def test_the_command(
+    emulated: Backend,
+    cuda: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(*arguments: Any, **named: Any) -> Sequential:
+        return Sequential([Flatten(), FullyConnected(3)], optimizer="SGD(lr=0.1)", name="small")
+
+    monkeypatch.setattr("gpulayers.cli.tune.build", build)
+    monkeypatch.setattr("gpulayers.cli.tune.SHAPES", {"lenet": (10, 8, 3)})
+    cuda.clock = {"gemm": 0.5}
+    assert main(["tune", "--batch-size", "3", "--json"]) == 0
+    output = capsys.readouterr()
+    assert "lenet, batches of 3: a step" in output.err
+    (product,) = json.loads(output.out)["measured"]
+    assert product["operation"] == "gemm_nn"
+    assert (product["shape"], product["choice"]) == ([3, 3, 240], "gemm")
+    assert product["microseconds"] == 250
+    kernels = {row["kernel"]: row["microseconds"] for row in product["candidates"]}
+    assert (kernels["gemm"], kernels["gemm_narrow"]) == (250, None)
+    assert main(["tune", "--batch-size", "3"]) == 0
+    assert "nothing to measure" in capsys.readouterr().out
+    assert main(["tune", "--batch-size", "4"]) == 0
+    assert "gemm_nn 4x3x240" in (text := capsys.readouterr().out)
+    assert "gemm, 250.0 us" in text
+    assert main(["info"]) == 0
+    assert f"2 measured choices for CPU stand-in in {cuda.folder}" in capsys.readouterr().out
+    assert main(["tune", "--clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"forgotten": 2}
+    assert not list((cuda.folder / "kernels").iterdir())
+    assert main(["tune", "--batch-size", "3", "--quiet"]) == 0
+    assert capsys.readouterr().out == "1\n"
+
+
+def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    if "cupy" in available():
+        pytest.skip("there is a GPU")
+    assert main(["tune"]) == 1
+    assert "the backend 'cupy' was asked for" in capsys.readouterr().err
