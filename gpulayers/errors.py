@@ -29,6 +29,10 @@ class BackendError(GPULayersError, RuntimeError):
     """The asked-for array library cannot be used, or arrays of two libraries were mixed."""
 
 
+class DeviceMemoryError(BackendError, MemoryError):
+    """A GPU has too little memory for what was asked of it."""
+
+
 class FrozenLayerError(GPULayersError, RuntimeError, AssertionError):
     """A frozen layer was asked to update; an AssertionError too, as numpy-ml raises there."""
 

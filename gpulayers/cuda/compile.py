@@ -74,13 +74,13 @@ def get_kernel(
         job = job_of(name, dtype, index, constants)
         kernel = _loaded(job)
         if kernel is None:
-            module = cupy.RawModule(
-                code=job.code,
-                options=_options(dtype, constants),
-                name_expressions=[job.expression],
-            )
             try:
-                kernel = module.get_function(job.expression)
+                kernel = _compiled(job, _options(dtype, constants))
+            except OSError as error:
+                raise BackendError(
+                    f"kernel {job.expression}: CuPy's cache cannot be used ({error}); set "
+                    "CUPY_CACHE_DIR to a folder that can be written"
+                ) from error
             except Exception as error:  # NVRTC, header search and driver each raise their own type
                 raise BackendError(
                     f"kernel {job.expression} ({job.file}) did not compile for device {key[0]}:"
@@ -125,6 +125,24 @@ def _loaded(job: Job) -> Callable[..., None] | None:
         store.forget(job)
         return None
     return kernel
+
+
+def _compiled(job: Job, options: tuple[str, ...]) -> Callable[..., None]:
+    """The kernel from CuPy's cache, or compiled."""
+    import cupy
+
+    module = cupy.RawModule(code=job.code, options=options, name_expressions=[job.expression])
+    try:
+        return module.get_function(job.expression)
+    except Exception as error:
+        if type(error).__name__ != "CUDADriverError":
+            raise
+        # The driver refuses the machine code: CuPy's cache holds that of something else, or what
+        # another program left. A define that nobody reads makes it another entry of the cache.
+        _log.warning("kernel %s is compiled anew, the driver refuses it: %s", job.expression, error)
+        options = (*options, "-DGPULAYERS_COMPILED_ANEW")
+        module = cupy.RawModule(code=job.code, options=options, name_expressions=[job.expression])
+        return module.get_function(job.expression)
 
 
 def launch(

@@ -36,14 +36,23 @@ class Recorder:
         ------
         BackendError
             If `run` raises, or does what a captured stream may not; the stream can be used again.
+        MemoryError
+            If there is not enough memory, even after CuPy's pool gave back what it keeps for reuse.
         """
+        try:
+            return self._captured(what, run)
+        except MemoryError:
+            cupy.get_default_memory_pool().free_all_blocks()
+            return self._captured(what, run)
+
+    def _captured(self, what: str, run: Callable[[], object]) -> Any:
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             self._stream.begin_capture()
             try:
                 run()
             except BaseException as error:
                 self._end_broken()
-                if isinstance(error, Exception):
+                if isinstance(error, Exception) and not isinstance(error, MemoryError):
                     raise BackendError(f"{what} could not be captured: {error}") from error
                 raise
             return self._stream.end_capture()

@@ -34,11 +34,15 @@ class Program:
     ----------
     source : Resident or None
         From where the step takes its batches; None if they are copied to X and labels.
+    dry : bool
+        It is captured only to see what memory that takes.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, source: Any = None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: Any, source: Any = None, dry: bool = False
+    ) -> None:
         xp = backend.module("cupy")
-        self.source = source
+        self.source, self.dry = source, dry
         self.X = xp.empty(shape, dtype=dtype)
         self.labels = xp.empty(shape[0], dtype="int64")
         self.loss = xp.empty(1, dtype=dtype)
@@ -138,7 +142,9 @@ class GraphNetwork(CompiledNetwork):
             offset += parts * stride
         xp = backend.module("cupy")
         program.work = xp.empty(offset, dtype=self.network.dtype)
-        program.sections = xp.asarray(np.array(rows, dtype=np.int64))
+        program.sections = xp.empty((len(rows), 4), dtype="int64")
+        if not program.dry:
+            program.sections[...] = xp.asarray(np.array(rows, dtype=np.int64))
         program.grads = [
             program.work[start : start + parts * stride].reshape(parts, stride)
             for start, parts, stride in regions

@@ -6,7 +6,14 @@ from typing import Any
 
 from gpulayers import _spec, backend
 from gpulayers.backend import Array
-from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from gpulayers.errors import (
+    BackendError,
+    DeviceMemoryError,
+    DTypeError,
+    ParameterError,
+    ShapeError,
+)
+from gpulayers.models.graph_memory import shortage
 from gpulayers.models.graph_plan import GraphNetwork, Program
 from gpulayers.models.plan_node import contiguous
 from gpulayers.models.resident import Resident
@@ -70,6 +77,43 @@ class ResidentNetwork(GraphNetwork):
         else:
             self._execute(program, True)
         resident.taken(n)
+
+    # ----------------------------------------------------------------------------- when it fails
+
+    def _program(self, shape: tuple[int, ...], source: Any = None) -> Program:
+        try:
+            return super()._program(shape, source)
+        except MemoryError as error:
+            raise DeviceMemoryError(
+                f"{self.network.name}: not enough GPU memory for a batch of {shape[0]} examples; "
+                "use smaller batches"
+            ) from error
+
+    def _execute(self, program: Program, update: bool) -> None:
+        if program.outputs is not None and update in program.graphs:
+            super()._execute(program, update)
+            return
+        counts = self._flat.counts() if self._flat is not None else None
+        try:
+            super()._execute(program, update)
+        except BaseException as error:
+            n, short = len(program.X), isinstance(error, MemoryError)
+            self._undo(program, counts, forget=short or program.outputs is None)
+            if short:
+                raise shortage(self, n, program.source) from error
+            raise
+
+    def _undo(self, program: Program, counts: Any, forget: bool) -> None:
+        """The failed step counts for nobody; if wanted, its memory is given back."""
+        if self._flat is not None:
+            self._flat.go_back(counts)
+        self._last = self.outputs = None
+        if not forget:
+            return
+        for key in [k for k, known in self._programs.items() if known is program]:
+            del self._programs[key]
+        program.X = program.labels = program.work = program.outputs = None
+        program.grads = []
 
     def _fetch(self, program: Program) -> None:
         from gpulayers.cuda import feed  # needs CuPy

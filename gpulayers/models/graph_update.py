@@ -223,6 +223,19 @@ class FlatUpdate:
         for i in range(len(self.places)):
             self._entry(i)["t"] = number
 
+    def counts(self) -> Any:
+        """How many steps each optimizer has counted, for `go_back`."""
+        steps = [layer.optimizer.cur_step for layer, _ in self.places]
+        return steps, [self._entry(i).get("t") for i in range(len(self.places))]
+
+    def go_back(self, counts: Any) -> None:
+        """A step that was prepared since `counts` has not taken place."""
+        for i, (step, t) in enumerate(zip(*counts, strict=True)):
+            self.places[i][0].optimizer.cur_step = step
+            if t is not None:
+                self._entry(i)["t"] = t
+        self._sent_step = -1
+
     def was_counted(self) -> None:
         """The device has computed a loss, and so counted a step."""
         self._sent_step += 1
