@@ -152,6 +152,8 @@ def launch(
     args: Sequence[Any],
     index: str,
     constants: str = "",
+    block: int = 0,
+    shared: int = 0,
 ) -> None:
     """Launch a kernel on the current stream.
 
@@ -169,6 +171,8 @@ def launch(
         ``"int32"`` or ``"int64"``.
     constants : str
         See `get_kernel`.
+    block, shared : int
+        Threads of a block and bytes of its dynamic shared memory, where they are not the table's.
 
     Raises
     ------
@@ -185,8 +189,11 @@ def launch(
                 f"kernel {name}: expected C-contiguous CuPy arrays, got {_what(arg)}"
             )
     packed = spec.pack(dtype.name, index, args)
-    kernel = get_kernel(name, dtype.name, index, constants)
-    kernel(grid, (spec.block,), packed, shared_mem=spec.shared)
+    kernel: Any = get_kernel(name, dtype.name, index, constants)
+    shared = shared or spec.shared
+    if shared > kernel.max_dynamic_shared_size_bytes:  # beyond 48 KB only what was asked for
+        kernel.max_dynamic_shared_size_bytes = shared
+    kernel(grid, (block or spec.block,), packed, shared_mem=shared)
 
 
 def _what(arg: Any) -> str:

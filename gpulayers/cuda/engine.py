@@ -11,7 +11,7 @@ from gpulayers.cuda.normalization import CudaNormalization
 from gpulayers.cuda.pool import CudaPool
 from gpulayers.cuda.product import CudaProduct
 from gpulayers.cuda.random import CudaRandom
-from gpulayers.cuda.recurrent import CudaRecurrent
+from gpulayers.cuda.sequence import CudaSequence
 from gpulayers.cuda.softmax import CudaSoftmax
 from gpulayers.cuda.update import CudaUpdate
 from gpulayers.ops.reference import Reference
@@ -23,7 +23,7 @@ class Cuda(
     CudaConv,
     CudaProduct,
     CudaPool,
-    CudaRecurrent,
+    CudaSequence,
     CudaActivation,
     CudaSoftmax,
     CudaNormalization,

@@ -23,6 +23,7 @@ from gpulayers.cuda.spec import (
 )
 from gpulayers.cuda.table_feed import SPECS as _FEED
 from gpulayers.cuda.table_plan import SPECS as _PLAN
+from gpulayers.cuda.table_sequence import SPECS as _SEQUENCE
 
 __all__ = [
     "ACTIVATIONS",
@@ -331,6 +332,7 @@ _SPECS = (
     ),
     *_FEED,
     *_PLAN,
+    *_SEQUENCE,
 )
 
 #: name -> KernelSpec

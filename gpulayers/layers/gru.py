@@ -171,7 +171,8 @@ class GRU(OverTime, _GRUStep):
     ----------
     n_out : int
     act_fn, gate_fn : str, activation or None
-        As in `GRUCell`.
+        As in `GRUCell`. With Tanh and Sigmoid all steps are one kernel on a GPU, each way, unless
+        the recurrent weights are too many.
     init : str
     optimizer : str, optimizer, dict or None
     return_sequences : bool

@@ -189,7 +189,8 @@ class LSTM(OverTime, _LSTMStep):
     ----------
     n_out : int
     act_fn, gate_fn : str, activation or None
-        As in `LSTMCell`.
+        As in `LSTMCell`. With Tanh and Sigmoid all steps are one kernel on a GPU, each way, unless
+        the recurrent weights are too many.
     init : str
     optimizer : str, optimizer, dict or None
     return_sequences : bool

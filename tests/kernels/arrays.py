@@ -14,7 +14,14 @@ class Launcher(Protocol):
     """See `tests.kernels.launchers`."""
 
     def launch(
-        self, name: str, dtype: str, index: str, grid: Any, args: Any, shared_mem: int = 0
+        self,
+        name: str,
+        dtype: str,
+        index: str,
+        grid: Any,
+        args: Any,
+        shared_mem: int = 0,
+        block: int = 0,
     ) -> None: ...
 
 

@@ -22,6 +22,7 @@ from tests.kernels import (
     cases_pool,
     cases_random,
     cases_recurrent,
+    cases_sequence,
     cases_softmax,
     cases_standardize,
     cases_update,
@@ -44,6 +45,7 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "feed.cu": cases_feed.CASES,
     "update.cu": cases_update.CASES,
     "recurrent.cu": cases_recurrent.CASES,
+    **cases_sequence.CASES,
     "random.cu": cases_random.CASES,
 }
 

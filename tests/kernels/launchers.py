@@ -1,7 +1,8 @@
 """Run one kernel on host arrays: on the CPU under the checker, or on a GPU.
 
 ``launcher.launch(kernel, dtype, index, grid, args)`` takes NumPy arrays and plain numbers in the
-kernel's order and changes the output arrays in place. bfloat16 arrays are uint16 bit patterns.
+kernel's order and changes the output arrays in place; ``block`` is the table's
+unless given. bfloat16 arrays are uint16 bit patterns.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class EmulatedLauncher:
         grid: Sequence[int],
         args: Sequence[Any],
         shared_mem: int = 0,
+        block: int = 0,
     ) -> None:
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
@@ -57,7 +59,9 @@ class EmulatedLauncher:
                 self._build(spec.file, (expression,), (dtype,))
         kernel = self._kernels[spec.file, expression]
         packed = spec.pack(dtype, index, args)
-        kernel(tuple(grid), (spec.block,), packed, shared_mem=shared_mem, **self.options)
+        kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
+        shape = tuple(grid), (block or spec.block,)
+        kernel(*shape, packed, shared_mem=shared_mem, **self.options)
 
     def _build(self, file: str, expressions: Sequence[str], dtypes: Sequence[str]) -> None:
         from tests.support.cuda_on_cpu import HostModule
@@ -83,6 +87,7 @@ class DeviceLauncher:
         grid: Sequence[int],
         args: Sequence[Any],
         shared_mem: int = 0,
+        block: int = 0,
     ) -> None:
         import cupy
 
@@ -91,8 +96,9 @@ class DeviceLauncher:
         spec = table.KERNELS[name]
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
-        kernel = get_kernel(name, dtype, index)
-        kernel(tuple(grid), (spec.block,), packed, shared_mem=shared_mem)
+        kernel: Any = get_kernel(name, dtype, index)
+        kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
+        kernel(tuple(grid), (block or spec.block,), packed, shared_mem=shared_mem)
         for host, device in zip(args, held, strict=True):
             if isinstance(host, np.ndarray) and host.flags.writeable:
                 host[...] = device.get()

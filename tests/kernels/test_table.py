@@ -45,11 +45,9 @@ class Recorder(EmulatedLauncher):
         super().__init__(whole_files=True)
         self.launched: set[tuple[str, str, str]] = set()
 
-    def launch(
-        self, name: str, dtype: str, index: str, grid: Any, args: Any, shared_mem: int = 0
-    ) -> None:
+    def launch(self, name: str, dtype: str, index: str, *rest: Any, **options: Any) -> None:
         self.launched.add((name, dtype, index))
-        super().launch(name, dtype, index, grid, args, shared_mem)
+        super().launch(name, dtype, index, *rest, **options)
 
 
 @pytest.mark.emulated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -183,8 +184,34 @@ def test_first_weights() -> None:
         assert_same_bits(layer.parameters[name], np.zeros((1, 3)))
 
 
-def test_a_step_is_one_product_and_one_kernel(emulated: Backend) -> None:
-    """More steps cost a product and a kernel each; back there is one sum besides."""
+def test_all_steps_are_one_kernel(emulated: Backend) -> None:
+    """Each way; more steps cost no more launches."""
+    launches = []
+    for n_t in (4, 9):
+        layer = layers.GRU(6)
+        x = emulated.asarray(harness.values((2, 3, n_t), 1), "float32")
+        da = emulated.asarray(harness.values((2, 6, n_t), 1), "float32")
+        with harness.default_dtype("float32"):
+            layer.forward(x, retain_derived=False)
+        with emulated.count() as ahead:
+            layer.forward(x)
+        with emulated.count() as back:
+            layer.backward(da)
+        launches.append((ahead["launch"], back["launch"]))
+        kernels = [k for k in (*ahead, *back) if "sequence" in k or "step" in k]
+        assert [k.split("<")[0] for k in kernels] == [
+            "kernel:gru_sequence_forward",
+            "kernel:gru_sequence_backward",
+        ]
+    assert launches[0] == launches[1]
+
+
+def test_a_step_is_one_product_and_one_kernel(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights are too many for a kernel over all steps. More steps cost a product and a
+    kernel each; back there is one sum besides."""
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
     launches = []
     for n_t in (4, 9):
         layer = layers.GRU(6)

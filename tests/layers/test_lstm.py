@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import numpy as np
@@ -278,8 +279,34 @@ def test_the_gates_activation_round_trips() -> None:
     assert type(other.gate_fn) is activations.HardSigmoid
 
 
-def test_a_step_is_one_product_and_one_kernel(emulated: Backend) -> None:
-    """The input's product is one for all steps; more steps cost one product and launch each."""
+def test_all_steps_are_one_kernel(emulated: Backend) -> None:
+    """Each way; more steps cost no more launches."""
+    launches = []
+    for n_t in (4, 9):
+        layer = layers.LSTM(6)
+        x = emulated.asarray(harness.values((2, 3, n_t), 1), "float32")
+        da = emulated.asarray(harness.values((2, 6, n_t), 1), "float32")
+        with harness.default_dtype("float32"):
+            layer.forward(x, retain_derived=False)
+        with emulated.count() as ahead:
+            layer.forward(x)
+        with emulated.count() as back:
+            layer.backward(da)
+        launches.append((ahead["launch"], back["launch"]))
+        kernels = [k for k in (*ahead, *back) if "sequence" in k or "step" in k]
+        assert [k.split("<")[0] for k in kernels] == [
+            "kernel:lstm_sequence_forward",
+            "kernel:lstm_sequence_backward",
+        ]
+    assert launches[0] == launches[1]
+
+
+def test_a_step_is_one_product_and_one_kernel(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights are too many for a kernel over all steps. The input's product is one for
+    all; more steps cost one product and launch each."""
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
     launches = []
     for n_t in (4, 9):
         layer = layers.LSTM(6)

@@ -1,0 +1,172 @@
+// Long short-term memory through all steps, and back. Blocks of a row of gates: forget, update, candidate, output.
+#include "common.cuh"
+#include "activation_functions.cuh"
+#include "sequence.cuh"
+
+#define LSTM_GATES 4
+
+// gates (steps, batch, 4 hidden): X W on entry, their values on return. a, c (steps + 1, batch, hidden): before the
+// first step and after each; where the mask is zero a state stays. c = f c_prev + u candidate, a = o tanh(c).
+template <typename T, typename Acc, int ROWS, int HELD>
+__global__ void __launch_bounds__(SEQUENCE_BOUNDS)
+    lstm_sequence_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
+                          const T* __restrict__ first_a, const T* __restrict__ first_c,
+                          const unsigned char* __restrict__ mask, T* __restrict__ a, T* __restrict__ c, int steps,
+                          int batch, int hidden, int by_unit, int by_gate, int by_term, int fours, int has_first,
+                          int has_mask)
+{
+    SHARED_MEMORY;
+    const Seat seat = seat_of<ROWS>(batch);
+    Weights<T, Acc, LSTM_GATES, HELD> w = {weights, by_unit, by_gate, by_term, cut_of<HELD>(hidden), seat.lane, fours};
+    const int apart = LANES * w.cut.pitch;
+    const int buffer = ROWS * apart;
+    Acc* const vectors = reinterpret_cast<Acc*>(memory);  // a before this step, and before the next
+    Acc* const state = settle(w, seat, vectors + 2 * buffer) + seat.lane * hidden;
+    clear(vectors, 2 * buffer);
+    __syncthreads();
+    for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units) {
+        const long long number = static_cast<long long>(seat.row) * hidden + unit;
+        a[number] = has_first ? first_a[number] : static_cast<T>(0);
+        c[number] = has_first ? first_c[number] : static_cast<T>(0);
+        vectors[seat.lane * apart + place_of(w.cut, unit)] = static_cast<Acc>(a[number]);
+        state[unit] = static_cast<Acc>(c[number]);
+    }
+    __syncthreads();
+    for (int t = 0; t < steps; ++t) {
+        const Acc* const now = vectors + t % 2 * buffer;
+        Acc* const next = vectors + (t + 1) % 2 * buffer;
+        const long long example = static_cast<long long>(t) * batch + seat.row;
+        for (int first = 0; first < hidden; first += seat.units) {
+            const int unit = first + seat.first_unit;
+            const bool works = seat.works && unit < hidden;
+            T* const gate = gates + example * LSTM_GATES * hidden + unit;
+            Acc value[LSTM_GATES];  // asked for before the products, there after them
+#pragma unroll
+            for (int k = 0; k < LSTM_GATES; ++k)
+                value[k] = works ? static_cast<Acc>(gate[k * hidden]) + static_cast<Acc>(bias[k * hidden + unit])
+                                 : static_cast<Acc>(0);
+            Acc sum[ROWS][LSTM_GATES];
+            multiply(w, now, unit, sum);
+            if (!works) continue;
+#pragma unroll
+            for (int k = 0; k < LSTM_GATES; ++k) {
+                const Acc z = value[k] + of_row(sum, seat.lane, k);
+                const T stored = static_cast<T>(k == 2 ? tanh(z) : logistic(z));
+                gate[k * hidden] = stored;
+                value[k] = static_cast<Acc>(stored);
+            }
+            const bool stays = has_mask && mask[example] == 0;
+            const int spot = seat.lane * apart + place_of(w.cut, unit);
+            const T memory_cell = static_cast<T>(stays ? state[unit] : value[0] * state[unit] + value[1] * value[2]);
+            const T shown = static_cast<T>(stays ? now[spot] : value[3] * tanh(static_cast<Acc>(memory_cell)));
+            const long long number = (example + batch) * hidden + unit;
+            c[number] = memory_cell;
+            a[number] = shown;
+            state[unit] = static_cast<Acc>(memory_cell);
+            next[spot] = static_cast<Acc>(shown);
+        }
+        __syncthreads();
+    }
+}
+
+// What a thread needs of a step on the way back, of its example and unit.
+template <typename Acc>
+struct LstmStep {
+    Acc gate[LSTM_GATES], c_prev, squashed, da;
+    bool left_out;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ LstmStep<Acc> read_lstm_step(const T* gates, const T* c, const T* da,
+                                                        const unsigned char* mask, long long example, int batch,
+                                                        int hidden, int unit, bool has_da, bool has_mask)
+{
+    LstmStep<Acc> step;
+#pragma unroll
+    for (int k = 0; k < LSTM_GATES; ++k)
+        step.gate[k] = static_cast<Acc>(gates[(example * LSTM_GATES + k) * hidden + unit]);
+    step.c_prev = static_cast<Acc>(c[example * hidden + unit]);
+    step.squashed = static_cast<Acc>(c[(example + batch) * hidden + unit]);  // tanh is taken of it when it is there
+    step.da = has_da ? static_cast<Acc>(da[example * hidden + unit]) : static_cast<Acc>(0);
+    step.left_out = has_mask && mask[example] == 0;
+    return step;
+}
+
+// dz (steps, batch, 4 hidden) of all gates; da_state and dc_state (batch, hidden): the gradients of the last states on
+// entry if has_last, of those before the first step on return.
+template <typename T, typename Acc, int ROWS, int HELD>
+__global__ void __launch_bounds__(SEQUENCE_BOUNDS)
+    lstm_sequence_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ c,
+                           const T* __restrict__ weights, const unsigned char* __restrict__ mask,
+                           const T* __restrict__ last_a, const T* __restrict__ last_c, T* __restrict__ dz,
+                           T* __restrict__ da_first, T* __restrict__ dc_first, int steps, int batch, int hidden,
+                           int by_unit, int by_gate, int by_term, int fours, int has_da, int has_last, int has_mask,
+                           int truncate)
+{
+    SHARED_MEMORY;
+    constexpr bool ONE_UNIT = HELD > 0;  // a thread has no second one, so it can ask for a step ahead
+    const Seat seat = seat_of<ROWS>(batch);
+    Weights<T, Acc, LSTM_GATES, HELD> w = {weights, by_unit, by_gate, by_term, cut_of<HELD>(hidden), seat.lane, fours};
+    const int apart = LANES * w.cut.pitch;
+    const int buffer = ROWS * LSTM_GATES * apart;
+    Acc* const vectors = reinterpret_cast<Acc*>(memory);  // dz of this step, and of the last one
+    Acc* const from_next = settle(w, seat, vectors + 2 * buffer);
+    Acc* const da_next = from_next + seat.lane * hidden;
+    Acc* const dc_next = from_next + (ROWS + seat.lane) * hidden;
+    clear(vectors, 2 * buffer);
+    for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units) {
+        const long long number = static_cast<long long>(seat.row) * hidden + unit;
+        da_next[unit] = has_last ? static_cast<Acc>(last_a[number]) : static_cast<Acc>(0);
+        dc_next[unit] = has_last ? static_cast<Acc>(last_c[number]) : static_cast<Acc>(0);
+    }
+    LstmStep<Acc> step = {};
+    const bool has_unit = seat.works && seat.first_unit < hidden;
+    if (ONE_UNIT && has_unit)
+        step = read_lstm_step<T, Acc>(gates, c, da, mask, static_cast<long long>(steps - 1) * batch + seat.row, batch,
+                                      hidden, seat.first_unit, has_da, has_mask);
+    __syncthreads();
+    for (int t = steps - 1; t >= 0; --t) {
+        Acc* const now = vectors + t % 2 * buffer;
+        const long long example = static_cast<long long>(t) * batch + seat.row;
+        for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units) {
+            if (!ONE_UNIT)
+                step = read_lstm_step<T, Acc>(gates, c, da, mask, example, batch, hidden, unit, has_da, has_mask);
+            if (ends_stretch(t, steps, truncate)) da_next[unit] = dc_next[unit] = static_cast<Acc>(0);
+            const Acc one = static_cast<Acc>(1);
+            const Acc forget = step.gate[0];
+            const Acc update = step.gate[1];
+            const Acc candidate = step.gate[2];
+            const Acc output = step.gate[3];
+            const Acc squashed = tanh(step.squashed);
+            const Acc total = step.da + da_next[unit];
+            const Acc dc = dc_next[unit] + total * output * (one - squashed * squashed);
+            const Acc found[LSTM_GATES] = {
+                dc * step.c_prev * forget * (one - forget), dc * candidate * update * (one - update),
+                dc * update * (one - candidate * candidate), total * squashed * output * (one - output)};
+            const int spot = seat.lane * LSTM_GATES * apart + place_of(w.cut, unit);
+#pragma unroll
+            for (int k = 0; k < LSTM_GATES; ++k) {
+                const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found[k]);
+                dz[(example * LSTM_GATES + k) * hidden + unit] = stored;
+                now[spot + k * apart] = static_cast<Acc>(stored);
+            }
+            if (!step.left_out) dc_next[unit] = dc * forget;
+        }
+        __syncthreads();
+        const bool left_out = step.left_out;
+        if (ONE_UNIT && has_unit && t > 0)
+            step = read_lstm_step<T, Acc>(gates, c, da, mask, example - batch, batch, hidden, seat.first_unit, has_da,
+                                          has_mask);
+        for (int first = 0; first < hidden; first += seat.units) {
+            const int unit = first + seat.first_unit;
+            Acc sum[ROWS][1];
+            multiply(w, now, unit, sum);
+            if (seat.works && unit < hidden && !left_out) da_next[unit] = of_row(sum, seat.lane, 0);
+        }
+    }
+    for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units) {
+        const long long number = static_cast<long long>(seat.row) * hidden + unit;
+        da_first[number] = static_cast<T>(da_next[unit]);
+        dc_first[number] = static_cast<T>(dc_next[unit]);
+    }
+}

@@ -1,0 +1,253 @@
+"""sequence_*.cu: all steps, both ways, with weights in registers, in shared memory and read anew;
+blocks of 32 threads, so that a thread has several units, and blocks that are not full of examples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.cuda import table
+from gpulayers.cuda.table_sequence import KINDS, LANES, variants
+from tests.kernels import gold
+from tests.kernels.arrays import (
+    COMBINATIONS,
+    WIDE,
+    Launcher,
+    close,
+    load,
+    poisoned,
+    random,
+    rounded,
+)
+
+Arrays = dict[str, np.ndarray]
+BIASES = {"rnn": (1, 1), "lstm": (4,), "gru": (4,)}
+ACT = ("elu", 0.75, 0.0)
+
+
+def tanh(z: np.ndarray) -> np.ndarray:
+    return gold.activation("tanh", z, 0.0, 0.0)
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return gold.activation("sigmoid", z, 0.0, 0.0)
+
+
+def product(row: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """row W, term by term."""
+    total = np.zeros(W.shape[1])
+    for k in range(len(row)):
+        total += row[k] * W[k]
+    return total
+
+
+def ahead(kind: str, x: np.ndarray, W: np.ndarray, b: list[np.ndarray], old: Any) -> Any:
+    """(gates, M, new states) of one example and step; `x` is the input's product."""
+    h, from_state = len(W), product(old[0], W)
+
+    def cut(row: np.ndarray, k: int) -> np.ndarray:
+        return row[k * h : (k + 1) * h]
+
+    if kind == "rnn":
+        z = x + from_state + b[0] + b[1]
+        return z, None, [gold.activation(ACT[0], z, *ACT[1:])]
+    if kind == "lstm":
+        z = x + from_state + b[0]
+        f, u, n, o = sigmoid(cut(z, 0)), sigmoid(cut(z, 1)), tanh(cut(z, 2)), sigmoid(cut(z, 3))
+        c = f * old[1] + u * n
+        return np.concatenate([f, u, n, o]), None, [o * tanh(c), c]
+    z = sigmoid(cut(x, 1) + cut(from_state, 0) + cut(b[0], 1))
+    r = sigmoid(cut(x, 2) + cut(from_state, 1) + cut(b[0], 2))
+    m = cut(from_state, 2) + cut(b[0], 3)
+    n = tanh(cut(x, 0) + cut(b[0], 0) + r * m)
+    return np.concatenate([n, z, r]), m, [(1 - z) * n + z * old[0]]
+
+
+def back(
+    kind: str, gates: np.ndarray, m: Any, old: Any, new: Any, W: np.ndarray, later: Any
+) -> Any:
+    """(dZ, gradients of the old states) of one example and step; `later` those of the new ones."""
+    h = len(W)
+    total = later[0]
+    if kind == "rnn":
+        dz = total * gold.slope(ACT[0], gates, *ACT[1:])
+        return dz, [product(dz, W.T)]
+    if kind == "lstm":
+        f, u, n, o = (gates[k * h : (k + 1) * h] for k in range(4))
+        s = tanh(new[1])
+        dc = later[1] + total * o * (1 - s**2)
+        blocks = [
+            dc * old[1] * f * (1 - f),
+            dc * n * u * (1 - u),
+            dc * u * (1 - n**2),
+            total * s * o * (1 - o),
+        ]
+        dz = np.concatenate(blocks)
+        return dz, [product(dz, W.T), dc * f]
+    n, z, r = (gates[k * h : (k + 1) * h] for k in range(3))
+    dn = total * (1 - z) * (1 - n**2)
+    dz = np.concatenate([dn, total * (old[0] - n) * z * (1 - z), dn * m * r * (1 - r), dn * r])
+    return dz, [total * z + product(dz[h:], W.T)]
+
+
+class Setting:
+    """Sizes of a case, and how its kernel is launched."""
+
+    def __init__(
+        self, kind: str, which: int, way: int, size: tuple[int, int, int], block: int, fours: int
+    ) -> None:
+        self.kind, self.variant = kind, variants(kind)[which]
+        self.name = f"{kind}_sequence_{('forward', 'backward')[way]}{self.variant.suffix}"
+        self.steps, self.n, self.h = size
+        self.block, self.fours, self.gates = block, fours, KINDS[kind].gates
+        self.states = 2 if kind == "lstm" else 1
+        count = -(-self.h // (4 * LANES))
+        pitch = 4 * (max(count, self.variant.held // 4) | 1)
+        numbers = self.variant.rows * (
+            2 * KINDS[kind].vectors[way] * LANES * pitch + KINDS[kind].states[way] * self.h
+        )
+        self.numbers = numbers + fours * self.gates * LANES * self.h * 4
+        act = (table.ACTIVATIONS.index(ACT[0]), *ACT[1:])
+        self.act = act if kind == "rnn" else ()
+
+    def draw(self, dtype: str, *shape: int, seed: str, scale: float = 1.0) -> Any:
+        return rounded(random(*shape, seed=f"{self.name}{seed}", scale=scale), dtype)
+
+    def mask(self, masked: bool) -> np.ndarray:
+        """One example has no first step, one no last, the others all."""
+        mask = np.ones((self.steps, self.n), np.uint8)
+        if masked:
+            mask[0, 0] = mask[-1, -1] = 0
+        return mask
+
+    def launch(self, launcher: Launcher, dtype: str, index: str, args: tuple[Any, ...]) -> None:
+        wide = np.dtype(WIDE[dtype]).itemsize
+        grid = (-(-self.n // self.variant.rows),)
+        options = {"shared_mem": self.numbers * wide, "block": self.block}
+        launcher.launch(self.name, dtype, index, grid, args, **options)
+
+
+def forward(
+    launcher: Launcher,
+    kind: str,
+    which: int,
+    size: tuple[int, int, int],
+    block: int = 32,
+    fours: int = 0,
+    dtype: str = "float32",
+    index: str = "int32",
+    given: bool = True,
+) -> None:
+    s = Setting(kind, which, 0, size, block, fours)
+    x, projected = s.draw(dtype, s.steps, s.n, s.gates * s.h, seed="x")
+    w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
+    biases = [s.draw(dtype, k * s.h, seed=f"b{i}") for i, k in enumerate(BIASES[kind])]
+    firsts = [s.draw(dtype, s.n, s.h, seed=f"first{k}") for k in range(s.states)]
+    mask = s.mask(given)
+    states = [poisoned((s.steps + 1, s.n, s.h), dtype) for _ in range(s.states)]
+    m = poisoned((s.steps, s.n, s.h), dtype)
+    kept = (m,) if kind == "gru" else ()
+    arrays = (x, w, *(b for b, _ in biases), *(f for f, _ in firsts), mask, *kept, *states)
+    lying = (1, s.h, s.gates * s.h, s.fours)
+    s.launch(launcher, dtype, index, (*arrays, s.steps, s.n, s.h, *lying, given, given, *s.act))
+    for k, state in enumerate(states):
+        first = firsts[k][1] if given else np.zeros((s.n, s.h))
+        close(state[0], first, dtype)
+    old: list[Any]
+    for e in range(s.n):
+        old = [firsts[k][1][e] if given else np.zeros(s.h) for k in range(s.states)]
+        for t in range(s.steps):
+            gates, product_m, new = ahead(kind, projected[t, e], W, [b for _, b in biases], old)
+            close(x[t, e], gates, dtype, 4.0)
+            if kind == "gru":
+                close(m[t, e], product_m, dtype, 4.0)
+            if given and not mask[t, e]:
+                new = old
+            for k, state in enumerate(states):
+                close(state[t + 1, e], new[k], dtype, 4.0)
+            old = [load(state[t + 1, e], dtype) for state in states]  # as it goes on from there
+
+
+def backward(
+    launcher: Launcher,
+    kind: str,
+    which: int,
+    size: tuple[int, int, int],
+    block: int = 32,
+    fours: int = 0,
+    dtype: str = "float32",
+    index: str = "int32",
+    given: bool = True,
+    turned: bool = False,
+    truncate: int = 0,
+) -> None:
+    s = Setting(kind, which, 1, size, block, fours)
+    blocks = 4 if kind == "gru" else s.gates
+    d, dA = s.draw(dtype, s.steps, s.n, s.h, seed="da")
+    values = random(s.steps, s.n, s.gates * s.h, seed="gates")
+    g, gates = rounded(values if kind == "rnn" else np.tanh(values), dtype)
+    mm, m = s.draw(dtype, s.steps, s.n, s.h, seed="m")
+    states = [s.draw(dtype, s.steps + 1, s.n, s.h, seed=f"state{k}") for k in range(s.states)]
+    lasts = [s.draw(dtype, s.n, s.h, seed=f"last{k}") for k in range(s.states)]
+    w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
+    lying = (1, s.h * s.h, s.h, s.fours) if turned else (s.gates * s.h, s.h, 1, s.fours)
+    mask = s.mask(given)
+    dz = poisoned((s.steps, s.n, blocks * s.h), dtype)
+    firsts = [poisoned((s.n, s.h), dtype) for _ in range(s.states)]
+    kept = {"rnn": (g,), "lstm": (g, states[-1][0]), "gru": (g, mm, states[0][0])}[kind]
+    arrays = (
+        *(d, *kept, np.ascontiguousarray(w.T) if turned else w, mask),
+        *(*(last for last, _ in lasts), dz, *firsts),
+    )
+    numbers = (s.steps, s.n, s.h, *lying, given, given, given, truncate)
+    s.launch(launcher, dtype, index, (*arrays, *numbers, *s.act))
+    zeros = np.zeros(s.h)
+    for e in range(s.n):
+        later = [last[e] if given else zeros for _, last in lasts]
+        for t in reversed(range(s.steps)):
+            if truncate and t + 1 < s.steps and (t + 1) % truncate == 0:
+                later = [zeros] * s.states
+            if given and not mask[t, e]:
+                close(dz[t, e], np.zeros(blocks * s.h), dtype)
+                continue
+            total = [later[0] + dA[t, e] * given, *later[1:]]
+            old, new = ([state[i, e] for _, state in states] for i in (t, t + 1))
+            want, later = back(kind, gates[t, e], m[t, e], old, new, W, total)
+            close(dz[t, e], want, dtype, 16.0)
+        for first, want in zip(firsts, later, strict=True):
+            close(first[e], want, dtype, 16.0)
+
+
+def case(f: Any, kind: str, which: int, size: tuple[int, int, int], **how: Any) -> Any:
+    return functools.partial(f, kind=kind, which=which, size=size, **how)
+
+
+CASES: dict[str, list[Callable[[Launcher], None]]] = {
+    f"sequence_{kind}.cu": [
+        # any size and dtype; two units a thread, the second for some; weights in both places
+        *(
+            case(f, kind, 2, (3, 5, 11), dtype=d, index=i)
+            for d, i in COMBINATIONS
+            for f in (forward, backward)
+        ),
+        case(forward, kind, 2, (2, 1, 19), block=64, fours=1, index="int64"),
+        case(backward, kind, 2, (4, 2, 19), fours=1, turned=True, truncate=2),
+        case(forward, kind, 2, (2, 2, 3), given=False, fours=1),
+        case(backward, kind, 2, (2, 2, 3), given=False),
+        # weights in registers
+        *(
+            case(f, kind, which, (3, 3, 9), block=64, index=index)
+            for f in (forward, backward)
+            for which, index in ((0, "int32"), (1, "int64"))
+        ),
+        case(forward, kind, 0, (2, 2, 1), given=False, index="int64"),
+        case(backward, kind, 0, (5, 2, 2), given=False, index="int64", truncate=3),
+        case(forward, kind, 1, (2, 3, 5), index="int32"),
+        case(backward, kind, 1, (3, 2, 5), index="int32", truncate=1),
+    ]
+    for kind in KINDS
+}

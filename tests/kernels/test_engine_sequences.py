@@ -1,0 +1,168 @@
+"""Whole sequences by one kernel each way: against the reference, and when they go step by step."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import activations
+from gpulayers.cuda.table_sequence import KINDS
+from gpulayers.ops import sequence, use_engine
+from gpulayers.ops.sequence import Weights
+from tests.conftest import Backend
+from tests.support import fake_cupy
+from tests.support.compare import assert_close, assert_same_bits, host
+
+TANH, SIGMOID = activations.Tanh(), activations.Sigmoid()
+ACTS: dict[str, tuple[Any, ...]] = {"rnn": (TANH,), "lstm": (TANH, SIGMOID), "gru": (TANH, SIGMOID)}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+#: bytes that a block may have, by architecture: 7.5, 8.0, 8.6 to 8.9 and 12.0, 9.0 and 10.0
+SHARED = (64 << 10, 163 << 10, 99 << 10, 227 << 10)
+
+
+class Call:
+    """Both ways through sequences of shape (n_t, n_ex, n_in), with everything that may be given."""
+
+    def __init__(self, kind: str, size: tuple[int, ...], h: int, dtype: str, **how: Any) -> None:
+        self.kind, self.size, self.h, self.dtype, self.how = kind, size, h, dtype, how
+
+    def run(self, put: Any) -> dict[str, Any]:
+        rng, (n_t, n, n_in) = np.random.default_rng(0), self.size
+        gates, h = KINDS[self.kind].gates, self.h
+
+        def draw(*shape: int, scale: float = 1.0) -> Any:
+            return put((rng.standard_normal(shape) * scale).astype(self.dtype))
+
+        biases = {"rnn": (h, h), "lstm": (4 * h,), "gru": (4 * h,)}[self.kind]
+        weights = Weights(
+            draw(h, gates * h, scale=(h + n_in) ** -0.5),
+            draw(n_in, gates * h, scale=(h + n_in) ** -0.5),
+            tuple(draw(size) for size in biases),
+        )
+        states = 2 if self.kind == "lstm" else 1
+        X, dA = draw(n_t, n, n_in), draw(n_t, n, h)
+        first, last = (tuple(draw(n, h) for _ in range(states)) for _ in range(2))
+        mask = rng.random((n_t, n, 1)) < 0.8
+        dA = dA * put(mask.astype(self.dtype))
+        forward, backward = (
+            getattr(sequence, f"{self.kind}_{way}") for way in ("forward", "backward")
+        )
+        acts = self.how.get("acts", ACTS[self.kind])
+        trace = forward(X, first, put(mask), weights, *acts)
+        grads = backward(dA, last, trace, weights, *acts, self.how.get("truncate"))
+        found = {"dX": grads.X, "dW_a": grads.weights.recurrent, "dW_x": grads.weights.input}
+        for name, arrays in (
+            *(("state", trace.states), ("first", grads.states), ("db", grads.weights.biases)),
+        ):
+            found |= {f"{name} {k}": array for k, array in enumerate(arrays)}
+        return found
+
+    def check(self, device: Backend) -> dict[str, Any]:
+        got = self.run(device.asarray)
+        wide = "float32" if self.dtype == "float16" else self.dtype
+        with use_engine("reference"):
+            want = Call(self.kind, self.size, self.h, wide, **self.how).run(np.asarray)
+        for name, array in want.items():
+            assert str(got[name].dtype) == self.dtype
+            if self.dtype == "float16":  # the states are rounded in each step
+                np.testing.assert_allclose(host(got[name]), array, rtol=0.1, atol=0.05)
+            else:
+                assert_close(got[name], array, factor=10)
+        return got
+
+
+def kernels_in(events: Any) -> list[str]:
+    return sorted(k.split(":")[1].split(" ")[0] for k in events if "_sequence_" in k)
+
+
+#: sizes that need a tier of weights, a second unit a thread, or more than one example a block
+SIZES = [
+    ((3, 2, 4), 6, "float32", "1, "),
+    ((2, 131, 3), 5, "float32", "2, "),
+    ((2, 1, 2), 130, "float32", "4, 0>"),
+    ((4, 5, 3), 7, "float64", "4, 0>"),
+    ((3, 2, 3), 5, "float16", "4, 0>"),
+]
+
+
+@every_kind
+@pytest.mark.parametrize(("size", "h", "dtype", "instance"), SIZES, ids=str)
+def test_against_the_reference(
+    device: Backend, kind: str, size: tuple[int, ...], h: int, dtype: str, instance: str
+) -> None:
+    with device.count() as events:
+        Call(kind, size, h, dtype, truncate=2).check(device)
+    if device.observed:
+        found = [k for k in events if "_sequence_" in k]
+        assert len(found) == 2
+        assert all(instance in k.split("<")[1] for k in found)
+
+
+def with_shared(monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
+    attributes = {"MaxSharedMemoryPerBlockOptin": shared}
+    monkeypatch.setattr(fake_cupy.cupy.cuda.Device, "attributes", attributes)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_same_bits_wherever_the_weights_lie(
+    emulated: Backend, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In registers and shared memory, or read anew in each step: the way of other GPUs."""
+    call, found = Call(kind, (3, 1, 2), 100, "float32"), []
+    for shared in (227 << 10, 40 << 10):
+        with_shared(monkeypatch, shared)
+        found.append(call.run(emulated.asarray))
+    for name, array in found[0].items():
+        assert_same_bits(found[1][name], array)
+
+
+@every_kind
+def test_what_goes_step_by_step(
+    emulated: Backend, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many weights; an activation without a kernel; a trace that went step by step."""
+    module = importlib.import_module("gpulayers.cuda.sequence")
+    call = Call(kind, (3, 2, 4), 6, "float32")
+    monkeypatch.setattr(module, "_MOST_STREAMED", -1)
+    with emulated.count() as events:
+        call.check(emulated)
+    assert not any("_sequence_" in k for k in events)
+    monkeypatch.undo()
+    with_shared(monkeypatch, 100)  # not even the vectors fit
+    with emulated.count() as events:
+        call.check(emulated)
+    assert not any("_sequence_" in k for k in events)
+    monkeypatch.undo()
+    if kind != "rnn":
+        other = Call(kind, (3, 2, 4), 6, "float32", acts=(SIGMOID, TANH))
+        with emulated.count() as events:
+            other.check(emulated)
+        assert not any("_sequence_" in k for k in events)
+
+
+@every_kind
+def test_a_way_of_every_device(kind: str) -> None:
+    """Blocks have room for what they take; more room never means more to read in each step."""
+    way_of = pytest.importorskip("gpulayers.cuda.table_sequence").way_of
+    for back in (False, True):
+        for h in (1, 31, 32, 33, 64, 100, 128, 129, 250, 512):
+            for dtype in ("float32", "float64", "bfloat16"):
+                streamed = []
+                for shared in sorted(SHARED):
+                    way = way_of(kind, back, 200, h, dtype, shared)
+                    if way is None:
+                        continue
+                    assert way.shared <= shared
+                    assert way.threads % 32 == 0
+                    assert 32 <= way.threads <= 512
+                    assert way.threads == 512 or way.threads >= 4 * h
+                    streamed.append(way.streamed)
+                assert streamed == sorted(streamed, reverse=True)
+    assert way_of(kind, True, 32, 64, "float32", 227 << 10).streamed == 0
+    assert way_of("lstm", True, 32, 128, "float32", 227 << 10).streamed == 0
+    assert way_of("lstm", False, 32, 128, "float32", 99 << 10).streamed > 0
+    assert way_of(kind, False, 128, 64, "float32", 99 << 10).blocks == 128
+    assert way_of(kind, False, 129, 64, "float32", 99 << 10).blocks == 65
