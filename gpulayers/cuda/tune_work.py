@@ -16,6 +16,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda import conv, product
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.tune_key import Key
+from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 
@@ -102,7 +103,7 @@ class DenseBackward:
         X, W, dZ = inputs
         batch, rows, cols = self._shape
         parts = product.dense_choice(batch, rows, cols, X.dtype).parts
-        grads = cupy.empty((parts, rows + 1, cols), dtype=self._dtype)
+        grads = cupy.empty((parts, rows + 1, cols), dtype=sum_dtype(X) if parts > 1 else X.dtype)
         dX = product.dense_backward(X, W, dZ, grads, True, True)
         return [grads, dX]
 
@@ -250,7 +251,8 @@ class ConvWeightGrad(_Conv):
             flags = (self._bias, self._pooled, True)
             parts = conv.weight_choice(X.shape, dZ.shape, self._window, *flags, X.dtype).parts
             rows = self._window.taps * X.shape[3] + self._bias
-            grads = cupy.empty((parts, rows, self._filters), dtype=self._dtype)
+            dtype = sum_dtype(X) if parts > 1 else X.dtype
+            grads = cupy.empty((parts, rows, self._filters), dtype=dtype)
         args = (X, dZ, self._window, self._bias, won, grads)
         return [conv.weight_grad(*args, special=self._special)]
 
