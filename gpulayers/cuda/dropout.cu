@@ -15,14 +15,12 @@ __global__ void dropout_forward(const T* __restrict__ x, const Word* __restrict_
                                 Acc scale)
 {
     const Index block = thread_number<Index>();
-    if (block > (total - 1) / NUMBERS) return;
-    Word words[4];
-    philox_block(draws[0], draws[1], draws[2], draws[3], static_cast<Word>(offset) + block, words);
+    const Words words = philox_block(draws[0], draws[1], draws[2], draws[3], static_cast<Word>(offset) + block);
     const Index first = block * NUMBERS;
 #pragma unroll
     for (int i = 0; i < NUMBERS; ++i) {
         if (first + i >= total) return;
-        const unsigned int half = static_cast<unsigned int>(words[i / 2] >> (i % 2 * 32));
+        const unsigned int half = static_cast<unsigned int>(words.word[i / 2] >> (i % 2 * 32));
         const bool stays = static_cast<Acc>(half >> 8) * static_cast<Acc>(5.9604644775390625e-8f) >= p;  // 2^-24
         const Acc value = static_cast<Acc>(x[first + i]);
         y[first + i] = static_cast<T>(value * (stays ? scale : static_cast<Acc>(0)));

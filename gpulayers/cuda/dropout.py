@@ -34,7 +34,9 @@ def forward(X: Array, draws: Array, offset: int, p: float, masked: bool) -> tupl
     blocks = blocks_of(X.size)
     rounded = float(cupy.dtype("float32").type(p))  # as the numbers that it is compared with
     args = (X, draws, Y, kept, X.size, offset, masked, rounded, _scale(X, p))
-    index = table.index_for(X.size + _NUMBERS, offset + blocks)
+    # threads of the last block count past the end
+    overhang = _NUMBERS * table.KERNELS["dropout_forward"].block
+    index = table.index_for(X.size + overhang, offset + blocks)
     launch_elements("dropout_forward", X.dtype, blocks, args, index)
     return Y, kept
 

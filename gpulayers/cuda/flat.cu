@@ -1,63 +1,80 @@
-// What a planned step does once for all parameters, which lie one after the other in `param`.
-//
-// `sections` has four numbers for each parameter: where it starts in `param`; where its gradient starts in `work`, into
-// how many parts the sums of that are cut, and how far apart those lie. What changes from step to step lies on the
-// device, so that a captured step reads it anew: `rates`, a learning rate for each section, and `count`, the number of
-// the step.
+// What a planned step does once for all parameters, which lie one after the other in `param`. What changes from step to
+// step lies on the device, so that a captured step reads it anew: `rates`, a learning rate for each section, and `step`,
+// the number of the step.
 #include "common.cuh"
+#include "flat.cuh"
 
-#define FLAT_BLOCK 256
-#define NUMBERS 4
-
-__device__ __forceinline__ int section_of(const long long* __restrict__ sections, int count, long long number)
-{
-    int section = 0;
-    while (section + 1 < count && number >= sections[(section + 1) * NUMBERS]) ++section;
-    return section;
-}
-
-// The sum of a gradient's parts, in their order.
-template <typename Acc>
-__device__ __forceinline__ Acc gradient_at(const Acc* __restrict__ work, const long long* __restrict__ section,
-                                           long long number)
-{
-    const long long place = section[1] + (number - section[0]);
-    Acc sum = static_cast<Acc>(0);
-    for (long long part = 0; part < section[2]; ++part) sum += work[place + part * section[3]];
-    return sum;
-}
-
-// gradient = the whole sums; total = param.size
+// gradient = the whole sums, divided by scale[0] if scaled; total = param.size
 template <typename Acc>
 __global__ void sum_sections(const Acc* __restrict__ work, const long long* __restrict__ sections,
-                             Acc* __restrict__ gradient, int total, int count)
+                             const Acc* __restrict__ scale, Acc* __restrict__ gradient, int total, int count,
+                             int scaled)
 {
     const int number = thread_number<int>();
     if (number >= total) return;
-    gradient[number] = gradient_at(work, sections + section_of(sections, count, number) * NUMBERS, number);
+    const Acc sum = gradient_at(work, sections + section_of(sections, count, number) * NUMBERS, number);
+    gradient[number] = scaled ? sum / scale[0] : sum;
 }
 
-enum Rule { SGD_RULE, ADAGRAD_RULE, RMSPROP_RULE, ADAM_RULE };
+enum Rule { SGD_RULE, ADAGRAD_RULE, RMSPROP_RULE, ADAM_RULE, NESTEROV_RULE };
+
+// What is done to a gradient before a rule sees it, in this order; see judge.cu.
+template <typename Acc>
+struct Treatment {
+    const Acc* factors;  // of each section: what clips its norm
+    const Acc* inverse;  // one over the loss scale
+    bool clips_norm, scaled;
+    Acc limit, pull;  // of a single number; of the weights themselves (L2)
+};
+
+template <typename Acc>
+__device__ __forceinline__ Acc treated(const Treatment<Acc>& treatment, Acc gradient, int section, Acc weight)
+{
+    if (treatment.scaled) gradient *= treatment.inverse[0];
+    gradient = clipped(gradient, treatment.limit);
+    if (treatment.clips_norm) gradient *= treatment.factors[section];
+    return gradient + treatment.pull * weight;
+}
+
+// The weight that the rule changes. That of a half type is a copy in Acc (`param`); where the weight of the network is
+// not the copy rounded, somebody has changed it, and it counts itself.
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc weight_of(const Acc* __restrict__ param, const T* __restrict__ narrow, int number)
+{
+    const Acc weight = param[number];
+    if constexpr (sizeof(T) < sizeof(Acc)) {
+        const Acc own = static_cast<Acc>(narrow[number]);
+        if (static_cast<Acc>(static_cast<T>(weight)) != own) return own;
+    }
+    return weight;
+}
 
 // The rules of update.cu for all parameters at once. `first` is velocity, cache or mean, `second` Adam's var. a and b
 // are momentum, or decay and 1 - decay, or those of mean; c and d those of var; log_a and log_c the logarithms of
 // Adam's decays, from which 1 - decay^t = -expm1(t log(decay)) comes without cancellation; decay shrinks the weights.
-template <typename Acc>
+// Of a half type T `narrow` gets the weights rounded. scaled: nothing is done if good[0] is 0.
+template <typename T, typename Acc>
 __global__ void flat_update(Acc* __restrict__ param, Acc* __restrict__ first, Acc* __restrict__ second,
-                            const Acc* __restrict__ work, const long long* __restrict__ sections,
-                            const Acc* __restrict__ rates, const int* __restrict__ step, int total, int count, int rule,
-                            Acc a, Acc b, Acc c, Acc d, Acc log_a, Acc log_c, Acc eps, Acc decay)
+                            T* __restrict__ narrow, const Acc* __restrict__ work,
+                            const long long* __restrict__ sections, const Acc* __restrict__ rates,
+                            const int* __restrict__ step, const Acc* __restrict__ factors,
+                            const Acc* __restrict__ inverse, const int* __restrict__ good, int total, int count,
+                            int rule, int clips_norm, int scaled, Acc a, Acc b, Acc c, Acc d, Acc log_a, Acc log_c,
+                            Acc eps, Acc decay, Acc limit, Acc pull)
 {
     const int number = thread_number<int>();
     if (number >= total) return;
+    if (scaled && good[0] == 0) return;
     const int section = section_of(sections, count, number);
-    const Acc g = gradient_at(work, sections + section * NUMBERS, number);
+    const Treatment<Acc> treatment = {factors, inverse, clips_norm != 0, scaled != 0, limit, pull};
+    const Acc old = weight_of<T, Acc>(param, narrow, number);
+    const Acc g = treated(treatment, gradient_at(work, sections + section * NUMBERS, number), section, old);
     const Acc rate = rates[section];
-    const Acc old = param[number];
-    if (rule == SGD_RULE) {
+    Acc fresh = old;
+    if (rule == SGD_RULE || rule == NESTEROV_RULE) {
         const Acc velocity = a * first[number] + rate * g;
         first[number] = velocity;
-        param[number] = old - velocity;
+        fresh -= rule == SGD_RULE ? velocity : a * velocity + rate * g;
     } else if (rule == ADAM_RULE) {
         const Acc t = static_cast<Acc>(step[0]);
         const Acc mean = a * first[number] + b * g;
@@ -65,12 +82,14 @@ __global__ void flat_update(Acc* __restrict__ param, Acc* __restrict__ first, Ac
         first[number] = mean;
         second[number] = var;
         const Acc root = sqrt(var / -expm1(t * log_c));
-        param[number] = old - rate * decay * old - rate * (mean / -expm1(t * log_a)) / (root + eps);
+        fresh = old - rate * decay * old - rate * (mean / -expm1(t * log_a)) / (root + eps);
     } else {
         const Acc cache = rule == ADAGRAD_RULE ? first[number] + g * g : a * first[number] + b * (g * g);
         first[number] = cache;
-        param[number] = old - rate * g / (sqrt(cache) + eps);
+        fresh = old - rate * g / (sqrt(cache) + eps);
     }
+    param[number] = fresh;
+    if constexpr (sizeof(T) < sizeof(Acc)) narrow[number] = static_cast<T>(fresh);
 }
 
 // loss = scale * the sum of the losses, in a fixed order, by one block; and one step more is counted.

@@ -3,9 +3,13 @@
 
 typedef unsigned long long Word;
 
+struct Words {
+    Word word[4];
+};
+
 // The four words of block number `block` of a stream. NumPy counts up before each block.
-__device__ __forceinline__ void philox_block(Word key_low, Word key_high, Word counter_low, Word counter_high,
-                                             Word block, Word (&words)[4])
+__device__ __forceinline__ Words philox_block(Word key_low, Word key_high, Word counter_low, Word counter_high,
+                                              Word block)
 {
     const Word steps = block + 1;
     Word c0 = counter_low + steps;
@@ -25,8 +29,5 @@ __device__ __forceinline__ void philox_block(Word key_low, Word key_high, Word c
         key_low += 0x9E3779B97F4A7C15ull;
         key_high += 0xBB67AE8584CAA73Bull;
     }
-    words[0] = c0;
-    words[1] = c1;
-    words[2] = c2;
-    words[3] = c3;
+    return {{c0, c1, c2, c3}};
 }

@@ -284,22 +284,6 @@ _SPECS = (
         f"adam_update<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, *(REAL,) * 7),
     ),
-    # ---- flat.cu: all parameters in one
-    *(
-        KernelSpec(name, "flat.cu", f"{name}<{{Acc}}>", parameters, dtypes=("float32", "float64"))
-        for name, parameters in (
-            ("sum_sections", (*_A3, INT, INT)),
-            ("flat_update", (*(ARRAY,) * 7, *(INT,) * 3, *(REAL,) * 8)),
-        )
-    ),
-    KernelSpec(
-        "finish_loss",
-        "flat.cu",
-        "finish_loss<{Acc}>",
-        (*_A3, INT, REAL),
-        dtypes=("float32", "float64"),
-        barriers=True,
-    ),
     # ---- recurrent.cu
     KernelSpec(
         "rnn_step_forward",

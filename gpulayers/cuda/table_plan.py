@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, KernelSpec
 
 _MAP = "{T}, {Acc}, {Index}"
+_WIDE = ("float32", "float64")
 
 SPECS = (
     # ---- norm.cu
@@ -41,5 +42,43 @@ SPECS = (
         "dropout.cu",
         f"dropout_backward<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, REAL),
+    ),
+    # ---- flat.cu, judge.cu: all parameters in one
+    KernelSpec(
+        "sum_sections",
+        "flat.cu",
+        "sum_sections<{Acc}>",
+        (*(ARRAY,) * 4, *(INT,) * 3),
+        dtypes=_WIDE,
+    ),
+    KernelSpec(
+        "flat_update",
+        "flat.cu",
+        "flat_update<{T}, {Acc}>",
+        (*(ARRAY,) * 11, *(INT,) * 5, *(REAL,) * 10),
+    ),
+    KernelSpec(
+        "finish_loss",
+        "flat.cu",
+        "finish_loss<{Acc}>",
+        (*(ARRAY,) * 3, INT, REAL),
+        dtypes=_WIDE,
+        barriers=True,
+    ),
+    KernelSpec(
+        "survey_gradients",
+        "judge.cu",
+        "survey_gradients<{Acc}>",
+        (*(ARRAY,) * 6, INT, REAL, REAL),
+        dtypes=_WIDE,
+        barriers=True,
+    ),
+    KernelSpec(
+        "judge_gradients",
+        "judge.cu",
+        "judge_gradients<{Acc}>",
+        (*(ARRAY,) * 9, *(INT,) * 5, *(REAL,) * 3),
+        dtypes=_WIDE,
+        barriers=True,
     ),
 )

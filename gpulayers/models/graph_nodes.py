@@ -138,10 +138,11 @@ class SumStep(ResidualNode):
 def on_gpu(nodes: Sequence[Node]) -> list[Node]:
     """The nodes of a plan, with those in the place of some that a GPU has a shorter way for."""
     chain = list(_replaced(nodes))
-    before: Node | None = None
+    before: Any = None
+    node: Any
     for node in chain:
-        takes = isinstance(node, Fused) and node.takes_slope
-        if takes and isinstance(before, Fused) and before.ends_with_relu:
+        both = isinstance(node, Fused) and isinstance(before, Fused)
+        if both and node.takes_slope and before.ends_with_relu:
             node.masks_input = before.leaves_slope = True
         if [type(layer) for layer in node.layers] != [Flatten]:
             before = node

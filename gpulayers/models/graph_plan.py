@@ -61,7 +61,7 @@ class GraphNetwork(CompiledNetwork):
     or float64 parameters, trained on cross-entropy; for others `describe` says why not, and the
     step is launched operation by operation. The parameters are moved into one array, of which the
     layers hold views, and updated by one launch if every layer has the same optimizer (SGD,
-    AdaGrad, RMSProp, Adam or AdamW without clipping).
+    AdaGrad, RMSProp, Adam or AdamW); two more find the norms, where gradients are clipped by them.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class GraphNetwork(CompiledNetwork):
                     self._room(program)
                 self._backward(program, dY)
                 if update:
-                    flat_update.launch(program.work, program.sections)
+                    flat_update.launch(program.work, program.sections, scaled=True)
             program.outputs = Y
             program.draws = 0 if draws is None else draws.taken
         finally:
@@ -324,9 +324,9 @@ class GraphNetwork(CompiledNetwork):
         if update.serves:
             update.prepare(cur_loss, counted=True)
             if self._summed:
-                update.launch(self._sums, self._whole)
+                update.launch(self._sums, self._whole, scaled=False)
             else:
-                update.launch(program.work, program.sections)
+                update.launch(program.work, program.sections, scaled=True)
         else:
             self._update_one_by_one(self.gradient_arrays(), cur_loss)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from gpulayers import backend
+from gpulayers._types import is_dict
 from gpulayers.backend import Array
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
 from gpulayers.models.graph_node import Place
+from gpulayers.models.graph_scale import LossScale
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
-from gpulayers.optimizers._master import MASTER, parts
+from gpulayers.optimizers._master import MASTER, STATE, is_half, parts
 
 __all__ = ["FlatUpdate", "Kept", "numbers_of"]
 
@@ -22,16 +26,17 @@ def numbers_of(optimizer: Any) -> Numbers | None:
     o, kind = optimizer, type(known)
     if kind not in (SGD, AdaGrad, RMSProp, Adam, AdamW):
         return None
-    if o.clip_norm is not None or o.clip_value is not None:
-        return None
-    if o.weight_decay and kind is not AdamW:
-        return None
+    first = {
+        "limit": o.clip_value or 0.0,
+        "pull": 0.0 if kind is AdamW else o.weight_decay,
+        "longest": o.clip_norm or 0.0,
+    }
     if kind is SGD:
-        return None if o.nesterov else Numbers("sgd", a=o.momentum)
+        return Numbers("nesterov" if o.nesterov else "sgd", a=o.momentum, **first)
     if kind is AdaGrad:
-        return Numbers("adagrad", eps=o.eps)
+        return Numbers("adagrad", eps=o.eps, **first)
     if kind is RMSProp:
-        return Numbers("rmsprop", a=o.decay, b=1.0 - o.decay, eps=o.eps)
+        return Numbers("rmsprop", a=o.decay, b=1.0 - o.decay, eps=o.eps, **first)
     if not o.decay1 or not o.decay2:  # whose logarithm is infinite
         return None
     return Numbers(
@@ -39,6 +44,7 @@ def numbers_of(optimizer: Any) -> Numbers | None:
         *(o.decay1, 1.0 - o.decay1, o.decay2, 1.0 - o.decay2),
         *(math.log(o.decay1), math.log(o.decay2), o.eps),
         o.weight_decay if kind is AdamW else 0.0,
+        **first,
     )
 
 
@@ -74,7 +80,8 @@ def _taken(value: Array, view: Array, what: str) -> Array:
 
 class FlatUpdate:
     """Parameters one after the other in one array, of which the layers hold views, and their
-    optimizers' state the same way.
+    optimizers' state the same way. For half types there are two such arrays: the parameters, and
+    the float32 copies that the rule changes (see `gpulayers.optimizers`).
 
     What changes from step to step is kept on the device: the learning rates and Adam's number of
     steps. They are written there only when they are not what the device has already.
@@ -89,10 +96,12 @@ class FlatUpdate:
     ----------
     serves : bool
         Whether one launch can update all.
+    wide : dtype
+        That gradients come in and rules compute in.
     """
 
-    def __init__(self, places: list[Place], dtype: Any) -> None:
-        self.places = places
+    def __init__(self, places: list[Place], dtype: Any, scale: LossScale | None = None) -> None:
+        self.places, self.scale = places, scale
         self.xp = backend.module("cupy")
         self.shapes = [layer.parameters[name].shape for layer, name in places]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -100,12 +109,16 @@ class FlatUpdate:
         self.dtype = dtype
         self.total = sum(self.sizes)
         self.numbers = numbers_of(places[0][0].optimizer)
-        self.param = self.xp.empty(self.total, dtype=dtype)
+        self.wide = np.dtype(np.float32) if is_half(dtype) else dtype
+        self.param = self.xp.empty(self.total, dtype=self.wide)
+        self.narrow = self.xp.empty(self.total, dtype=dtype) if is_half(dtype) else None
         self.names: tuple[str, ...] = getattr(places[0][0].optimizer, "_state_names", ())
-        self.states = [self.xp.zeros(self.total, dtype=dtype) for _ in self.names or (0,)]
-        self._views = [self._cut(self.param, i) for i in range(len(places))]
+        self.states = [self.xp.zeros(self.total, dtype=self.wide) for _ in self.names or (0,)]
+        held = self.param if self.narrow is None else self.narrow
+        self._views = [self._cut(held, i) for i in range(len(places))]
+        self._masters = [self._cut(self.param, i) for i in range(len(places))]
         self._state_views = [[self._cut(s, i) for s in self.states] for i in range(len(places))]
-        self.rates = self.xp.zeros(len(places), dtype=dtype)
+        self.rates = self.xp.zeros(len(places), dtype=self.wide)
         self._sent_rates: list[float] = [0.0] * len(places)
         self.step = self.xp.zeros(1, dtype="int32")
         self._sent_step = 0
@@ -113,6 +126,7 @@ class FlatUpdate:
         self.one_kind = len({type(o) for o in optimizers}) == 1 and self.numbers is not None
         self._adopted = False
         self.serves = False
+        self._judgement = self._room_to_judge()
         self.adopt()
 
     def _cut(self, array: Array, i: int) -> Array:
@@ -132,7 +146,9 @@ class FlatUpdate:
         entry = layer.optimizer.cache.get(name)
         if entry is None:
             return {}
-        return entry if self.names else {"": parts(entry)[0]}
+        state, master = parts(entry)
+        found = state if self.names else {STATE: state}
+        return found if master is None else {**found, MASTER: master}
 
     def adopt(self) -> None:
         """Take over arrays that somebody put into a layer or an optimizer (a checkpoint,
@@ -156,37 +172,65 @@ class FlatUpdate:
 
     def _holds_all(self) -> bool:
         """Whether the layers and optimizers still have the views; asked in each step."""
-        for (layer, name), view, states in zip(
-            self.places, self._views, self._state_views, strict=True
-        ):
-            if layer.parameters[name] is not view:
+        for i, (layer, name) in enumerate(self.places):
+            if layer.parameters[name] is not self._views[i]:
                 return False
-            if not self.one_kind:
-                continue
-            entry = layer.optimizer.cache.get(name)
-            if not self.names:
-                if entry is not states[0]:
-                    return False
-            elif entry is None:
+            if self.one_kind and not self._holds_state(layer.optimizer.cache.get(name), i):
                 return False
-            else:
-                for key, state in zip(self.names, states, strict=True):
-                    if entry.get(key) is not state:
-                        return False
+        return True
+
+    def _holds_state(self, entry: Any, i: int) -> bool:
+        states = self._state_views[i]
+        if not self.names and self.narrow is None:
+            return entry is states[0]
+        if not is_dict(entry):
+            return False
+        if self.narrow is not None and entry.get(MASTER) is not self._masters[i]:
+            return False
+        for key, state in zip(self.names or (STATE,), states, strict=True):
+            if entry.get(key) is not state:
+                return False
         return True
 
     def _adopt_state(self, i: int) -> None:
         (layer, name), entry = self.places[i], self._entry(i)
-        for key, state in zip(self.names or ("",), self._state_views[i], strict=True):
+        what = f"the optimizer of {layer}, {name!r}"
+        for key, state in zip(self.names or (STATE,), self._state_views[i], strict=True):
             if entry.get(key) is None:
                 state.fill(0)
             elif entry[key] is not state:
-                _taken(entry[key], state, f"the optimizer of {layer}, {name!r}")
+                _taken(entry[key], state, what)
             entry[key] = state
-        entry.pop(MASTER, None)  # of a half-precision run
+        master = entry.pop(MASTER, None)
+        if self.narrow is not None:
+            if master is None:
+                self._masters[i][...] = self._views[i].astype(self.wide)
+            elif master is not self._masters[i]:
+                _taken(master, self._masters[i], what)
+            entry[MASTER] = self._masters[i]
         if self.names:
             entry.setdefault("t", 0)
-        layer.optimizer.cache[name] = entry if self.names else entry[""]
+        plain = not self.names and self.narrow is None
+        layer.optimizer.cache[name] = entry[STATE] if plain else entry
+
+    def _room_to_judge(self) -> Any:
+        """Memory for `flat.judge`, if there is something to judge."""
+        from gpulayers.cuda import flat  # needs CuPy
+
+        if self.scale is None and (self.numbers is None or not self.numbers.longest):
+            return None
+        rows: list[tuple[int, int, int]] = []
+        bounds = [0]
+        for i, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
+            ends = range(start, start + size, flat.CHUNK)
+            rows += [(i, first, min(first + flat.CHUNK, start + size)) for first in ends]
+            bounds.append(len(rows))
+        xp = self.xp
+        return flat.Judgement(
+            xp.asarray(np.array(rows, np.int64)),
+            xp.asarray(np.array(bounds, np.int32)),
+            *(xp.zeros(n, self.wide) for n in (len(rows), len(rows), len(self.sizes))),
+        )
 
     # ------------------------------------------------------------------------------------ the step
 
@@ -240,10 +284,24 @@ class FlatUpdate:
         """The device has computed a loss, and so counted a step."""
         self._sent_step += 1
 
-    def launch(self, work: Array, sections: Array) -> None:
-        """Update all parameters by gradients that lie in `work` as `sections` say."""
+    def launch(self, work: Array, sections: Array, scaled: bool) -> None:
+        """Update all parameters by gradients that lie in `work` as `sections` say.
+
+        Parameters
+        ----------
+        scaled : bool
+            The gradients are too long by the loss scale.
+        """
         from gpulayers.cuda import flat  # needs CuPy
 
-        if self.numbers is not None:
-            arrays = (self.param, self.states, work, sections, self.rates, self.step)
-            flat.flat_update(*arrays, self.numbers)
+        numbers = self.numbers
+        if numbers is None:
+            return
+        state = None if self.scale is None else self.scale.state
+        if self._judgement is not None:
+            arguments = (work, sections, numbers, self._judgement, state, scaled, self.step)
+            flat.judge(*arguments)
+        flat.flat_update(
+            *(self.param, self.states, self.narrow, work, sections, self.rates, self.step),
+            *(numbers, self._judgement, state),
+        )

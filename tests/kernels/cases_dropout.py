@@ -18,6 +18,7 @@ from tests.kernels.arrays import (
 )
 
 KEY, P = (0x0123456789ABCDEF, 0xFEDCBA9876543210), 0.375
+_MASK = 2**64 - 1
 
 
 def _uniform(counter: int, n: int) -> np.ndarray:
@@ -35,7 +36,7 @@ def dropped(launcher: Launcher, n: int, offset: int, masked: bool, dtype: str, i
     uniform = _uniform(counter + offset, n)
     p = float(uniform[n // 2]) if n > 1 else P  # as some number is
     stays = uniform >= p
-    draws = np.array([*KEY, counter & (2**64 - 1), counter >> 64], np.uint64)
+    draws = np.array([*KEY, counter & _MASK, counter >> 64], np.uint64)
     before = draws.copy()
     y, kept = poisoned(n, dtype), np.full(n, 9, "u1")
     grid = blocks(-(-n // 8), "dropout_forward")
@@ -46,22 +47,37 @@ def dropped(launcher: Launcher, n: int, offset: int, masked: bool, dtype: str, i
     np.testing.assert_array_equal(kept, passes.astype("u1"))
     np.testing.assert_array_equal(draws, before)
 
+
+def way_back(launcher: Launcher, n: int, counter: int, dtype: str, index: str) -> None:
     dy, upstream = rounded(random(n, seed="dy"), dtype)
-    dx = poisoned(n, dtype)
+    kept = (random(n) > 0).astype("u1")
+    draws = np.array([*KEY, counter & _MASK, counter >> 64], np.uint64)
+    dx, scale = poisoned(n, dtype), 1.5
     args = (dy, kept, dx, draws, n, scale)
     launcher.launch("dropout_backward", dtype, index, blocks(n, "dropout_backward"), args)
-    close(dx, upstream * passes * scale, dtype)
+    close(dx, upstream * kept * scale, dtype)
     end = counter + -(-n // 8)
-    assert draws.tolist() == [*KEY, end & (2**64 - 1), end >> 64]
+    assert draws.tolist() == [*KEY, end & _MASK, end >> 64]
 
 
 CASES = [
-    functools.partial(dropped, n=n, offset=offset, masked=masked, dtype=d, index=i)
-    for (d, i), n, offset, masked in zip(
-        (COMBINATIONS[0], *COMBINATIONS, COMBINATIONS[0], COMBINATIONS[0]),
-        (1, 2100, 27, 16, 19, 8, 9),
-        (0, 3, 0, 1, 2, 0, 1),
-        (False, True, False, True, True, True, False),
-        strict=True,
-    )
+    *(
+        functools.partial(dropped, n=n, offset=offset, masked=masked, dtype=d, index=i)
+        for (d, i), n, offset, masked in zip(
+            (COMBINATIONS[0], *COMBINATIONS, COMBINATIONS[0], COMBINATIONS[0]),
+            (1, 2100, 27, 16, 19, 8, 9),
+            (0, 3, 0, 1, 2, 0, 1),
+            (False, True, False, True, True, True, False),
+            strict=True,
+        )
+    ),
+    *(
+        functools.partial(way_back, n=n, counter=counter, dtype=d, index=i)
+        for (d, i), n, counter in zip(
+            (COMBINATIONS[0], COMBINATIONS[0], *COMBINATIONS),
+            (8, 4, 2100, 9, 1, 7),
+            (5, 0, 3 * 2**64 - 2, 1, 2, 3),
+            strict=True,
+        )
+    ),
 ]

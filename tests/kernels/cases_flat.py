@@ -7,13 +7,30 @@ import math
 
 import numpy as np
 
-from tests.kernels.arrays import Launcher, blocks, close, load, poisoned, random, rounded, store
+from tests.kernels.arrays import (
+    WIDE,
+    Launcher,
+    blocks,
+    close,
+    load,
+    poisoned,
+    random,
+    rounded,
+    store,
+)
 
 DTYPES = (("float32", "int32"), ("float64", "int64"))
 EPS, DECAY1, DECAY2, SHRINK = 1e-3, 0.7, 0.95, 0.3
 #: sizes of the parameters, parts of their gradients, where those start (a gap at first), rates
 SIZES, PARTS, STARTS, RATES = (130, 1, 141), (2, 1, 3), (700, 690, 5), (0.05, 0.1, 0.02)
+FACTORS = (0.5, 1.0, 0.125)
 TOTAL = sum(SIZES)
+HALVES = (
+    ("sgd", ("float16", "int32")),
+    ("adam", ("float16", "int64")),
+    ("rmsprop", ("bfloat16", "int32")),
+    ("adagrad", ("bfloat16", "int64")),
+)
 
 
 def _sections() -> np.ndarray:
@@ -32,46 +49,78 @@ def _work(dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return store(work, dtype), np.concatenate(sums)
 
 
-def summed(launcher: Launcher, dtype: str, index: str) -> None:
+def summed(launcher: Launcher, scaled: bool, dtype: str, index: str) -> None:
     work, want = _work(dtype)
-    gradient = poisoned(TOTAL, dtype)
-    args = (work, _sections(), gradient, TOTAL, len(SIZES))
+    gradient, scale = poisoned(TOTAL, dtype), store(np.array([4.0]), dtype)
+    args = (work, _sections(), scale, gradient, TOTAL, len(SIZES), scaled)
     launcher.launch("sum_sections", dtype, index, blocks(TOTAL, "sum_sections"), args)
-    close(gradient, want, dtype)
+    close(gradient, want / 4 if scaled else want, dtype)
 
 
-def update(launcher: Launcher, rule: str, dtype: str, index: str) -> None:
-    work, g = _work(dtype)
+def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool = False) -> None:
+    """Two steps; `treated`: by a loss scale of 4, cut off, factors for norms, weights pulled."""
+    wide = WIDE[dtype]
+    work, g = _work(wide)
+    limit, pull = (0.2, 0.01) if treated else (0.0, 0.0)
+    if treated:
+        g = np.clip(g / 4, -limit, limit) * np.repeat(FACTORS, SIZES)
     rates = np.repeat(RATES, SIZES)
-    param, p = rounded(random(TOTAL, seed="param"), dtype)
-    first, m = rounded(random(TOTAL, seed="first") ** 2, dtype)
-    second, v = rounded(random(TOTAL, seed="second") ** 2, dtype)
+    narrow, p = rounded(random(TOTAL, seed="param"), dtype)
+    param = store(p * (1 + 1e-4), wide)  # rounds to the weight of a half type
+    if dtype != wide:
+        assert (store(param.astype("f8"), dtype) == narrow).all()
+        param[5] = 9.0  # which somebody has changed
+        p = np.where(np.arange(TOTAL) == 5, p, param.astype("f8"))
+    else:
+        narrow, p = narrow[:0], param.astype("f8")
+    first, m = rounded(random(TOTAL, seed="first") ** 2, wide)
+    second, v = rounded(random(TOTAL, seed="second") ** 2, wide)
     for t in (3, 4):
-        if rule == "sgd":
-            numbers = (0, DECAY1, 0, 0, 0, 0, 0, 0, 0)
-            m = DECAY1 * m + rates * g
-            p = p - m
+        old, pulled = p, g + pull * p
+        if rule in ("sgd", "nesterov"):
+            numbers = (0 if rule == "sgd" else 4, DECAY1, 0, 0, 0, 0, 0, 0, 0)
+            m = DECAY1 * m + rates * pulled
+            p = p - (m if rule == "sgd" else DECAY1 * m + rates * pulled)
         elif rule == "adagrad":
             numbers = (1, 0, 0, 0, 0, 0, 0, EPS, 0)
-            m = m + g * g
-            p = p - rates * g / (np.sqrt(m) + EPS)
+            m = m + pulled**2
+            p = p - rates * pulled / (np.sqrt(m) + EPS)
         elif rule == "rmsprop":
             numbers = (2, DECAY1, 1 - DECAY1, 0, 0, 0, 0, EPS, 0)
-            m = DECAY1 * m + (1 - DECAY1) * g * g
-            p = p - rates * g / (np.sqrt(m) + EPS)
+            m = DECAY1 * m + (1 - DECAY1) * pulled**2
+            p = p - rates * pulled / (np.sqrt(m) + EPS)
         else:  # Kingma & Ba's algorithm 1, with Loshchilov & Hutter's decay
             decays = (DECAY1, 1 - DECAY1, DECAY2, 1 - DECAY2)
             numbers = (3, *decays, math.log(DECAY1), math.log(DECAY2), EPS, SHRINK)
-            m, v = DECAY1 * m + (1 - DECAY1) * g, DECAY2 * v + (1 - DECAY2) * g * g
+            m, v = DECAY1 * m + (1 - DECAY1) * pulled, DECAY2 * v + (1 - DECAY2) * pulled**2
             m_hat, v_hat = m / (1 - DECAY1**t), v / (1 - DECAY2**t)
-            p = p - rates * SHRINK * p - rates * m_hat / (np.sqrt(v_hat) + EPS)
-        step = np.array([t], "i4")
-        args = (param, first, second, work, _sections(), store(np.array(RATES), dtype), step)
-        args = (*args, TOTAL, len(SIZES), *numbers)
+            p = p - rates * SHRINK * old - rates * m_hat / (np.sqrt(v_hat) + EPS)
+        step, rate = np.array([t], "i4"), store(np.array(RATES), wide)
+        factors, inverse = (store(np.array(x), wide) for x in (FACTORS, [0.25]))
+        args = (param, first, second, narrow, work, _sections(), rate, step, factors, inverse)
+        args = (*args, np.ones(1, "i4"), TOTAL, len(SIZES), numbers[0], treated, treated)
+        args = (*args, *numbers[1:], limit, pull)
         launcher.launch("flat_update", dtype, index, blocks(TOTAL, "flat_update"), args)
-        close(first, m, dtype, factor=4)
-        close(second, v, dtype, factor=4)
-        close(param, p, dtype, factor=4)
+        close(first, m, wide, factor=4)
+        close(second, v, wide, factor=4)
+        close(param, p, wide, factor=8)
+        if dtype != wide:
+            np.testing.assert_array_equal(narrow, store(param.astype("f8"), dtype))
+
+
+def left_out(launcher: Launcher) -> None:
+    """A step whose gradients are not finite changes nothing."""
+    work, _ = _work("float32")
+    arrays = [store(random(TOTAL, seed=k), "float32") for k in ("a", "b", "c")]
+    before = [array.copy() for array in arrays]
+    none, step = arrays[0][:0], np.array([3], "i4")
+    rates, one = store(np.array(RATES), "float32"), np.ones(1, "f4")
+    args = (*arrays, none, work, _sections(), rates, step, none, one, np.zeros(1, "i4"))
+    args = (*args, TOTAL, len(SIZES), 3, False, True, *(0.5,) * 10)
+    grid = blocks(TOTAL, "flat_update")
+    launcher.launch("flat_update", "float32", "int32", grid, args)
+    for array, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, old)
 
 
 def loss(launcher: Launcher, count: int, dtype: str, index: str) -> None:
@@ -83,12 +132,20 @@ def loss(launcher: Launcher, count: int, dtype: str, index: str) -> None:
 
 
 CASES = [
-    *(functools.partial(summed, dtype=d, index=i) for d, i in DTYPES),
+    *(
+        functools.partial(summed, scaled=scaled, dtype=d, index=i)
+        for scaled, (d, i) in zip((False, True, True), (*DTYPES, DTYPES[0]), strict=True)
+    ),
     *(
         functools.partial(update, rule=rule, dtype=d, index=i)
-        for rule in ("sgd", "adagrad", "rmsprop", "adam")
+        for rule in ("sgd", "nesterov", "adagrad", "rmsprop", "adam")
         for d, i in DTYPES
     ),
+    *(
+        functools.partial(update, rule=rule, dtype=d, index=i, treated=True)
+        for rule, (d, i) in (("adam", DTYPES[0]), ("nesterov", DTYPES[1]), *HALVES)
+    ),
+    left_out,
     *(functools.partial(loss, count=259, dtype=d, index=i) for d, i in DTYPES),
     functools.partial(loss, count=1, dtype="float32", index="int32"),
 ]

@@ -37,7 +37,7 @@ USUAL = ("float32", "int32")
 #: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
 EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
 EVERY |= {"gemm.cu": 24, "conv.cu": 48, "tile.cuh": 48, "flat.cu": 24, "feed.cu": 24}
-EVERY |= {"norm.cu": 24, "dropout.cu": 12, "philox.cuh": 12}
+EVERY |= {"judge.cu": 24, "flat.cuh": 12, "norm.cu": 24, "dropout.cu": 12, "philox.cuh": 12}
 EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 48)
 OTHERS_EVERY = 6
 

@@ -1,0 +1,36 @@
+// Parameters one after the other in one array, and their gradients' parts: for flat.cu and judge.cu.
+//
+// `sections` has four numbers for each parameter: where it starts in `param`; where its gradient starts in `work`, into
+// how many parts the sums of that are cut, and how far apart those lie.
+
+#define FLAT_BLOCK 256
+#define NUMBERS 4
+
+__device__ __forceinline__ int section_of(const long long* __restrict__ sections, int count, long long number)
+{
+    int section = 0;
+    while (section + 1 < count && number >= sections[(section + 1) * NUMBERS]) ++section;
+    return section;
+}
+
+// The sum of a gradient's parts, in their order.
+template <typename Acc>
+__device__ __forceinline__ Acc gradient_at(const Acc* __restrict__ work, const long long* __restrict__ section,
+                                           long long number)
+{
+    const long long place = section[1] + (number - section[0]);
+    Acc sum = static_cast<Acc>(0);
+    for (long long part = 0; part < section[2]; ++part) sum += work[place + part * section[3]];
+    return sum;
+}
+
+// Cut to [-limit, limit] if there is a limit (> 0); NaN stays.
+template <typename Acc>
+__device__ __forceinline__ Acc clipped(Acc gradient, Acc limit)
+{
+    if (limit > static_cast<Acc>(0)) {
+        if (gradient > limit) return limit;
+        if (gradient < -limit) return -limit;
+    }
+    return gradient;
+}

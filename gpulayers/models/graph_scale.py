@@ -1,0 +1,62 @@
+"""The loss scale of a captured step in float16: it follows the gradients on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend
+
+__all__ = ["LossScale"]
+
+
+class LossScale:
+    """What the loss's gradient is multiplied by, so that small gradients do not become zero in
+    float16, and how many steps were left out because a gradient was not finite.
+
+    Kernels read and change it; nothing waits for the device until somebody asks. (Micikevicius et
+    al., "Mixed precision training", ICLR 2018, section 3.2.)
+
+    Parameters
+    ----------
+    scale : float
+        A power of two, of the first step.
+    good, skipped : int
+        Steps since the scale was last changed, and steps left out, of an earlier run.
+    interval : int
+        After so many good steps the scale is doubled.
+    smallest, largest : float
+        It stays between them.
+
+    Attributes
+    ----------
+    state : flat.ScaleState
+        The arrays on the device.
+    """
+
+    def __init__(
+        self,
+        scale: float = 2.0**15,
+        good: int = 0,
+        skipped: int = 0,
+        interval: int = 2000,
+        smallest: float = 2.0**-14,
+        largest: float = 2.0**24,
+    ) -> None:
+        from gpulayers.cuda import flat  # needs CuPy
+
+        xp = backend.module("cupy")
+        self.state = flat.ScaleState(
+            *(xp.asarray(np.full(1, v, np.float32)) for v in (scale, 1.0 / scale)),
+            xp.ones(1, dtype="int32"),
+            xp.asarray(np.array((good, skipped, 0), np.int32)),
+            *(interval, smallest, largest),
+        )
+
+    def read(self) -> dict[str, Any]:
+        """Return scale, good, skipped and stuck (steps left out at the smallest scale); waits for
+        the device."""
+        good, skipped, stuck = (int(n) for n in backend.to_cpu(self.state.counts))
+        scale = float(backend.to_cpu(self.state.scale)[0])
+        return {"scale": scale, "good": good, "skipped": skipped, "stuck": stuck}
