@@ -48,10 +48,13 @@ class LossScale:
 
         xp = backend.module("cupy")
         self.state = flat.ScaleState(
-            *(xp.asarray(np.full(1, v, np.float32)) for v in (scale, 1.0 / scale)),
-            xp.ones(1, dtype="int32"),
-            xp.asarray(np.array((good, skipped, 0), np.int32)),
-            *(interval, smallest, largest),
+            scale=xp.asarray(np.full(1, scale, np.float32)),
+            inverse=xp.asarray(np.full(1, 1.0 / scale, np.float32)),
+            good=xp.ones(1, dtype="int32"),
+            counts=xp.asarray(np.array((good, skipped, 0), np.int32)),
+            interval=interval,
+            smallest=smallest,
+            largest=largest,
         )
 
     def read(self) -> dict[str, Any]:
