@@ -22,7 +22,7 @@ from gpulayers.ops._product import product
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.reference.recurrent import slopes_from_values
 
-__all__ = ["CudaSequence"]
+__all__ = ["CudaSequence", "ahead", "back", "way_back"]
 
 States = tuple[Array, ...]
 
@@ -31,13 +31,31 @@ States = tuple[Array, ...]
 _MOST_STREAMED = 1 << 20
 
 
-def _chosen(kind: str, back: bool, batch: int, hidden: int, dtype: Any) -> Way | None:
-    """The way for arrays that are there, None if there are none or step by step is quicker."""
-    if not batch * hidden:
+def _rule(kind: str, acts: tuple[Activation, ...]) -> tuple[Any, ...] | None:
+    """What a kernel has to be told of the activations; None if it does not know them."""
+    if kind != "rnn":
+        return () if slopes_from_values(*acts) else None
+    kernel = acts[0].kernel
+    return None if kernel is None else activation_arguments(kernel)
+
+
+def _way(
+    kind: str, back: bool, batch: int, hidden: int, dtype: Any, acts: tuple[Activation, ...]
+) -> Way | None:
+    """How one kernel goes; None where it cannot, or step by step is quicker."""
+    if not batch * hidden or _rule(kind, acts) is None:
         return None
     shared = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
     way = way_of(kind, back, batch, hidden, dtype.name, shared)
     return None if way is None or way.streamed > _MOST_STREAMED else way
+
+
+def way_back(kind: str, trace: Trace, acts: tuple[Activation, ...]) -> Way | None:
+    """As `_way`, for what was gone through ahead."""
+    _, n, h = trace.states[0].shape
+    if any(isinstance(kept, list) for kept in trace.kept):  # went step by step
+        return None
+    return _way(kind, True, n, h, trace.X.dtype, acts)
 
 
 def _run(way: Way, like: Array, arrays: tuple[Array | None, ...], numbers: tuple[Any, ...]) -> None:
@@ -47,47 +65,45 @@ def _run(way: Way, like: Array, arrays: tuple[Array | None, ...], numbers: tuple
     launch(*(way.kernel, like.dtype, grid, args, "int32"), block=way.threads, shared=way.shared)
 
 
-def _ahead(
+def ahead(
     kind: str,
     X: Array,
     first: States | None,
     mask: Array | None,
     weights: Weights,
-    act: tuple[Any, ...] = (),
-) -> tuple[Array, States, Array] | None:
-    """All steps ahead: the gates (the pre-activations of a simple network), the states, and what a
-    gated recurrent unit keeps besides; None where that goes step by step."""
+    acts: tuple[Activation, ...],
+) -> Trace | None:
+    """All steps ahead; None where they go one by one."""
     (n_t, n, n_in), (h, width) = X.shape, weights.recurrent.shape
-    way = _chosen(kind, False, n, h, X.dtype)
-    if way is None:
+    way, rule = _way(kind, False, n, h, X.dtype, acts), _rule(kind, acts)
+    if way is None or rule is None:
         return None
     gates = product(X.reshape(n_t * n, n_in), weights.input).reshape(n_t, n, width)
     count = 2 if kind == "lstm" else 1
     states = tuple(cupy.empty((n_t + 1, n, h), dtype=X.dtype) for _ in range(count))
-    M = cupy.empty((n_t, n, h) if kind == "gru" else 0, dtype=X.dtype)
+    M = (cupy.empty((n_t, n, h), dtype=X.dtype),) if kind == "gru" else ()
     given = (None,) * count if first is None else first
-    kept = (M,) if kind == "gru" else ()
-    arrays = (gates, weights.recurrent, *weights.biases, *given, _bytes(mask), *kept, *states)
+    arrays = (gates, weights.recurrent, *weights.biases, *given, _bytes(mask), *M, *states)
     lying = (1, h, width, way.fours)
-    _run(way, X, arrays, (n_t, n, h, *lying, first is not None, mask is not None, *act))
-    return gates, states, M
+    _run(way, X, arrays, (n_t, n, h, *lying, first is not None, mask is not None, *rule))
+    kept = {"rnn": (gates,), "lstm": (gates, None, None), "gru": (gates, *M, None)}[kind]
+    return Trace(X, mask, states, kept)
 
 
-def _back(
+def back(
     kind: str,
     dA: Array | None,
-    last: States | None,
+    last: tuple[Array | None, ...] | None,
     trace: Trace,
-    kept: tuple[Array, ...],
     weights: Weights,
+    acts: tuple[Activation, ...],
     truncate: int | None,
-    act: tuple[Any, ...] = (),
 ) -> tuple[Array, States] | None:
-    """All steps back: dZ and the gradients of the first states; None as above. `kept` is what the
-    kernel takes of the way ahead."""
+    """All steps back: dZ and the gradients of the first states; None where they go one by one. In
+    `last`, None stands for zeros."""
     (n_t, n, _), (h, width) = trace.X.shape, weights.recurrent.shape
-    way = _chosen(kind, True, n, h, trace.X.dtype)
-    if way is None or isinstance(kept[0], list):  # went step by step
+    way, rule = way_back(kind, trace, acts), _rule(kind, acts)
+    if way is None or rule is None:
         return None
     count = len(trace.states)
     dZ = cupy.empty((n_t, n, width + h if kind == "gru" else width), dtype=trace.X.dtype)
@@ -95,10 +111,13 @@ def _back(
     W, lying = weights.recurrent, (width, h, 1, way.fours)
     if way.streamed:  # neighbouring threads read neighbouring numbers in each step
         W, lying = cupy.ascontiguousarray(W.T), (1, h * h, h, way.fours)
+    states_read = {"rnn": (), "lstm": trace.states[1:], "gru": trace.states}[kind]
+    kept = (*(array for array in trace.kept if array is not None), *states_read)
     given = (None,) * count if last is None else last
-    flags = dA is not None, last is not None, trace.mask is not None, truncate or 0
+    some = sum((state is not None) << k for k, state in enumerate(given))
+    flags = dA is not None, some, trace.mask is not None, truncate or 0
     arrays = (dA, *kept, W, _bytes(trace.mask), *given, dZ, *states)
-    _run(way, trace.X, arrays, (n_t, n, h, *lying, *flags, *act))
+    _run(way, trace.X, arrays, (n_t, n, h, *lying, *flags, *rule))
     return dZ, states
 
 
@@ -112,15 +131,17 @@ class CudaSequence(CudaRecurrent):
     """Whole sequences; the steps of `CudaRecurrent` where a kernel over all of them does not go."""
 
     def rnn_forward(
-        self, X: Array, first: States | None, mask: Array | None, weights: Weights, act: Activation
+        self,
+        X: Array,
+        first: States | None,
+        mask: Array | None,
+        weights: Weights,
+        act: Activation,
     ) -> Trace:
-        found = None
-        if act.kernel is not None:
-            found = _ahead("rnn", X, first, mask, weights, activation_arguments(act.kernel))
-        if found is None:
+        trace = ahead("rnn", X, first, mask, weights, (act,))
+        if trace is None:
             return super().rnn_forward(X, first, mask, weights, act)
-        Z, states, _ = found
-        return Trace(X, mask, states, (Z,))
+        return trace
 
     def rnn_backward(
         self,
@@ -133,12 +154,10 @@ class CudaSequence(CudaRecurrent):
         params: bool,
         inputs: bool,
     ) -> SequenceGradients:
-        found = None
-        if act.kernel is not None:
-            rule = activation_arguments(act.kernel)
-            found = _back("rnn", dA, last, trace, trace.kept, weights, truncate, rule)
+        found = back("rnn", dA, last, trace, weights, (act,), truncate)
         if found is None:
-            return super().rnn_backward(dA, last, trace, weights, act, truncate, params, inputs)
+            how = truncate, params, inputs
+            return super().rnn_backward(dA, last, trace, weights, act, *how)
         return self._gradients(*found, trace, weights, params, inputs)
 
     def lstm_forward(
@@ -150,13 +169,10 @@ class CudaSequence(CudaRecurrent):
         act: Activation,
         gate: Activation,
     ) -> Trace:
-        found = None
-        if slopes_from_values(act, gate):
-            found = _ahead("lstm", X, first, mask, weights)
-        if found is None:
+        trace = ahead("lstm", X, first, mask, weights, (act, gate))
+        if trace is None:
             return super().lstm_forward(X, first, mask, weights, act, gate)
-        gates, states, _ = found
-        return Trace(X, mask, states, (gates, None, None))
+        return trace
 
     def lstm_backward(
         self,
@@ -170,13 +186,10 @@ class CudaSequence(CudaRecurrent):
         params: bool,
         inputs: bool,
     ) -> SequenceGradients:
-        (gates, Z, _), C, found = trace.kept, trace.states[1], None
-        if Z is None:
-            found = _back("lstm", dA, last, trace, (gates, C), weights, truncate)
+        found = back("lstm", dA, last, trace, weights, (act, gate), truncate)
         if found is None:
-            return super().lstm_backward(
-                dA, last, trace, weights, act, gate, truncate, params, inputs
-            )
+            how = truncate, params, inputs
+            return super().lstm_backward(dA, last, trace, weights, act, gate, *how)
         return self._gradients(*found, trace, weights, params, inputs)
 
     def gru_forward(
@@ -188,13 +201,10 @@ class CudaSequence(CudaRecurrent):
         act: Activation,
         gate: Activation,
     ) -> Trace:
-        found = None
-        if slopes_from_values(act, gate):
-            found = _ahead("gru", X, first, mask, weights)
-        if found is None:
+        trace = ahead("gru", X, first, mask, weights, (act, gate))
+        if trace is None:
             return super().gru_forward(X, first, mask, weights, act, gate)
-        gates, states, M = found
-        return Trace(X, mask, states, (gates, M, None))
+        return trace
 
     def gru_backward(
         self,
@@ -208,13 +218,10 @@ class CudaSequence(CudaRecurrent):
         params: bool,
         inputs: bool,
     ) -> SequenceGradients:
-        (gates, M, Z), (A,), found = trace.kept, trace.states, None
-        if Z is None and not isinstance(M, list):
-            found = _back("gru", dA, last, trace, (gates, M, A), weights, truncate)
+        found = back("gru", dA, last, trace, weights, (act, gate), truncate)
         if found is None:
-            return super().gru_backward(
-                dA, last, trace, weights, act, gate, truncate, params, inputs
-            )
+            how = truncate, params, inputs
+            return super().gru_backward(dA, last, trace, weights, act, gate, *how)
         return self._gradients(*found, trace, weights, params, inputs)
 
     def _gradients(

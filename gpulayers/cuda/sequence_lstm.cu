@@ -92,8 +92,8 @@ __device__ __forceinline__ LstmStep<Acc> read_lstm_step(const T* gates, const T*
     return step;
 }
 
-// dz (steps, batch, 4 hidden) of all gates; da_state and dc_state (batch, hidden): the gradients of the last states on
-// entry if has_last, of those before the first step on return.
+// dz (steps, batch, 4 hidden) of all gates; da_first and dc_first (batch, hidden): the gradients of the states before the
+// first step. last_a and last_c: those of the last states; has_last: 1 if there is the one, 2 the other, 3 both.
 template <typename T, typename Acc, int ROWS, int HELD>
 __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
     lstm_sequence_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ c,
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
     clear(vectors, 2 * buffer);
     for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units) {
         const long long number = static_cast<long long>(seat.row) * hidden + unit;
-        da_next[unit] = has_last ? static_cast<Acc>(last_a[number]) : static_cast<Acc>(0);
-        dc_next[unit] = has_last ? static_cast<Acc>(last_c[number]) : static_cast<Acc>(0);
+        da_next[unit] = has_last % 2 > 0 ? static_cast<Acc>(last_a[number]) : static_cast<Acc>(0);
+        dc_next[unit] = has_last / 2 > 0 ? static_cast<Acc>(last_c[number]) : static_cast<Acc>(0);
     }
     LstmStep<Acc> step = {};
     const bool has_unit = seat.works && seat.first_unit < hidden;

@@ -1,4 +1,4 @@
-"""The kernels of sequence_rnn.cu, sequence_lstm.cu and sequence_gru.cu, and what tells them apart.
+"""The kernels of sequence_*.cu, and what tells those over all steps apart.
 
 Each kind has three kernels each way: for hidden sizes that a block has a quad of lanes a unit for,
 with weights in registers, one example a block or two; and one for any size and dtype.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpulayers.cuda.spec import ARRAY, C_TYPES, INT, ITEM_SIZE, REAL, KernelSpec
+from gpulayers.cuda.spec import ARRAY, C_TYPES, INDEX, INT, ITEM_SIZE, REAL, KernelSpec
 
 __all__ = ["KINDS", "LANES", "SPECS", "Variant", "Way", "variants", "way_of"]
 
@@ -69,6 +69,23 @@ SPECS = tuple(
     for kind in KINDS
     for back, way in enumerate(("forward", "backward"))
     for variant in variants(kind)
+)
+SPECS += (
+    KernelSpec(
+        "sequence_prepare",
+        "sequence_plan.cu",
+        "sequence_prepare<{T}, {Index}>",
+        (*(ARRAY,) * 13, INDEX, INDEX, *(INT,) * 6),
+        dtypes=("float32", "float64"),
+    ),
+    KernelSpec(
+        "sequence_weight_grad",
+        "sequence_plan.cu",
+        "sequence_weight_grad<{T}, {Acc}>",
+        (*(ARRAY,) * 4, *(INT,) * 9),
+        dtypes=("float32", "float64"),
+        barriers=True,
+    ),
 )
 
 

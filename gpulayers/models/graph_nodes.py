@@ -10,6 +10,7 @@ from gpulayers.layers import Flatten
 from gpulayers.layers import _arguments as check
 from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
 from gpulayers.models.graph_node import Fused, Place
+from gpulayers.models.graph_sequence import sequence_step
 from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.models.plan_nodes import DenseNode, ResidualNode
@@ -153,10 +154,11 @@ def _replaced(nodes: Sequence[Node]) -> Iterator[Node]:
     i = 0
     while i < len(nodes):
         node, taken = layer_step(nodes, i)
+        if node is None:
+            node, taken = sequence_step(nodes, i), 1
         if node is not None:
             yield node
         else:
-            taken = 1
             yield from _replacement(nodes[i])
         i += taken
 

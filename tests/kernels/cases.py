@@ -24,6 +24,7 @@ from tests.kernels import (
     cases_random,
     cases_recurrent,
     cases_sequence,
+    cases_sequence_plan,
     cases_softmax,
     cases_standardize,
     cases_update,
@@ -48,6 +49,7 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "update.cu": cases_update.CASES,
     "recurrent.cu": cases_recurrent.CASES,
     **cases_sequence.CASES,
+    "sequence_plan.cu": cases_sequence_plan.CASES,
     "random.cu": cases_random.CASES,
 }
 

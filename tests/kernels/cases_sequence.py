@@ -203,7 +203,8 @@ def backward(
         *(d, *kept, np.ascontiguousarray(w.T) if turned else w, mask),
         *(*(last for last, _ in lasts), dz, *firsts),
     )
-    numbers = (s.steps, s.n, s.h, *lying, given, given, given, truncate)
+    every = 2**s.states - 1
+    numbers = (s.steps, s.n, s.h, *lying, given, given * every, given, truncate)
     s.launch(launcher, dtype, index, (*arrays, *numbers, *s.act))
     zeros = np.zeros(s.h)
     for e in range(s.n):

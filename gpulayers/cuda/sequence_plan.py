@@ -1,0 +1,106 @@
+"""Recurrent layers of a planned step on a GPU: what comes before and after the way through time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cupy
+
+from gpulayers.backend import Array
+from gpulayers.cuda import table
+from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.product import TILES, gemm, share_terms
+from gpulayers.cuda.table_sequence import KINDS
+from gpulayers.ops._sequence import Trace, Weights
+
+__all__ = ["PLACES", "input_grad", "prepare", "weight_grad", "weight_parts"]
+
+_TILE = TILES[""]
+
+
+class _Named(NamedTuple):
+    """The names of a kind's parameters: its gates' weights, as `Weights.recurrent` has them, how
+    many gates on `Weights.input` begins, and the biases as they come in `Weights.biases`."""
+
+    weights: tuple[str, ...]
+    shift: int
+    biases: tuple[str, ...]
+
+
+_NAMES = {
+    "lstm": _Named(("Wf", "Wu", "Wc", "Wo"), 0, ("bf", "bu", "bc", "bo")),
+    "gru": _Named(("Wz", "Wr", "Wn"), 2, ("bn", "bz", "br", "ba")),
+}
+#: the order of the gradients in a part of what `weight_grad` writes
+PLACES = {
+    "rnn": ("Waa", "Wax", "ba", "bx"),
+    "lstm": ("Wf", "bf", "Wu", "bu", "Wc", "bc", "Wo", "bo"),
+    "gru": ("Wz", "bz", "Wr", "br", "Wn", "bn", "ba"),
+}
+#: block of dZ of the bias that comes last, -1 for none
+_EXTRA = {"rnn": 0, "lstm": -1, "gru": 3}
+
+
+def prepare(kind: str, X: Array, parameters: dict[str, Array]) -> tuple[Array, Weights]:
+    """X (n_ex, n_in, n_t) with time first, and the parameters as a step uses them: one launch."""
+    n, n_in, n_t = X.shape
+    turned = cupy.empty((n_t, n, n_in), dtype=X.dtype)
+    none = cupy.empty(0, dtype=X.dtype)
+    if kind == "rnn":
+        p = parameters
+        weights = Weights(p["Waa"], p["Wax"], (p["ba"].reshape(-1), p["bx"].reshape(-1)))
+        given, made, gates, shift = [none] * 8, [none] * 3, 1, 0
+        h = total = 0
+    else:
+        names = _NAMES[kind]
+        gates, shift = len(names.weights), names.shift
+        h = parameters[names.weights[0]].shape[1]
+        made = [
+            cupy.empty(shape, dtype=X.dtype)
+            for shape in ((h, gates * h), (n_in, gates * h), len(names.biases) * h)
+        ]
+        weights = Weights(made[0], made[1], (made[2],))
+        given = [parameters[name] for name in names.weights] + [none] * (4 - gates)
+        given += [parameters[name] for name in names.biases]
+        total = sum(array.size for array in made)
+    total += X.size
+    numbers = (total, X.size, n, n_in, n_t, h, gates, shift)
+    args = (X, *given, turned, *made, *numbers)
+    launch_elements("sequence_prepare", X.dtype, total, args, table.index_for(total))
+    return turned, weights
+
+
+def weight_parts(kind: str, trace: Trace) -> tuple[int, int]:
+    """(parts, span): in how many parts the parameters' gradients come, and the rows of one."""
+    n_t, n, n_in = trace.X.shape
+    h, gates = trace.states[0].shape[2], KINDS[kind].gates
+    parts = share_terms(h + n_in + 1, gates * h, n_t * n, _TILE)
+    span = -(-n_t * n // parts)
+    return -(-n_t * n // span), span
+
+
+def weight_grad(kind: str, dZ: Array, trace: Trace, grads: Array) -> None:
+    """The gradients of all parameters in one launch.
+
+    Parameters
+    ----------
+    dZ : (n_t, n_ex, blocks * n_out)
+    grads : (parts, numbers of all parameters)
+        Filled in the order of `PLACES`, in the parts of `weight_parts`.
+    """
+    n_t, n, n_in = trace.X.shape
+    h, gates, extra = trace.states[0].shape[2], KINDS[kind].gates, _EXTRA[kind]
+    parts, span = weight_parts(kind, trace)
+    across = -(-h // _TILE[1])
+    down = -(-h // _TILE[0]) + -(-(n_in + 1) // _TILE[0])
+    tiles = (gates * down + (extra >= 0)) * across
+    sizes = (n_t * n, h, n_in, span, parts, gates, dZ.shape[2] // h, kind == "gru", extra)
+    args = (trace.states[0], trace.X, dZ, grads, *sizes)
+    launch("sequence_weight_grad", dZ.dtype, (tiles * parts,), args, "int32")
+
+
+def input_grad(dZ: Array, weights: Weights, trace: Trace) -> Array:
+    """The gradient of the input, time first."""
+    rows, width = dZ.reshape(-1, dZ.shape[2]), weights.input.shape[1]
+    product: Any = gemm(rows[:, :width], weights.input, transpose_b=True)
+    return product.reshape(trace.X.shape)

@@ -1,0 +1,176 @@
+"""Recurrent layers in the captured step: the layers' losses, in few launches."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import random
+from gpulayers.layers import GRU, LSTM, RNN, Flatten, FullyConnected
+from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Sequential
+from tests.conftest import Backend
+from tests.rules.step import BUDGET
+from tests.support import fake_cupy
+
+pytestmark = pytest.mark.emulated
+
+BATCH, N_IN, N_T, CLASSES = 5, 3, 6, 4
+SGD = "SGD(lr=0.1, momentum=0.9)"
+LAST: dict[str, Any] = {"return_sequences": False}
+Layers = Callable[[], list[Any]]
+
+#: layers, and the launches of a step: prepare, product, steps; dense, loss twice; dense, steps,
+#: gradients back; update
+NETWORKS: dict[str, tuple[Layers, int]] = {
+    "rnn": (lambda: [RNN(7, **LAST), FullyConnected(CLASSES)], 10),
+    "lstm": (lambda: [LSTM(6, **LAST), FullyConnected(CLASSES)], 10),
+    "gru": (lambda: [GRU(6, **LAST), FullyConnected(CLASSES)], 10),
+    "all outputs": (lambda: [LSTM(4, truncate=4), Flatten(), FullyConnected(CLASSES)], 12),
+    # each more: one launch for the outputs, one back, the input's gradient, time to the back
+    "two": (lambda: [GRU(5), RNN(4, "ReLU", **LAST), FullyConnected(CLASSES)], 19),
+}
+
+
+class Run:
+    """A network on the stand-in, trained by its layers or by its plan."""
+
+    def __init__(self, backend: Backend, layers: Layers, optimizer: str = SGD) -> None:
+        random.seed(0)
+        rng = np.random.default_rng(0)
+        self.network: Any = Sequential(layers(), optimizer)
+        self.X = backend.asarray(rng.standard_normal((BATCH, N_IN, N_T)).astype(np.float32))
+        self.labels = backend.asarray(rng.integers(0, CLASSES, BATCH))
+        self.network.forward(self.X[:1], retain_derived=False)
+        self.loss, self.plan = SoftmaxCrossEntropy(), None
+
+    def compile(self) -> Any:
+        self.plan = self.network.compile((BATCH, N_IN, N_T))
+        return self
+
+    def step(self, n: int = BATCH) -> float:
+        X, labels = self.X[:n], self.labels[:n]
+        if self.plan is not None:
+            return float(self.plan.step(X, labels))
+        value = float(self.loss.forward(labels, self.network.forward(X)))
+        self.network.backward(self.loss.backward(), input_grad=False)
+        self.network.update()
+        return value
+
+    def check(self, other: Any, tolerance: float = 2e-5) -> None:
+        theirs = other.network.parameters
+        for name, array in self.network.parameters.items():
+            wanted = theirs[name].get()
+            np.testing.assert_allclose(array.get(), wanted, atol=tolerance, rtol=1e-4, err_msg=name)
+
+
+def pair(backend: Backend, layers: Layers, optimizer: str = SGD) -> tuple[Any, Any]:
+    return Run(backend, layers, optimizer), Run(backend, layers, optimizer).compile()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_losses_and_launches(emulated: Backend, name: str) -> None:
+    layers, launches = NETWORKS[name]
+    plain, planned = pair(emulated, layers)
+    sizes = (BATCH, BATCH, 2, BATCH, 2)
+    got = [planned.step()]
+    with fake_cupy.count() as captured:
+        got += [planned.step()]
+    got += [planned.step(n) for n in sizes[2:]]
+    np.testing.assert_allclose(got, [plain.step(n) for n in sizes], rtol=2e-5)
+    planned.check(plain)
+    with fake_cupy.count() as events, fake_cupy.forbid("sync", "h2d", "d2h", "iterate"):
+        planned.plan.step(planned.X, planned.labels)
+    assert events["graph_launch"] == 1
+    graph = next(iter(planned.plan._programs.values())).graphs[True]
+    assert graph._recording.launches == launches
+    # but for the copies to time's front or back, they are all our own kernels
+    kernels = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    assert launches - kernels == {"all outputs": 2, "two": 3}.get(name, 0)
+    assert "captured as one CUDA graph" in planned.plan.describe()
+
+
+def test_adam_and_halves_of_a_step(emulated: Backend) -> None:
+    plain, planned = pair(emulated, NETWORKS["gru"][0], "Adam(lr=0.003)")
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    planned.check(plain, 2e-4)
+    planned.plan.gradients(planned.X, planned.labels)
+    plain.loss.forward(plain.labels, plain.network.forward(plain.X))
+    plain.network.backward(plain.loss.backward(), input_grad=False)
+    places = planned.plan._places
+    gradients = {
+        (id(layer), name): grad
+        for (layer, name), grad in zip(places, planned.plan.gradient_arrays(), strict=True)
+    }
+    for ours, theirs in zip(planned.network.layers, plain.network.layers, strict=True):
+        for name, want in theirs.gradients.items():
+            got = gradients[id(ours), name]
+            np.testing.assert_allclose(got.get(), want.get(), atol=1e-6, rtol=1e-4)
+
+
+def test_frozen(emulated: Backend) -> None:
+    plain, planned = pair(emulated, NETWORKS["two"][0])
+    for run in (plain, planned):
+        run.step()
+        run.network[1].freeze()
+    planned.step()
+    planned.step()
+    for _ in range(2):  # layers that are frozen must not be asked to update
+        plain.loss.forward(plain.labels, plain.network.forward(plain.X))
+        plain.network.backward(plain.loss.backward(), input_grad=False)
+        plain.network.update()
+    planned.check(plain)
+
+
+@pytest.mark.parametrize("name", ["lstm", "two"])
+def test_step_by_step(emulated: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are too many, and activations without a kernel, are captured all the same."""
+    layers = NETWORKS[name][0]
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
+    plain, planned = pair(emulated, layers)
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    planned.check(plain)
+    graph = next(iter(planned.plan._programs.values())).graphs[True]
+    assert graph._recording.launches > 2 * 2 * N_T
+
+
+def test_other_activations(emulated: Backend) -> None:
+    plain, planned = pair(
+        emulated, lambda: [LSTM(4, act_fn="ReLU", **LAST), FullyConnected(CLASSES)]
+    )
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    planned.check(plain)
+
+
+def test_a_layer_with_methods_of_its_own_is_called(emulated: Backend) -> None:
+    run = Run(emulated, NETWORKS["lstm"][0])
+    layer = run.network[0]
+    forward, calls = layer.forward, []
+    layer.forward = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
+    run.compile().step()
+    assert calls
+    assert "one by one: LSTM does not treat each" in run.plan.describe()
+
+
+def test_a_classifier_of_usual_size(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches and bytes of its arrays; only one block of each kernel is computed."""
+    random.seed(0)
+    network: Any = Sequential([LSTM(128, **LAST), FullyConnected(10)], SGD)
+    X = emulated.asarray(np.zeros((32, 28, 8), np.float32))
+    labels = emulated.asarray(np.zeros(32, np.int64))
+    monkeypatch.setattr(fake_cupy.state, "launch_options", {"only_blocks": 1})
+    plan = network.compile(X.shape)
+    plan.step(X, labels)
+    with fake_cupy.count() as captured:
+        plan.step(X, labels)
+    nodes = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    found = {"nodes": nodes, "kernel_bytes": captured["kernel_bytes"]}
+    assert found == BUDGET["graph"]["lstm 128 b32"]
+    assert nodes <= 10
