@@ -2,7 +2,8 @@
 
 `table` lists every kernel and its launch parameters, `compile.load_source` gives the source text;
 both work without CuPy, so that the kernels can be checked on machines without a GPU. `Cuda` is
-loaded on first use, since it imports CuPy; so is `Cublas`, the same with the products of CuPy.
+loaded on first use, since it imports CuPy; so are `Cublas`, the same with the products of CuPy,
+and `CublasLt`, with large ones by NVIDIA's cuBLASLt.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpulayers.cuda.engine import Cublas as Cublas
+    from gpulayers.cuda.engine import CublasLt as CublasLt
     from gpulayers.cuda.engine import Cuda as Cuda
 
-__all__ = ["Cublas", "Cuda"]
+__all__ = ["Cublas", "CublasLt", "Cuda"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gpulayers.backend import Array
+from gpulayers.cuda import cublaslt
 from gpulayers.cuda.activation import CudaActivation
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.conv import CudaConv
@@ -16,7 +20,7 @@ from gpulayers.cuda.softmax import CudaSoftmax
 from gpulayers.cuda.update import CudaUpdate
 from gpulayers.ops.reference import Reference
 
-__all__ = ["Cublas", "Cuda"]
+__all__ = ["Cublas", "CublasLt", "Cuda"]
 
 
 class Cuda(
@@ -52,3 +56,44 @@ class Cublas(Cuda):
     conv2d_relu_forward = CudaFused.conv2d_relu_forward
     conv2d_param_grads = Reference.conv2d_param_grads
     dense_forward = CudaFused.dense_forward
+
+
+class CublasLt(Cuda):
+    """The same with large products by cuBLASLt, also in a captured stream.
+
+    Raises
+    ------
+    BackendError
+        If the library is not installed.
+    """
+
+    def __init__(self) -> None:
+        cublaslt.load()
+
+    def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:
+        sizes = (A.shape[transpose_a], B.shape[not transpose_b], A.shape[not transpose_a])
+        if not cublaslt.serves(*sizes, A.dtype):
+            return super().matmul(A, B, transpose_a, transpose_b)
+        return cublaslt.matmul(A, B, transpose_a, transpose_b)
+
+    def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
+        if not cublaslt.serves(X.shape[0], W.shape[1], X.shape[1], X.dtype):
+            return super().dense_forward(X, W, b, relu)
+        return CudaFused.dense_forward(self, X, W, b, relu)
+
+    def dense_parts(self, batch: int, inputs: int, outputs: int, dtype: Any) -> int:
+        if not cublaslt.serves(batch, inputs, outputs, dtype):
+            return super().dense_parts(batch, inputs, outputs, dtype)
+        return 1
+
+    def dense_backward(
+        self, X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
+    ) -> Array | None:
+        if not cublaslt.serves(*X.shape, dZ.shape[1], X.dtype):
+            return super().dense_backward(X, W, dZ, grads, masked, inputs)
+        cublaslt.matmul(X, dZ, True, False, out=grads[0, :-1])
+        grads[0, -1] = self.bias_grad(dZ)
+        if not inputs:
+            return None
+        dX = cublaslt.matmul(dZ, W, False, True)
+        return self.relu_backward(dX, X) if masked else dX

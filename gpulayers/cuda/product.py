@@ -207,3 +207,13 @@ class CudaProduct(Reference):
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         return gemm(X, W, bias=b, relu=relu)
+
+    def dense_parts(self, batch: int, inputs: int, outputs: int, dtype: Any) -> int:
+        """In how many parts `dense_backward` gives the gradients."""
+        return dense_choice(batch, inputs, outputs, dtype).parts
+
+    def dense_backward(
+        self, X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
+    ) -> Array | None:
+        """The function of that name, for a plan."""
+        return dense_backward(X, W, dZ, grads, masked, inputs)

@@ -88,18 +88,15 @@ class DenseStep(_Product):
         self.ends_with_relu = relu
 
     def forward(self, X: Array) -> Array:
-        from gpulayers.cuda import product  # needs CuPy
-
         p, X = self.layers[0].parameters, contiguous(X)
-        Y = product.gemm(X, p["W"], bias=p["b"].reshape(-1), relu=self.ends_with_relu)
+        Y = kernels_for(X).dense_forward(X, p["W"], p["b"].reshape(-1), self.ends_with_relu)
         self._saved = X, Y
         return Y
 
     def parts(self) -> int:
-        from gpulayers.cuda import product  # needs CuPy
-
         X, Y = self._saved
-        return product.dense_choice(X.shape[0], X.shape[1], Y.shape[1], X.dtype).parts
+        engine: Any = kernels_for(X)
+        return engine.dense_parts(X.shape[0], X.shape[1], Y.shape[1], X.dtype)
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import product  # needs CuPy
@@ -112,7 +109,8 @@ class DenseStep(_Product):
         if not self.learns:
             mask = X if self.masks_input else None
             return product.gemm(dY, W, transpose_b=True, mask=mask) if inputs else None
-        return product.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
+        engine: Any = kernels_for(X)
+        return engine.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
 
 
 class SumStep(ResidualNode):

@@ -195,7 +195,7 @@ class GraphNetwork(CompiledNetwork):
 
     def _program(self, shape: tuple[int, ...], source: Any = None) -> Program:
         """The program for batches of this shape; of the oldest ones some are forgotten."""
-        key = shape[0], id(source)  # which the program keeps
+        key = shape[0], id(source), current_engine()  # the program keeps the source
         program = self._programs.get(key)
         if program is None:
             while len(self._programs) >= _KEPT:

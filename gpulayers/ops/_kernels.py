@@ -279,12 +279,13 @@ class Kernels(Protocol):
 
 # --------------------------------------------------------------------------------- choosing one
 
-ENGINES = ("auto", "numpy", "compiled", "raw", "cublas", "reference")
+ENGINES = ("auto", "numpy", "compiled", "raw", "cublas", "cublaslt", "reference")
 _IMPLEMENTATIONS = {
     "numpy": ("gpulayers.ops.cpu", "Cpu"),
     "compiled": ("gpulayers.ops.compiled", "Compiled"),
     "raw": ("gpulayers.cuda", "Cuda"),
     "cublas": ("gpulayers.cuda", "Cublas"),
+    "cublaslt": ("gpulayers.cuda", "CublasLt"),
     "reference": ("gpulayers.ops.reference", "Reference"),
 }
 _loaded: dict[tuple[str, str], Kernels] = {}
@@ -318,8 +319,9 @@ class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
         ``"auto"``: on the CPU the compiled kernels where they are built (``gpulayers info`` says),
         else the fast NumPy code; on a GPU the CUDA kernels.
         ``"numpy"``, ``"compiled"``: that one on the CPU; on a GPU as ``"auto"``.
-        ``"raw"``, ``"cublas"``: on a GPU with matrix products by our own kernels, or by CuPy's
-        cuBLAS; on the CPU as ``"auto"``.
+        ``"raw"``, ``"cublas"``, ``"cublaslt"``: on a GPU with matrix products by our own kernels,
+        by CuPy's cuBLAS, or the large ones by cuBLASLt (which must be installed, and unlike cuBLAS
+        fits in a captured step); on the CPU as ``"auto"``.
         ``"reference"``: the array formulas of `gpulayers.ops.reference` on either, to read along
         or to compare with.
 
@@ -360,10 +362,10 @@ def _implementation_name(engine: str, library: str) -> str:
     if engine == "reference":
         return engine
     if library == "cupy":
-        return "cublas" if engine == "cublas" else "raw"
+        return engine if engine in ("cublas", "cublaslt") else "raw"
     if engine == "compiled":
         _require_compiled("GPULAYERS_ENGINE")
-    if engine in ("auto", "raw", "cublas"):
+    if engine in ("auto", "raw", "cublas", "cublaslt"):
         from gpulayers.ops import compiled
 
         return "numpy" if compiled.unavailable_reason() else "compiled"
