@@ -89,7 +89,7 @@ class CublasLt(Cuda):
     def dense_backward(
         self, X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
     ) -> Array | None:
-        if not cublaslt.serves(*X.shape, dZ.shape[1], X.dtype):
+        if not cublaslt.serves(X.shape[0], X.shape[1], dZ.shape[1], X.dtype):
             return super().dense_backward(X, W, dZ, grads, masked, inputs)
         cublaslt.matmul(X, dZ, True, False, out=grads[0, :-1])
         grads[0, -1] = self.bias_grad(dZ)
