@@ -60,6 +60,11 @@ def _uniform(seed: int, shape: tuple[int, ...], dtype: str) -> Array:
     return cupy.asarray(values * np.float32(2) - np.float32(1)).astype(dtype)
 
 
+def _parts(shape: tuple[int, ...], like: Array) -> Array:
+    """Room for a gradient: for its parts, where they are several, in the type of its sums."""
+    return cupy.empty(shape, dtype=sum_dtype(like) if shape[0] > 1 else like.dtype)
+
+
 class Gemm:
     """``product.gemm``; key.shape is (rows, cols, terms)."""
 
@@ -103,7 +108,7 @@ class DenseBackward:
         X, W, dZ = inputs
         batch, rows, cols = self._shape
         parts = product.dense_choice(batch, rows, cols, X.dtype).parts
-        grads = cupy.empty((parts, rows + 1, cols), dtype=sum_dtype(X) if parts > 1 else X.dtype)
+        grads = _parts((parts, rows + 1, cols), X)
         dX = product.dense_backward(X, W, dZ, grads, True, True)
         return [grads, dX]
 
@@ -251,8 +256,7 @@ class ConvWeightGrad(_Conv):
             flags = (self._bias, self._pooled, True)
             parts = conv.weight_choice(X.shape, dZ.shape, self._window, *flags, X.dtype).parts
             rows = self._window.taps * X.shape[3] + self._bias
-            dtype = sum_dtype(X) if parts > 1 else X.dtype
-            grads = cupy.empty((parts, rows, self._filters), dtype=dtype)
+            grads = _parts((parts, rows, self._filters), X)
         args = (X, dZ, self._window, self._bias, won, grads)
         return [conv.weight_grad(*args, special=self._special)]
 
