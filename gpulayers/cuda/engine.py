@@ -91,7 +91,10 @@ class CublasLt(Cuda):
     ) -> Array | None:
         if not cublaslt.serves(X.shape[0], X.shape[1], dZ.shape[1], X.dtype):
             return super().dense_backward(X, W, dZ, grads, masked, inputs)
-        cublaslt.matmul(X, dZ, True, False, out=grads[0, :-1])
+        if grads.dtype == X.dtype:
+            cublaslt.matmul(X, dZ, True, False, out=grads[0, :-1])
+        else:  # a plan of half numbers adds up its gradients in float32
+            grads[0, :-1] = cublaslt.matmul(X, dZ, True, False)
         grads[0, -1] = self.bias_grad(dZ)
         if not inputs:
             return None

@@ -113,6 +113,20 @@ def test_rows_that_lie_apart_and_addresses_off_a_boundary(
     np.testing.assert_allclose(C.get(), a[:, 3:20] @ b[:, 1:12], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_way_back_of_a_dense_layer(emulated: Backend, cublaslt: ModuleType, dtype: str) -> None:
+    x, w, dz = numbers(13, 17), numbers(17, 11), numbers(13, 11)
+    engine: Any = kernels_for(emulated.asarray(x))
+    assert engine.dense_parts(13, 17, 11, np.dtype("float32")) == 1
+    grads = emulated.xp.empty((1, 18, 11), dtype=dtype)
+    X, W, dZ = (emulated.asarray(array) for array in (x, w, dz))
+    dX = engine.dense_backward(X, W, dZ, grads, True, True)
+    dW = np.concatenate([x.T @ dz, dz.sum(axis=0)[None]])
+    np.testing.assert_allclose(grads.get()[0], dW, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dX.get(), (dz @ w.T) * (x > 0), rtol=1e-5, atol=1e-5)
+    assert engine.dense_backward(X, W, dZ, grads, True, False) is None
+
+
 def test_small_products_are_ours(emulated: Backend, cublaslt: ModuleType) -> None:
     with emulated.count() as events:
         product(emulated.asarray(numbers(9, 9)), emulated.asarray(numbers(9, 9)))
