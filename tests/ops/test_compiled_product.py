@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpulayers import threads
-from gpulayers.ops.compiled.product import product_into
+from gpulayers.ops.compiled.product import product_into, two_products_into
 from tests.ops.conftest import eighths
 from tests.ops.test_product import operands, sizes
 from tests.support.compare import assert_same_bits
@@ -69,3 +69,20 @@ def test_same_bits_again(numpy_backend: Any) -> None:
         product_into(A, B, first)
         product_into(A, B, second)
     assert_same_bits(first, second)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(
+    "size", [(20, 7, 33, 300), (1, 150, 17, 40), (160, 3, 300, 900), (5, 0, 9, 4), (3, 4, 5, 0)]
+)
+def test_two_products_of_one_matrix(size: tuple[int, int, int, int], count: int) -> None:
+    m, n_in, n, k = size
+    A, X, wide = eighths((k, m), 1), eighths((k, n_in), 2), eighths((k, n + 3), 3)
+    with threads.use_threads(count):
+        for dtype in ("float32", "float64"):
+            out_a, out_x = (np.full((rows + 1, n), 99, dtype) for rows in (m, n_in))
+            B = wide.astype(dtype)[:, 2:-1]
+            two_products_into(A.astype(dtype), X.astype(dtype), B, out_a[:-1], out_x[:-1])
+            for out, left in ((out_a, A), (out_x, X)):
+                assert_same_bits(out[:-1], (left.T @ wide[:, 2:-1]).astype(dtype))
+                assert (out[-1] == 99).all()

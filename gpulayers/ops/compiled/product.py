@@ -10,6 +10,7 @@ from gpulayers.ops.compiled.library import DTYPES, bind, is_watched
 from gpulayers.ops.cpu.product import CpuProduct
 
 _product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
+_two_products = bind("gl_two_products", "pppippiiii", ctypes.c_int)
 
 # Multiplications from which C is taken. BLAS has its own threads from about twice that number on,
 # which go on looking for work when a product is done and so slow down what follows it.
@@ -75,4 +76,23 @@ def product_into(
         A.dtype, A, _between_rows(A), transpose_a, B, _between_rows(B), transpose_b,
         bias, relu, out, _between_rows(out), m, n, k,
     ):  # fmt: skip
+        raise MemoryError("matrix product: no memory for packed blocks")
+
+
+def two_products_into(A: Array, X: Array, B: Array, out_a: Array, out_x: Array) -> None:
+    """Write A^T B and X^T B into `out_a` and `out_x`.
+
+    Parameters
+    ----------
+    A : (k, m), X : (k, l), C-contiguous; float32 or float64, native and aligned
+    B : (k, n)
+        Its rows may lie apart.
+    out_a : (m, n), out_x : (l, n), C-contiguous
+
+    Raises
+    ------
+    MemoryError
+    """
+    (k, m), (n_in, n) = A.shape, out_x.shape
+    if _two_products(A.dtype, A, X, B, _between_rows(B), out_a, out_x, m, n_in, n, k):
         raise MemoryError("matrix product: no memory for packed blocks")

@@ -16,7 +16,7 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.compiled.library import DTYPES, bind
-from gpulayers.ops.compiled.product import product_into
+from gpulayers.ops.compiled.product import product_into, two_products_into
 from gpulayers.ops.cpu.gated import CpuGated
 from gpulayers.ops.cpu.sequence import States, accumulators_of, new_like, states_of
 from gpulayers.ops.reference.recurrent import slopes_from_values
@@ -190,9 +190,12 @@ def _weight_gradients(
     h, width = weights.recurrent.shape
     rows = dZ.reshape(n_t * n, dZ.shape[2])
     dW_a, dW_x = new_like(weights.recurrent), new_like(weights.input)
-    A_prev = trace.states[0][:-1].reshape(n_t * n, h)
-    product_into(A_prev, rows[:, rows.shape[1] - width :], dW_a, transpose_a=True)
-    product_into(trace.X.reshape(n_t * n, n_in), rows[:, :width], dW_x, transpose_a=True)
+    A_prev, X = trace.states[0][:-1].reshape(n_t * n, h), trace.X.reshape(n_t * n, n_in)
+    if rows.shape[1] == width:
+        two_products_into(A_prev, X, rows, dW_a, dW_x)
+    else:
+        product_into(A_prev, rows[:, rows.shape[1] - width :], dW_a, transpose_a=True)
+        product_into(X, rows[:, :width], dW_x, transpose_a=True)
     return Weights(dW_a, dW_x, (db,) * len(weights.biases))
 
 
