@@ -15,6 +15,6 @@ RULES = ("sgd", "adagrad", "rmsprop", "adam")
 CONSTANTS = ("a", "b", "c", "d", "log_a", "log_c", "eps", "decay")
 #: rows and columns of a dense layer that a block updates at a time, and the room that it needs
 TILE = (16, 32)
-TILE_FLOATS = 32 * sum(TILE)
+TILE_FLOATS = 64 * sum(TILE)
 #: parameters of a convolution that a block updates at a time
 PART = 32

@@ -1,23 +1,31 @@
 // Dense layers and the loss within a block that trains on one example after the other; see mega_conv.cuh.
 // Their weights are read where they lie in global memory: a block has no room for them.
 
-// Y = activation(X W + b). A thread has a column and a share of the rows, whose sums are added up in order.
+// Y = activation(X W + b). A thread has a few columns and a share of the rows, whose sums are added up in order. Weights
+// come from afar, so many of them are asked for at a time.
 template <class S>
 __device__ void dense_forward(float* shared, const float* param)
 {
-    constexpr int ROWS = (S::inputs + S::shares - 1) / S::shares;
-    for (int unit = threadIdx.x; unit < S::outputs * S::shares; unit += THREADS) {
-        const int col = unit % S::outputs, start = unit / S::outputs * ROWS;
+    constexpr int ROWS = (S::inputs + S::shares - 1) / S::shares, ACROSS = S::outputs / S::vector;
+    for (int unit = threadIdx.x; unit < ACROSS * S::shares; unit += THREADS) {
+        const int col = unit % ACROSS * S::vector, start = unit / ACROSS * ROWS;
         const int end = min(S::inputs, start + ROWS);
         const float* W = param + S::weights + col;
-        float sum = 0.0f;
-#pragma unroll 8
-        for (int row = start; row < end; ++row) sum += shared[S::input + row] * W[row * S::outputs];
-        shared[S::scratch + unit] = sum;
+        float sum[S::vector] = {};
+#pragma unroll 10
+        for (int row = start; row < end; ++row) {
+            const Pack<S::vector> w = load<S::vector>(W + row * S::outputs);
+            const float x = shared[S::input + row];
+#pragma unroll
+            for (int v = 0; v < S::vector; ++v) sum[v] += x * w.at[v];
+        }
+#pragma unroll
+        for (int v = 0; v < S::vector; ++v) shared[S::scratch + unit * S::vector + v] = sum[v];
     }
     __syncthreads();
     for (int col = threadIdx.x; col < S::outputs; col += THREADS) {
         float sum = param[S::bias + col];
+#pragma unroll 8
         for (int share = 0; share < S::shares; ++share) sum += shared[S::scratch + share * S::outputs + col];
         shared[S::output + col] = activation_value<float>(S::activation, sum, 0.0f, 0.0f);
     }
@@ -31,23 +39,34 @@ __device__ void dense_save(const float* shared, float* saved)
     for (int i = threadIdx.x; i < S::outputs; i += THREADS) saved[S::saved_gradient + i] = shared[S::gradient + i];
 }
 
-// dX = dZ W^T times the slope of the activation before. A few threads share a row.
+// dX = dZ W^T times the slope of the activation before. Some threads share a few rows.
 template <class S>
 __device__ void dense_input_grad(float* shared, const float* param)
 {
-    constexpr int LANES = 8;
-    for (int start = 0; start < S::inputs; start += THREADS / LANES) {  // all threads: they shuffle
-        const int row = start + threadIdx.x / LANES;
-        float sum = 0.0f;
-        if (row < S::inputs) {
-            const float* W = param + S::weights + row * S::outputs;
-#pragma unroll 8
-            for (int col = threadIdx.x % LANES; col < S::outputs; col += LANES) sum += shared[S::gradient + col] * W[col];
+    constexpr int LANES = 8, APART = THREADS / LANES, ROWS = 4;
+    const int lane = threadIdx.x % LANES;
+    for (int first = 0; first < S::inputs; first += APART * ROWS) {  // by all threads: they shuffle
+        const int start = first + threadIdx.x / LANES;
+        float sum[ROWS] = {};
+#pragma unroll 4
+        for (int col = lane * S::vector; col < S::outputs; col += LANES * S::vector) {
+            const Pack<S::vector> d = load<S::vector>(shared + S::gradient + col);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                const int row = min(start + r * APART, S::inputs - 1);
+                const Pack<S::vector> w = load<S::vector>(param + S::weights + row * S::outputs + col);
+#pragma unroll
+                for (int v = 0; v < S::vector; ++v) sum[r] += d.at[v] * w.at[v];
+            }
         }
 #pragma unroll
-        for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        if (row < S::inputs && threadIdx.x % LANES == 0)
-            shared[S::gradient_before + row] = sum * slope_at<S::before>(shared[S::input + row]);
+        for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+            for (int offset = LANES / 2; offset > 0; offset /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], offset);
+            const int row = start + r * APART;
+            if (row < S::inputs && lane == 0)
+                shared[S::gradient_before + row] = sum[r] * slope_at<S::before>(shared[S::input + row]);
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 // last step may have fewer than `batch` examples, for `total` of the order in all. factors: what bytes are multiplied by
 // in each channel, and what is added then. rates: learning rates of each step, `rates_pitch` apart; updates: steps done
 // before. record: loss and hits of a step in row `done % slots`; `done` and `position` are moved on. outputs: of the last
-// step. results: loss and hit of each example; saved, partials: what blocks leave for one another; arrived: grid_barrier.
+// step. results: loss and hit of each example; saved, partials: what blocks leave for one another; arrived: see `arrive`.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     train_steps(const Pixel* __restrict__ images, const long long* __restrict__ labels, const int* __restrict__ order,
                 const float* __restrict__ factors, float* param, float* first, float* second,
@@ -27,6 +27,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int recorded = done[0];
     for (int i = threadIdx.x; i < SHARED; i += THREADS) shared[i] = 0.0f;
     __syncthreads();
+    // An image is there before its turn: the next one is fetched as soon as the last one has done its part.
+    const auto fetch = [&](int place) {
+        load_image<Image>(shared, images + static_cast<long long>(order[place]) * Image::size, factors);
+    };
+    if (blockIdx.x < min(batch, total - begin)) fetch(begin + blockIdx.x);
     for (int step = 0; step < steps; ++step) {
         const int from = begin + step * batch;
         const int examples = min(batch, total - from);
@@ -34,17 +39,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         //: load
         __syncthreads();
         for (int example = blockIdx.x; example < examples; example += gridDim.x) {
-            const long long number = order[from + example];
+            const long long label = labels[order[from + example]];  // there when it is needed
             float* own = saved + static_cast<long long>(example) * SAVED;
-            load_image<Image>(shared, images + number * Image::size, factors);
-            __syncthreads();
             //: forward
-            cross_entropy<Last>(shared, labels[number], scale, results + 2 * example, outputs + example * Last::outputs);
+            cross_entropy<Last>(shared, label, scale, results + 2 * example, outputs + example * Last::outputs);
             __syncthreads();
             //: backward
+            if (example + gridDim.x < examples) fetch(from + example + gridDim.x);
+            __syncthreads();
         }
         //: give
-        grid_barrier(arrived);
+        wait(arrived, arrive(arrived));
         const float t = static_cast<float>(updates + step + 1);
         const Update u{param, first, second, rates + step * rates_pitch, rule, a, b, c, d, eps, decay,
                        -expm1(t * log_a), -expm1(t * log_c)};
@@ -54,7 +59,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         if (blockIdx.x == gridDim.x - 1)
             finish_step(shared + SCRATCH, results, examples, scale, record + 2 * ((recorded + step) % slots));
-        grid_barrier(arrived);
+        const unsigned before = arrive(arrived);
+        const int next = from + batch + blockIdx.x;
+        if (blockIdx.x < batch && next < total) fetch(next);
+        wait(arrived, before);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         position[0] = min(begin + steps * batch, total);

@@ -1,16 +1,20 @@
 // What a step of mega.py does between its grid-wide barriers: the sums of the gradients over all examples, each by the
 // block that owns the parameters, which updates them at once. All sums are taken in a fixed order.
 
-// All blocks wait for one another; they must all be resident (a cooperative launch). The highest bit of `arrived`
-// changes when the last one comes, since all of them add up to 2^31: nothing is to be reset, not even between launches.
-// The fences make what any block wrote before visible to every block behind.
-__device__ void grid_barrier(unsigned* arrived)
+// A barrier of all blocks, which must all be resident (a cooperative launch). The highest bit of `arrived` changes when
+// the last one comes, since all of them add up to 2^31: nothing is to be reset, not even between launches. The fences
+// make what any block wrote before `arrive` visible to every block behind `wait`, which takes what `arrive` returned.
+__device__ unsigned arrive(unsigned* arrived)
 {
     __syncthreads();
+    if (threadIdx.x > 0) return 0u;
+    __threadfence();
+    return atomicAdd(arrived, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1u) : 1u);
+}
+
+__device__ void wait(unsigned* arrived, unsigned before)
+{
     if (threadIdx.x == 0) {
-        __threadfence();
-        const unsigned share = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1u) : 1u;
-        const unsigned before = atomicAdd(arrived, share);
         while (((before ^ atomicAdd(arrived, 0u)) & 0x80000000u) == 0u) __nanosleep(20);
         __threadfence();
     }
@@ -50,20 +54,21 @@ __device__ __forceinline__ void update_one(const Update& u, int number, int sect
 
 #define TILE_ROWS 16
 #define TILE_COLS 32
-#define CHUNK 32
+#define CHUNK 64
 
 // A tile of a dense layer's W, and with the first rows b: dW = X^T dZ over what the blocks saved of their examples,
-// `pitch` apart, in chunks that go through shared memory. A thread has two rows.
+// `pitch` apart, in chunks that go through shared memory. A thread has some rows of a column.
 template <class S>
 __device__ void dense_update(float* shared, const float* saved, int pitch, int examples, int tile, const Update& u)
 {
-    constexpr int ACROSS = (S::outputs + TILE_COLS - 1) / TILE_COLS, HALF = TILE_ROWS / 2;
-    static_assert(THREADS == TILE_COLS * HALF, "a thread has two rows of a column");
+    constexpr int ACROSS = (S::outputs + TILE_COLS - 1) / TILE_COLS;
+    constexpr int APART = THREADS / TILE_COLS, ROWS = TILE_ROWS / APART;
+    static_assert(ROWS * APART == TILE_ROWS && APART * TILE_COLS == THREADS, "the threads share the tile evenly");
     float* X = shared + S::scratch;
     float* D = X + CHUNK * TILE_ROWS;
     const int top = tile / ACROSS * TILE_ROWS, left = tile % ACROSS * TILE_COLS;
     const int row = threadIdx.x / TILE_COLS, col = threadIdx.x % TILE_COLS;
-    float upper = 0.0f, lower = 0.0f, total = 0.0f;
+    float sum[ROWS] = {}, total = 0.0f;
     for (int start = 0; start < examples; start += CHUNK) {
         __syncthreads();
         for (int i = threadIdx.x; i < CHUNK * TILE_ROWS; i += THREADS) {
@@ -80,16 +85,17 @@ __device__ void dense_update(float* shared, const float* saved, int pitch, int e
 #pragma unroll 8
         for (int e = 0; e < CHUNK; ++e) {
             const float d = D[e * TILE_COLS + col];
-            upper += X[e * TILE_ROWS + row] * d;
-            lower += X[e * TILE_ROWS + HALF + row] * d;
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) sum[r] += X[e * TILE_ROWS + r * APART + row] * d;
             total += d;
         }
     }
     __syncthreads();
     if (left + col >= S::outputs) return;
     const int number = S::weights + (top + row) * S::outputs + left + col;
-    if (top + row < S::inputs) update_one(u, number, S::section, upper);
-    if (top + row + HALF < S::inputs) update_one(u, number + HALF * S::outputs, S::section, lower);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+        if (top + row + r * APART < S::inputs) update_one(u, number + r * APART * S::outputs, S::section, sum[r]);
     if (top + row == 0) update_one(u, S::bias + left + col, S::section + 1, total);
 }
 
@@ -102,7 +108,7 @@ __device__ void conv_update(float* shared, const float* partials, int pitch, int
     float* sums = shared + S::scratch;
     float sum = 0.0f;
     if (number < S::parameters) {
-#pragma unroll 4
+#pragma unroll 8
         for (int block = warp; block < blocks; block += WARPS)
             sum += partials[static_cast<long long>(block) * pitch + S::partial + number];
     }

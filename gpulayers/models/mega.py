@@ -49,8 +49,10 @@ class MegaNetwork(CompiledNetwork):
         self._what = f'{network.name}.compile: engine "mega"'
         if not self._plain_loss:
             raise ParameterError(f"{self._what} needs a plain cross-entropy as the loss")
-        if network.dtype.name != "float32":
-            raise ParameterError(f"{self._what} computes in float32, these are {network.dtype}")
+        if network.dtype.name != "float32" or precision not in (None, "fp32"):
+            raise ParameterError(
+                f"{self._what} computes in float32, asked for was {precision or network.dtype}"
+            )
         self._chain = chain_of(network, self.batch_shape[1:])
         self._image = _image(self.batch_shape[1:])
         self._kernels: dict[str, Any] = {}

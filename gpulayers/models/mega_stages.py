@@ -11,6 +11,7 @@ from gpulayers.ops.window import Window
 __all__ = ["Constants", "Conv", "Dense", "Layout", "Stage", "lay_out"]
 
 _ALIGNED = 4  # floats: vectors of 16 bytes are read
+_MOST_PIXELS = 8  # of one thread, where the pooling does not say
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,14 @@ def lay_out(image: tuple[int, int, int], stages: Sequence[Stage]) -> Layout:
             own |= _output_place(stage, after)
             own |= _conv(stage, i == 0, shared, partial, flat)
         else:
+            weights = flat.take(stage.weights)
+            vector = _widest(stage.outputs, weights)
             own |= {
                 "inputs": stage.inputs,
                 "outputs": stage.outputs,
-                "shares": _dense_shares(stage),
-                "weights": flat.take(stage.weights),
+                "vector": vector,
+                "shares": _dense_shares(stage, vector),
+                "weights": weights,
                 "bias": flat.take(stage.outputs),
                 "saved_input": saved.take(stage.inputs),
                 "saved_gradient": saved.take(stage.outputs),
@@ -188,23 +192,42 @@ def _output_place(stage: Conv, after: Stage | None) -> Constants:
     }
 
 
-def _dense_shares(stage: Dense) -> int:
+def _widest(*numbers: int) -> int:
+    """The widest vector that divides all numbers."""
+    return next(n for n in (4, 2, 1) if not any(number % n for number in numbers))
+
+
+def _dense_shares(stage: Dense, vector: int) -> int:
     """Into how many parts the rows are cut, so that all threads have something to do."""
-    return max(1, min(stage.inputs, THREADS // stage.outputs))
+    return max(1, min(stage.inputs, THREADS * vector // stage.outputs))
 
 
 def _dense_scratch(stage: Stage) -> int:
-    return stage.outputs * _dense_shares(stage) if isinstance(stage, Dense) else 0
+    return stage.outputs * _dense_shares(stage, 4) if isinstance(stage, Dense) else 0
 
 
-def _even(size: int) -> int:
-    return 2 if size % 2 == 0 else 1
+def _tile(rows: int, cols: int, each: int) -> tuple[int, int]:
+    """Rows and columns of the pixels of one thread, where each tile is computed `each` times over
+    by different threads: so that little time is left over when they take turns, and what they read
+    serves many pixels."""
+
+    def cost(tile: tuple[int, int]) -> float:
+        pixels = tile[0] * tile[1]
+        turns = -(-rows * cols * each // (pixels * THREADS))
+        return turns * (pixels + 1.5)  # besides the products there are loads
+
+    sizes = [(r, c) for r in _divisors(rows) for c in _divisors(cols) if r * c <= _MOST_PIXELS]
+    return min(sizes, key=cost)
+
+
+def _divisors(size: int) -> list[int]:
+    return [n for n in range(1, _MOST_PIXELS + 1) if size % n == 0]
 
 
 def _conv(stage: Conv, first: bool, shared: _Places, partial: _Places, flat: _Places) -> Constants:
     window, filters = stage.window, stage.filters
     (top, _, left, right), (kernel_rows, kernel_cols) = window.pad, window.kernel
-    tile = stage.pool or (_even(stage.convolved[0]), _even(stage.convolved[1]))
+    tile = stage.pool or _tile(*stage.convolved, filters)
     down, across = stage.convolved[0] // tile[0], stage.convolved[1] // tile[1]
     units = kernel_rows * stage.channels * filters
     shares = max(1, min(stage.out[0] * stage.out[1], THREADS // units))
@@ -247,10 +270,11 @@ def _spread(stage: Conv, shared: _Places) -> Constants:
     above = max(0, (window.kernel[0] - 1) * window.dilation[0] - top)
     before = max(0, (window.kernel[1] - 1) * window.dilation[1] - left)
     spread_rows, spread_cols = rows + top + above, cols + left + before
+    back = _tile(rows, cols, stage.channels)
     return {
         **{"spread_top": above, "spread_left": before},
         **{"spread_rows": spread_rows, "spread_cols": spread_cols},
         "spread": shared.take(spread_rows * spread_cols * stage.filters),
-        **{"back_rows": _even(rows), "back_cols": _even(cols)},
-        "vector": next(n for n in (4, 2, 1) if stage.filters % n == 0),
+        **{"back_rows": back[0], "back_cols": back[1]},
+        "vector": _widest(stage.filters),
     }

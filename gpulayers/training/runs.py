@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpulayers.errors import ParameterError
 from gpulayers.models import Sequential
 from gpulayers.models.plan_nodes import has_own_methods
 from gpulayers.models.resident import Resident
@@ -48,7 +49,7 @@ class Runs:
         self._X: Any = None
         self._plan: Any = None
         self._resident: Resident | None = None
-        self._asked = self.on_cpu or not self._plans
+        self._asked = (self.on_cpu and trainer.engine == "auto") or not self._plans
         self._begun = False
 
     # ---------------------------------------------------------------------------------- an epoch
@@ -99,17 +100,24 @@ class Runs:
         t = self._trainer
         plain = t.accumulate == 1 and t.clip_global_norm is None and t.scaler is None
         if not plain or type(t.network) is not Sequential or has_own_methods(t.network):
-            return
+            return self._needed("a plain Sequential, and steps that are not changed on their way")
         shape = min(t.batch_size, t.examples), *self._feed.image_shape
         slots = min(t.log_every, t.steps)
         resident = self._feed.on_device(t.network.pixels, t.network.dtype, t.examples, slots)
         if resident is None:
-            return
-        plan: Any = t.network.compile(shape, loss=t.train_loss)
+            return self._needed("the training images, untransformed, in a GPU's memory")
+        if not self._blind:
+            self._needed("learning rates that do not depend on the loss")
+        plan: Any = t.network.compile(shape, loss=t.train_loss, engine=t.engine)
         output_check(t.network.name, t.data)((shape[0], *plan.output_shape))
         if plan.why_not_resident() is None:
             self._plan, self._resident = plan, resident
             t._tally.place(np)
+
+    def _needed(self, what: str) -> None:
+        """Say that the engine that was asked for is not possible; "auto" has another way."""
+        if self._trainer.engine != "auto":
+            raise ParameterError(f'Trainer: compile="{self._trainer.engine}" needs {what}')
 
     def _run(self, resident: Resident, most: int) -> int:
         t = self._trainer

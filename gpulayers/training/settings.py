@@ -12,6 +12,7 @@ from gpulayers._types import is_array
 from gpulayers.errors import ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
+from gpulayers.models.engines import ENGINES
 from gpulayers.training.data import Split
 from gpulayers.training.mixed import MixedLoss
 from gpulayers.training.transforms import Compose
@@ -24,6 +25,7 @@ __all__ = [
     "max_norm",
     "optional_count",
     "parameter_dtype",
+    "plan",
     "seconds",
 ]
 
@@ -99,6 +101,24 @@ def count(name: str, value: Any) -> int:
 def optional_count(name: str, value: Any) -> int | None:
     """As `count`, or None."""
     return None if value is None else count(name, value)
+
+
+def plan(value: Any) -> tuple[bool | None, str]:
+    """Return whether to train by a plan (None: where that is of use), and by which engine.
+
+    Raises
+    ------
+    ParameterError
+        If it is neither a bool nor None nor the name of an engine.
+    """
+    if value is None or isinstance(value, bool):
+        return value, "auto"
+    if value not in ENGINES:
+        raise ParameterError(
+            f"Trainer: compile must be True, False, None or one of {', '.join(ENGINES)}, got "
+            f"{value!r}{suggest(str(value), ENGINES)}"
+        )
+    return (None if value == "auto" else True), value
 
 
 def seconds(name: str, value: Any) -> float | None:

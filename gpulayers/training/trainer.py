@@ -86,9 +86,10 @@ class Trainer:
         checkpoint.
     info : dict, optional
         Plain values to keep in the checkpoints.
-    compile : bool, optional
+    compile : bool or "mega", optional
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
-        the CPU yes, on a GPU if it has memory for the training images.
+        the CPU yes, on a GPU if it has memory for the training images. "mega": by that engine, up
+        to `log_every` steps a launch; an error says what is in the way.
     clip_global_norm : float, optional
         Scale longer gradients of a step down to this norm, see `optimizers.clip_global_norm`.
     accumulate : int
@@ -153,7 +154,7 @@ class Trainer:
         normalize: bool = True,
         resume: str | os.PathLike[str] | None = None,
         info: dict[str, Any] | None = None,
-        compile: bool | None = None,
+        compile: bool | str | None = None,
         clip_global_norm: float | None = None,
         accumulate: int = 1,
         label_smoothing: float = 0.0,
@@ -182,7 +183,7 @@ class Trainer:
         self.progress = progress
         self.callbacks = Callbacks(callbacks)
         self.info = dict(info or {})
-        self.compile = compile
+        self.compile, self.engine = settings.plan(compile)
         self.log_every = settings.count("log_every", log_every)
         self.clip_global_norm = settings.max_norm(clip_global_norm)
         self.accumulate = settings.count("accumulate", accumulate)
