@@ -78,12 +78,12 @@ class Kernel:
         self, source: str, shared_bytes: int, *, batch: int, classes: int, saved: int, partial: int
     ) -> None:
         device = cupy.cuda.Device()
-        self.blocks = min(batch, int(device.attributes["MultiProcessorCount"]))
-        self.shared_bytes = shared_bytes
+        self._blocks = min(batch, int(device.attributes["MultiProcessorCount"]))
+        self._shared = shared_bytes
         options = table.options("float32")
         self._kernel: Any = cupy.RawKernel(source, NAME, options, enable_cooperative_groups=True)
         try:
-            self._kernel.max_dynamic_shared_size_bytes = self.shared_bytes
+            self._kernel.max_dynamic_shared_size_bytes = self._shared
             self._kernel.compile()
         except Exception as error:  # NVRTC and the driver each raise their own type
             raise BackendError(
@@ -93,7 +93,7 @@ class Kernel:
         self._between = (
             cupy.empty((batch, 2), dtype="float32"),
             cupy.empty(batch * saved, dtype="float32"),
-            cupy.empty(max(1, self.blocks * partial), dtype="float32"),
+            cupy.empty(max(1, self._blocks * partial), dtype="float32"),
             cupy.zeros(1, dtype="uint32"),
         )
 
@@ -136,4 +136,4 @@ class Kernel:
             *map(np.int32, (*whole, rule)),
             *(np.float32(getattr(numbers, name)) for name in CONSTANTS),
         )
-        self._kernel((self.blocks,), (THREADS,), arguments, shared_mem=self.shared_bytes)
+        self._kernel((self._blocks,), (THREADS,), arguments, shared_mem=self._shared)

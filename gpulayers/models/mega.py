@@ -19,7 +19,7 @@ from gpulayers.errors import BackendError, ParameterError
 from gpulayers.models.graph_resident import checked_batch_size
 from gpulayers.models.graph_update import FlatUpdate, numbers_of
 from gpulayers.models.mega_layers import chain_of
-from gpulayers.models.mega_source import write
+from gpulayers.models.mega_source import Program, write
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.resident import Resident
 
@@ -64,7 +64,7 @@ class MegaNetwork(CompiledNetwork):
         self._plain = xp.zeros((2, self._image[2]), dtype="float32")
         self._sent: list[list[float]] = []
         self._rates: Any = None
-        self._kernel_for("float32")
+        self._program("float32")
 
     # ----------------------------------------------------------------------------------- the kernel
 
@@ -94,31 +94,41 @@ class MegaNetwork(CompiledNetwork):
             rules.append(numbers)
         return rules[0]
 
-    def _kernel_for(self, dtype: str) -> tuple[Any, Numbers]:
-        """The kernel for images of this dtype, and the rule of today."""
+    def _program(self, dtype: str) -> Program:
+        """The kernel for images of this dtype, as a text.
+
+        Raises
+        ------
+        BackendError
+            If a block has not enough shared memory on this GPU.
+        """
         from gpulayers.cuda import mega  # needs CuPy
 
-        numbers = self._check_layers()
+        pixel = "unsigned char" if dtype == "uint8" else "float"
+        program = write(self._image, self._chain.stages, pixel, self.loss.reduction == "mean")
+        most = mega.most_shared_bytes()
+        if program.shared_bytes > most:
+            raise BackendError(
+                f"{self._what}: an example takes {program.shared_bytes} bytes of shared memory "
+                f"through the network, this GPU has {most}; engine 'auto' has no such limit"
+            )
+        return program
+
+    def _kernel(self, dtype: str) -> Any:
+        """The same, compiled when it is first needed."""
+        from gpulayers.cuda import mega  # needs CuPy
+
         if dtype not in self._kernels:
-            pixel = "unsigned char" if dtype == "uint8" else "float"
-            mean = self.loss.reduction == "mean"
-            program = write(self._image, self._chain.stages, pixel, mean)
-            most = mega.most_shared_bytes()
-            if program.shared_bytes > most:
-                raise BackendError(
-                    f"{self._what}: an example takes {program.shared_bytes} bytes of shared memory "
-                    f"through the network, this GPU has {most}; engine 'auto' has no such limit"
-                )
-            layout = program.layout
+            program = self._program(dtype)
             self._kernels[dtype] = mega.Kernel(
                 program.source,
                 program.shared_bytes,
                 batch=self.batch_shape[0],
                 classes=self._chain.stages[-1].outputs,
-                saved=layout.saved,
-                partial=layout.partial,
+                saved=program.layout.saved,
+                partial=program.layout.partial,
             )
-        return self._kernels[dtype], numbers
+        return self._kernels[dtype]
 
     # ------------------------------------------------------------------------------------ the steps
 
@@ -176,7 +186,8 @@ class MegaNetwork(CompiledNetwork):
         return None
 
     def _launch(self, data: Any, record: Any, batch: int, steps: int) -> None:
-        kernel, numbers = self._kernel_for(data.images.dtype.name)
+        numbers = self._check_layers()
+        kernel = self._kernel(data.images.dtype.name)
         self._flat.adopt()
         if not self._flat.serves:
             raise ParameterError(
@@ -217,9 +228,9 @@ class MegaNetwork(CompiledNetwork):
 
     def describe(self) -> str:
         """Return the stages, a line each, and what a block needs."""
-        kernel, _ = self._kernel_for("float32")
-        how = f"one launch for any number of steps, {kernel.blocks} blocks of "
-        return f"{super().describe()}\n{how}{kernel.shared_bytes} bytes of shared memory"
+        needed = self._program("float32").shared_bytes
+        how = "any number of steps in one launch, each block with"
+        return f"{super().describe()}\n{how} {needed} bytes of shared memory"
 
 
 def _is_known(numbers: Numbers) -> bool:

@@ -183,6 +183,15 @@ def a_pool_of_ones_own(cp, put):
     return used + 0 * y.size, pool.used_bytes() == used
 
 
+MEETING = r"""
+extern "C" __global__ void meeting(unsigned* count, float* y) {
+    atomicAdd(count, 1u);
+    while (atomicAdd(count, 0u) < gridDim.x) __nanosleep(20);
+    y[blockIdx.x] = gridDim.x;
+}
+"""
+
+
 # ----------------------------------------------------------------------------------- capture
 
 
@@ -333,6 +342,20 @@ def a_host_array_as_a_kernel_argument(cp, put):
 def a_grid_that_is_no_tuple(cp, put):
     kernel = cp.RawModule(code=SCALE, name_expressions=["scale<float>"]).get_function("reverse")
     kernel(1, (3,), (cp.zeros(3, np.float32), cp.zeros(3, np.float32)))
+
+
+@claim([3.0] * 3)
+def blocks_that_wait_for_one_another(cp, put):
+    kernel = cp.RawKernel(MEETING, "meeting", enable_cooperative_groups=True)
+    count, y = cp.zeros(1, np.uint32), cp.zeros(3, np.float32)
+    kernel((3,), (1,), (count, y))
+    return y.get().tolist()
+
+
+@claim(Raises(RuntimeError, "COOPERATIVE_LAUNCH_TOO_LARGE"))
+def more_such_blocks_than_the_device_has_room_for(cp, put):
+    kernel = cp.RawKernel(MEETING, "meeting", enable_cooperative_groups=True)
+    kernel((1 << 20,), (1,), (cp.zeros(1, np.uint32), cp.zeros(1 << 20, np.float32)))
 
 
 @claim((True, 1, True, True))
