@@ -1,244 +1,244 @@
-"""Time the CUDA kernels, the first use of a network, and training steps, on one GPU.
+"""Time training steps on one GPU against PyTorch and JAX, and what they are made of.
 
-    python benchmarks/gpu.py               # a table, and benchmarks/results/<device>.csv
-    python benchmarks/gpu.py --batch 64 --out other.csv
+    python benchmarks/gpu.py --parts micro,kernels --out results
+    python benchmarks/gpu.py --parts lenet,vgg --budget 540 --out results
+    python benchmarks/gpu.py --parts resnet9,rnn,lstm,wavenet,startup --out results
 
-A kernel's floor is its bytes, each read or written once, over the speed of a plain copy measured on
-the same device. `reference` is the same operation as array formulas on CuPy. Times are medians of
-groups of launches between two events, after a warm-up; arrays start as random numbers.
+Parts: micro, kernels, lenet, vgg, resnet9, rnn, lstm, wavenet, startup. ``--out`` is a folder
+(default: the variable OUT, else ``benchmarks/results``); ``gpu-<device>.json`` there is written
+after every item, and taken up by the next run, so that parts can be measured one after the other.
+A run ends when ``--budget`` seconds are over: what comes last is left out and said.
+
+Each way of taking a step has a process of its own. Its first three steps must give the losses and
+weights that PyTorch gives in float64, and our layers in float64 NumPy, before it is timed: wall
+clock over 200 steps (fewer if they take long) between two waits for the device, after 20 steps of
+warm-up; the median of seven. Inputs are random numbers on the device, eight batches in turn. The
+fastest settings on both sides: channels_last, cudnn.benchmark, fused optimizers, TF32 where the
+item says so on both sides or on none; CUDA graphs by hand, reduce-overhead, max-autotune; a jitted
+step and a scan. One way of each side is timed twice: their difference is the noise.
+
+Without a GPU nothing is measured, and the floors are printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import importlib.util
+import json
 import os
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpulayers import activations, backend, models
-from gpulayers.errors import BackendError
-from gpulayers.ops._kernels import kernels_for
-from gpulayers.ops.reference import Reference
-from gpulayers.ops.window import Window
+from _gpu import child, clock, floors, machine, record, startup
+from _gpu.nets import PARTS, Item
 
-RESULTS = Path(__file__).parent / "results"
-HEADER = ("what", "shape", "dtype", "ms", "GB/s", "share of copy", "reference ms")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operation: `run(engine)` launches it, `moved` is the bytes it cannot avoid."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    run: Callable[[Any], Any]
-    moved: int
-
-
-def milliseconds(xp: Any, run: Callable[[], Any], launches: int = 20, groups: int = 7) -> float:
-    """Median time of one call, between events on the current stream."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(groups):
-        start, end = xp.cuda.Event(), xp.cuda.Event()
-        start.record()
-        for _ in range(launches):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(xp.cuda.get_elapsed_time(start, end) / launches)
-    return statistics.median(times)
+SCRIPT = Path(__file__).resolve()
+ALL_PARTS = ("micro", "kernels", *PARTS, "startup")
+#: (side, its ways that share a process, seconds that it is given at most), in the order of turns
+TURNS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+    ("ours", ("fused",), 120),
+    ("ours", ("resident",), 120),
+    ("torch", ("torch eager", "torch graph"), 120),
+    ("ours", ("mega",), 120),
+    ("ours", ("layers",), 120),
+    ("jax", ("jax jit", "jax scan"), 150),
+    ("torch", ("torch reduce-overhead",), 200),
+    ("torch", ("torch max-autotune",), 300),
+)
+TWICE = ("resident", "torch eager", "torch graph")
+_SPARE = 8.0  # seconds that a turn must be able to take, or it is left out
+_END = 5.0  # seconds for the tables
 
 
-def copy_speed(xp: Any, megabytes: int) -> float:
-    """Bytes a second of a device-to-device copy, read and write counted."""
-    source = xp.zeros(megabytes << 18, dtype="float32")
-    target = xp.empty_like(source)
-    return 2e3 * source.nbytes / milliseconds(xp, lambda: xp.copyto(target, source))
+class Run:
+    """One run of the script: what is asked for, what is left of its time, where results go."""
+
+    def __init__(self, args: argparse.Namespace, file: Path, device: str) -> None:
+        self.args, self.device = args, device
+        self.budget = clock.Budget(args.budget - _END)
+        self.record = record.Record(file)
+        self.folder = Path(tempfile.mkdtemp(prefix="gpulayers-bench-"))
+        self.left_out: list[str] = []
+
+    def call(self, job: dict[str, Any], most: float) -> dict[str, Any]:
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        return child.call(job, min(most, self.budget.left), SCRIPT, environment)
+
+    def device_part(self, part: str) -> None:
+        """Measurements that one process makes one after the other."""
+        found = self.call({"kind": part, "batch": self.args.batch}, self.budget.left)
+        for name, value in found.items():
+            self.record.put(part, name, "measured", value)
+
+    def steps(self, items: list[Item]) -> None:
+        """The ways in turn, each for all items, the slow compilers last."""
+        known = [item for item in items if self.referee(item)]
+        for side, ways, most in TURNS:
+            if side not in self.args.sides or not installed(side):
+                continue
+            for item in known:
+                if self.budget.left < _SPARE:
+                    self.left_out.append(f"{item.name}: {', '.join(ways)}")
+                    continue
+                self.turn(item, side, ways, most)
+
+    def referee(self, item: Item) -> bool:
+        job = {"kind": "referee", "item": _told(item), "device": self.device}
+        if self.budget.left < _SPARE:
+            self.left_out.append(item.name)
+            return False
+        found = self.call({**job, "file": str(self.file(item))}, 180)
+        self.record.put("steps", item.name, "referee", found)
+        self.record.put("floors", item.name, "floor", floors.floor(item))
+        return "error" not in found
+
+    def turn(self, item: Item, side: str, ways: tuple[str, ...], most: float) -> None:
+        job = {
+            "kind": side,
+            "item": _told(item),
+            "ways": ways,
+            "twice": TWICE,
+            "device": self.device,
+            "file": str(self.file(item)),
+            "warm_up": self.args.warm_up,
+            "steps": self.args.steps,
+            "repeats": self.args.repeats,
+        }
+        found = self.call(job, most)
+        error = found.pop("error", None)
+        for way, value in found.items():
+            self.record.put("steps", item.name, way, value)
+        if error is not None:
+            for way in ways:
+                if way not in found:
+                    self.record.put("steps", item.name, way, {"error": error})
+        said = (f"{way} {_short(v)}" for way, v in found.items())
+        print(f"{item.name}: {'; '.join(said)}{f' {error}' if error else ''}", flush=True)
+
+    def file(self, item: Item) -> Path:
+        return self.folder / f"{item.name.replace(' ', '-')}.npz"
+
+    def startup(self) -> None:
+        for name, run in startup.items(self.device, SCRIPT):
+            if self.budget.left < _SPARE:
+                self.left_out.append(name)
+                continue
+            try:
+                value = run()
+            except Exception as error:
+                value = {"error": f"{type(error).__name__}: {error}"}
+            self.record.put("startup", name, "measured", value)
+            print(f"{name}: {value}", flush=True)
+
+    def show(self) -> None:
+        """The tables, that of the ratios last."""
+        values = self.record.values
+        for part in ("micro", "kernels", "startup"):
+            for name, entry in values.get(part, {}).items():
+                print(f"{part}: {name}: {entry['measured']}")
+        steps = values.get("steps", {})
+        if self.left_out:
+            print("left out for want of time: " + "; ".join(self.left_out))
+        if steps:
+            print(record.time_table(steps))
+            print()
+            print(record.ratio_table(steps))
 
 
-def cases(xp: Any, batch: int, dtype: str) -> list[Case]:
-    """The kernels on the shapes of a small VGG's second convolution (32 channels, 32 x 32)."""
-
-    def numbers(*shape: int) -> Any:
-        return xp.random.standard_normal(shape).astype(dtype)
-
-    n, hw, ch = batch, 32, 32
-    window, pool = Window((3, 3), pad=(1, 1, 1, 1)), Window((2, 2), (2, 2))
-    x, dy = numbers(n, hw, hw, ch), numbers(n, hw // 2, hw // 2, ch)
-    engine = kernels_for(x)
-    columns = engine.im2col(x, window)
-    argmax = engine.max_pool2d_forward(x, pool)[1]
-    bias, act = numbers(ch), activations.ReLU()
-    logits, labels = numbers(64 * n, 10), xp.zeros(64 * n, dtype="int64")
-    probs = engine.softmax_forward(logits)
-    param, grad, mean = (numbers(n * 32768) for _ in range(3))
-    var = xp.ones_like(param)
-    gradient = x.copy()
-    im, col, small = x.nbytes, columns.nbytes, dy.nbytes + argmax.nbytes
-    table: list[tuple[str, Any, int, Callable[[Any], Any]]] = [
-        ("im2col", x, im + col, lambda e: e.im2col(x, window)),
-        ("col2im", x, im + col, lambda e: e.col2im(columns, x.shape, window, "gather")),
-        ("col2im scatter", x, im + col, lambda e: e.col2im(columns, x.shape, window, "scatter")),
-        ("max_pool2d_forward", x, im + small, lambda e: e.max_pool2d_forward(x, pool)),
-        (
-            "max_pool2d_backward",
-            x,
-            im + small,
-            lambda e: e.max_pool2d_backward(dy, argmax, x.shape, pool),
-        ),
-        ("avg_pool2d_forward", x, im + dy.nbytes, lambda e: e.avg_pool2d_forward(x, pool)),
-        (
-            "avg_pool2d_backward",
-            x,
-            im + dy.nbytes,
-            lambda e: e.avg_pool2d_backward(dy, x.shape, pool),
-        ),
-        ("bias_activation", x, 3 * im, lambda e: e.bias_activation(gradient, bias, act)),
-        ("activation_backward", x, 3 * im, lambda e: e.activation_backward(gradient, x, act)),
-        ("bias_grad", x, im, lambda e: e.bias_grad(x)),
-        (
-            "softmax_cross_entropy_forward",
-            logits,
-            2 * logits.nbytes,
-            lambda e: e.softmax_cross_entropy_forward(logits, labels),
-        ),
-        (
-            "softmax_cross_entropy_backward",
-            logits,
-            2 * logits.nbytes,
-            lambda e: e.softmax_cross_entropy_backward(probs, labels, 0.01),
-        ),
-        (
-            "adam_update",
-            param,
-            7 * param.nbytes,
-            lambda e: e.adam_update(param, grad, mean, var, 1e-3, 0.9, 0.999, 1e-7, 10),
-        ),
-        (
-            "philox_words",
-            param,
-            8 * param.size,
-            lambda e: e.philox_words(xp, (1, 2), 3, param.size),
-        ),
-    ]
-    return [Case(name, a.shape, dtype, run, moved) for name, a, moved, run in table]
+def _told(item: Item) -> list[Any]:
+    return [item.net, item.batch, item.precision]
 
 
-FIRST_USE = """
-import time
-import numpy as np
-from gpulayers import backend, losses, models
-with backend.use_backend("cupy"):
-    xp = backend.module("cupy")
-    net, loss = models.build("lenet"), losses.SoftmaxCrossEntropy()
-    images = xp.asarray(np.zeros(({batch}, 28, 28, 1), "f4"))
-    labels = xp.asarray(np.zeros({batch}, "i8"))
-    xp.zeros(1)
-    def step():
-        start = time.perf_counter()
-        loss.forward(labels, net.forward(images))
-        net.backward(loss.backward())
-        net.update()
-        xp.cuda.Stream.null.synchronize()
-        return time.perf_counter() - start
-    print("seconds", step(), min(step() for _ in range(20)))
-"""
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "median_us" in value:
+        return f"{value['median_us']:.1f} us"
+    return str(value)[:120]
 
 
-def first_use(batch: int) -> tuple[float, float]:
-    """Seconds of the first LeNet training step with an empty kernel cache, and of a later one."""
-    with tempfile.TemporaryDirectory() as empty:
-        done = subprocess.run(
-            [sys.executable, "-c", FIRST_USE.format(batch=batch)],
-            env={**os.environ, "CUPY_CACHE_DIR": empty},
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        raise BackendError(f"the first training step failed:\n{done.stderr}")
-    first, later = done.stdout.split()[-2:]
-    return float(first), float(later)
+def installed(side: str) -> bool:
+    """Whether a side can take part."""
+    return side == "ours" or importlib.util.find_spec(side) is not None
 
 
-def planned_step(xp: Any, batch: int, steps: int = 200, warm_up: int = 20) -> float:
-    """Milliseconds of wall clock of a LeNet step by its plan, one CUDA graph a step."""
-    network = models.build("lenet", optimizer="SGD(lr=0.01, momentum=0.9)")
-    images = xp.random.standard_normal((batch, 28, 28, 1)).astype("float32")
-    labels = xp.zeros(batch, dtype="int64")
-    plan = network.compile(batch_shape=images.shape)
-    for _ in range(warm_up):
-        plan.step(images, labels)
-    xp.cuda.Stream.null.synchronize()
-    start = time.perf_counter()
-    for _ in range(steps):
-        plan.step(images, labels)
-    xp.cuda.Stream.null.synchronize()
-    return 1e3 * (time.perf_counter() - start) / steps
+def chosen(args: argparse.Namespace) -> list[Item]:
+    """The steps of the parts that are asked for."""
+    items = [item for part in args.parts for item in PARTS.get(part, ())]
+    if args.batches:
+        items = [item for item in items if item.batch in args.batches]
+    if args.precisions:
+        names = dict.fromkeys((i.net, i.batch) for i in items)
+        items = [Item(net, n, p) for net, n in names for p in args.precisions]
+    return items
 
 
-def measure(xp: Any, batch: int, dtypes: tuple[str, ...], copy_megabytes: int) -> list[tuple]:
-    """Rows under HEADER for every kernel."""
-    peak = copy_speed(xp, copy_megabytes)
-    rows: list[tuple] = [("copy", (copy_megabytes << 18,), "float32", "", peak / 1e9, 1.0, "")]
-    for dtype in dtypes:
-        for case in cases(xp, batch, dtype):
-            engine = kernels_for(xp.empty(0, dtype=dtype))
-            took = milliseconds(xp, lambda run=case.run, e=engine: run(e))
-            slow = milliseconds(xp, lambda run=case.run: run(Reference()), launches=5, groups=3)
-            speed = 1e3 * case.moved / took
-            rows.append((case.name, case.shape, dtype, took, speed / 1e9, speed / peak, slow))
-    return rows
+def _words(known: tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        for word in words:
+            if word not in known:
+                raise argparse.ArgumentTypeError(
+                    f"unknown {word!r}, expected some of {', '.join(known)}"
+                )
+        return words
+
+    return parse
 
 
-def cell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Time training steps on one GPU against its peers.")
+    default = "micro,kernels,lenet"
+    p.add_argument("--parts", type=_words(ALL_PARTS), default=default, help=f"default: {default}")
+    p.add_argument("--out", type=Path, default=None, help="folder of the JSON file")
+    p.add_argument("--budget", type=float, default=530.0, help="seconds for all of it")
+    p.add_argument("--batches", type=lambda t: [int(n) for n in t.split(",")], default=[])
+    p.add_argument("--precisions", type=_words(tuple(floors.RATES)), default=[])
+    p.add_argument("--sides", type=_words(("ours", "torch", "jax")), default="ours,torch,jax")
+    p.add_argument("--batch", type=int, default=512, help="images, of the part kernels")
+    p.add_argument("--steps", type=int, default=clock.STEPS)
+    p.add_argument("--warm-up", type=int, default=clock.WARM_UP)
+    p.add_argument("--repeats", type=int, default=clock.REPEATS)
+    p.add_argument("--child", help=argparse.SUPPRESS)
+    return p
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Time the CUDA kernels on one GPU.")
-    parser.add_argument("--batch", type=int, default=512, help="images in a batch")
-    parser.add_argument("--dtypes", default="float32,float16", help="comma-separated")
-    parser.add_argument("--out", type=Path, help="CSV file (default: results/<device>.csv)")
-    args = parser.parse_args()
+def gpu_error() -> str | None:
+    """Why no GPU can be used, or None."""
+    from gpulayers import backend
+    from gpulayers.errors import BackendError
+
     try:
         backend.use_backend("cupy")
     except BackendError as error:
-        print(f"benchmarks/gpu.py needs a CUDA device. {error}", file=sys.stderr)
-        return 1
-    xp = backend.module("cupy")
-    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
-    device = properties["name"].decode()
-    rows = measure(xp, args.batch, tuple(args.dtypes.split(",")), copy_megabytes=256)
-    for batch in (64, 1024):
-        first, later = first_use(batch)
-        rows.append(("LeNet first step, cold cache", (batch,), "float32", 1e3 * first, "", "", ""))
-        rows.append(("LeNet step", (batch,), "float32", 1e3 * later, "", "", ""))
-        planned = planned_step(xp, batch)
-        rows.append(("LeNet step, planned", (batch,), "float32", planned, "", "", ""))
-    widths = [max(len(cell(row[k])) for row in [HEADER, *rows]) for k in range(len(HEADER))]
-    for row in [HEADER, *rows]:
-        print("  ".join(cell(value).ljust(width) for value, width in zip(row, widths, strict=True)))
-    out = args.out or RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.csv"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow((*HEADER, time.strftime("%Y-%m-%d"), device))
-        writer.writerows([[cell(value) for value in row] for row in rows])
-    print(f"written to {out}")
+        return str(error)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    if args.child:
+        child.work(json.loads(args.child))
+        return 0
+    missing = gpu_error()
+    if missing is not None:
+        print(floors.printed(chosen(args) or [i for part in PARTS.values() for i in part]))
+        print(f"no GPU: nothing was measured ({missing.splitlines()[0]})")
+        return 0
+    facts = machine.facts()
+    name = re.sub(r"[^A-Za-z0-9]+", "-", facts["device"].get("name", "unknown")).strip("-").lower()
+    folder = args.out or Path(os.environ.get("OUT") or SCRIPT.parent / "results")
+    run = Run(args, folder / f"gpu-{name}.json", "cuda")
+    record.started(run.record, facts)
+    for part in ("micro", "kernels"):
+        if part in args.parts:
+            run.device_part(part)
+    run.steps(chosen(args))
+    if "startup" in args.parts:
+        run.startup()
+    run.show()
+    print(f"written to {run.record.path}")
     return 0
 
 

@@ -1,0 +1,77 @@
+"""How long something takes: wall clock over many steps, between two waits; and what is left."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+WARM_UP, STEPS, REPEATS = 20, 200, 7
+_LONGEST = 0.5  # seconds of one repeat: of slow steps there are fewer in it
+_LEAST = 10
+
+
+class Budget:
+    """Seconds that are left of a run."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def wall(
+    run: Callable[[int], object],
+    wait: Callable[[], object],
+    warm_up: int = WARM_UP,
+    steps: int = STEPS,
+    repeats: int = REPEATS,
+) -> dict[str, Any]:
+    """Time steps by the host's clock: ``run(n)`` launches n of them, `wait` waits for the device.
+
+    Returns
+    -------
+    median_us, min_us, max_us : of one step, over the repeats
+    steps, repeats : int
+        Steps in a repeat: fewer than asked for if one repeat would take over half a second.
+    """
+    run(warm_up)
+    wait()
+    few = max(1, min(3, steps))
+    begin = time.perf_counter()
+    run(few)
+    wait()
+    guess = max((time.perf_counter() - begin) / few, 1e-9)
+    steps = max(1, min(steps, max(_LEAST, int(_LONGEST / guess))))
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run(steps)
+        wait()
+        times.append(1e6 * (time.perf_counter() - begin) / steps)
+    return {
+        "median_us": statistics.median(times),
+        "min_us": min(times),
+        "max_us": max(times),
+        "steps": steps,
+        "repeats": repeats,
+    }
+
+
+def milliseconds(xp: Any, run: Callable[[], Any], launches: int = 20, groups: int = 7) -> float:
+    """Median time of one call, between events on CuPy's current stream."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(groups):
+        start, end = xp.cuda.Event(), xp.cuda.Event()
+        start.record()
+        for _ in range(launches):
+            run()
+        end.record()
+        end.synchronize()
+        times.append(xp.cuda.get_elapsed_time(start, end) / launches)
+    return statistics.median(times)

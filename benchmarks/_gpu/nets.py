@@ -1,0 +1,272 @@
+"""The networks whose training steps are timed, their weights and batches: the same for all sides.
+
+A network is a list of layers, each a tuple: ("conv", filters, size, pad), ("bn",), ("relu",),
+("pool", size), ("flatten",), ("dense", outputs), ("skip", layers), ("rnn", states),
+("lstm", states) with the last state put out, ("conv1d", filters, taps, spacing) causal, ("tanh",).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Layer = tuple[Any, ...]
+Shape = tuple[int, ...]
+
+MOMENTUM = 0.9
+CLASSES = 10
+BATCHES = 8  # different ones, taken in turn
+STEPS_CHECKED = 3
+_CONV_TIME = 1024
+_TIME, _INPUTS = 100, 64
+
+
+@dataclass(frozen=True)
+class Net:
+    """A chain of layers on examples of one shape, ours: channels last, sequences (n_in, time)."""
+
+    title: str
+    shape: Shape
+    layers: tuple[Layer, ...]
+    rate: float = 0.01  # at which the first steps neither stand still nor diverge
+
+    @property
+    def is_image(self) -> bool:
+        return self.layers[0][0] == "conv"
+
+
+def _block(filters: int) -> tuple[Layer, ...]:
+    return (("conv", filters, 3, 1), ("bn",), ("relu",))
+
+
+def _active(filters: int) -> tuple[Layer, ...]:
+    return (("conv", filters, 3, 1), ("relu",))
+
+
+def _wavenet(width: int = 32, depth: int = 10) -> tuple[Layer, ...]:
+    blocks = tuple(
+        ("skip", (("conv1d", width, 2, 2**i), ("tanh",), ("conv1d", width, 1, 1)))
+        for i in range(depth)
+    )
+    head: tuple[Layer, ...] = (("relu",), ("flatten",), ("dense", CLASSES))
+    return (("conv1d", width, 1, 1), *blocks, *head)
+
+
+POOL: Layer = ("pool", 2)
+NETS: dict[str, Net] = {
+    "lenet": Net(
+        "LeNet",
+        (28, 28, 1),
+        (
+            *(("conv", 6, 5, 2), ("relu",), POOL, ("conv", 16, 5, 0), ("relu",), POOL),
+            *(("flatten",), ("dense", 120), ("relu",), ("dense", 84), ("relu",)),
+            ("dense", CLASSES),
+        ),
+    ),
+    "vgg": Net(
+        "VGG-small",
+        (32, 32, 3),
+        (
+            *(*_active(32), *_active(32), POOL, *_active(64), *_active(64), POOL),
+            *(("flatten",), ("dense", 512), ("relu",), ("dense", CLASSES)),
+        ),
+    ),
+    "resnet9": Net(
+        "ResNet-9",
+        (32, 32, 3),
+        (
+            *(*_block(64), *_block(128), POOL, ("skip", (*_block(128), *_block(128)))),
+            *(*_block(256), POOL, *_block(512), POOL, ("skip", (*_block(512), *_block(512)))),
+            *(("pool", 4), ("flatten",), ("dense", CLASSES)),
+        ),
+        rate=1e-3,
+    ),
+    "rnn128": Net("RNN H128", (_INPUTS, _TIME), (("rnn", 128), ("dense", CLASSES))),
+    "rnn512": Net("RNN H512", (_INPUTS, _TIME), (("rnn", 512), ("dense", CLASSES))),
+    "lstm128": Net("LSTM H128", (_INPUTS, _TIME), (("lstm", 128), ("dense", CLASSES))),
+    "lstm512": Net("LSTM H512", (_INPUTS, _TIME), (("lstm", 512), ("dense", CLASSES))),
+    "wavenet": Net("WaveNet-like", (_CONV_TIME, 1), _wavenet(), rate=1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A training step that is timed: network, examples a batch, precision of the arithmetic."""
+
+    net: str
+    batch: int
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.net} b{self.batch} {self.precision}"
+
+
+#: part -> what is timed in it
+PARTS: dict[str, tuple[Item, ...]] = {
+    "lenet": tuple(Item("lenet", n, "fp32") for n in (64, 128, 1024)),
+    "vgg": tuple(Item("vgg", n, p) for n in (128, 512) for p in ("tf32", "bf16")),
+    "resnet9": (Item("resnet9", 1024, "bf16"),),
+    "rnn": (Item("rnn128", 32, "tf32"), Item("rnn512", 256, "tf32")),
+    "lstm": (
+        *(Item("lstm128", 32, "tf32"), Item("lstm512", 32, "tf32")),
+        Item("lstm512", 256, "tf32"),
+    ),
+    "wavenet": (Item("wavenet", 16, "tf32"),),
+}
+
+#: item -> ratios to reach, against PyTorch as it comes and against the best of all peers
+REACH: dict[str, tuple[float, float]] = {
+    "lenet b64 fp32": (10, 3),
+    "lenet b128 fp32": (10, 3),
+    "lenet b1024 fp32": (5, 2),
+    **{f"vgg b{n} {p}": (2.5, 1.3) for n in (128, 512) for p in ("tf32", "bf16")},
+    "resnet9 b1024 bf16": (1.2, 1.0),
+    "lstm128 b32 tf32": (3, 2.5),
+    "lstm512 b32 tf32": (3, 2),
+    "lstm512 b256 tf32": (3, 2),
+    "wavenet b16 tf32": (8, 3),
+}
+#: largest error of three steps' update, relative in the Euclidean norm, before a step is timed
+TOLERANCE = {"fp32": 2e-3, "tf32": 3e-2, "bf16": 1.5e-1, "fp16": 5e-2, "fp64": 1e-9}
+
+
+def ours(net: Net, optimizer: str | None = None) -> Any:
+    """Build the network of gpulayers' layers, with weights that are the same in every process."""
+    from gpulayers import random
+    from gpulayers.models import Sequential
+
+    random.seed(0)
+    rule = optimizer or f"SGD(lr={net.rate}, momentum={MOMENTUM})"
+    return Sequential(list(_ours(net.layers)), rule, net.title)
+
+
+def _ours(chain: tuple[Layer, ...]) -> Iterator[Any]:
+    from gpulayers import layers
+    from gpulayers.models import Activation, Residual
+
+    for kind, *n in chain:
+        if kind == "conv":
+            yield layers.Conv2D(n[0], (n[1], n[1]), pad=n[2])
+        elif kind == "conv1d":
+            yield layers.Conv1D(n[0], n[1], pad="causal", dilation=n[2] - 1)
+        elif kind in ("relu", "tanh"):
+            yield Activation({"relu": "ReLU", "tanh": "Tanh"}[kind])
+        elif kind == "bn":
+            yield layers.BatchNorm2D()
+        elif kind == "pool":
+            yield layers.Pool2D((n[0], n[0]), stride=n[0])
+        elif kind == "flatten":
+            yield layers.Flatten()
+        elif kind == "dense":
+            yield layers.FullyConnected(n[0])
+        elif kind == "skip":
+            yield Residual(list(_ours(n[0])))
+        else:
+            kinds = {"rnn": layers.RNN, "lstm": layers.LSTM}
+            yield kinds[kind](n[0], return_sequences=False)
+
+
+def start(net: Net) -> dict[str, np.ndarray]:
+    """The weights that all sides begin with, rounded to float32, by name."""
+    from gpulayers import backend
+
+    former = backend.default_dtype()
+    with backend.use_backend("numpy"):
+        backend.set_default_dtype("float32")
+        try:
+            network = ours(net)
+            network.forward(np.zeros((1, *net.shape), np.float32), retain_derived=False)
+        finally:
+            backend.set_default_dtype(former)
+    return weights_of(network)
+
+
+def weights_of(network: Any) -> dict[str, np.ndarray]:
+    """The weights that learn, on the host in float64, by name."""
+    from gpulayers import backend
+
+    return {
+        f"{name}.{key}": np.array(backend.to_cpu(layer.parameters[key]), np.float64)
+        for name, layer in network.walk()
+        for key in layer.gradients
+    }
+
+
+def batches(net: Net, batch: int, count: int = BATCHES) -> tuple[np.ndarray, np.ndarray]:
+    """Draw inputs (count, batch, ...) float32 and labels (count, batch) int64."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((count, batch, *net.shape), dtype=np.float32)
+    return X, rng.integers(0, CLASSES, (count, batch))
+
+
+def work(net: Net, batch: int) -> tuple[float, float, int]:
+    """Return what a step needs at least: floating-point operations, bytes in float32, parameters.
+
+    Operations: products alone, back twice those forward, less the first layer's input gradient.
+    Bytes: each activation written, read by the next layer and by the backward pass, its gradient
+    written and read; what an activation function or pooling makes of a product takes the product's
+    place; states and gates of all times of a recurrent layer written and read; the input read
+    twice; each weight read twice, and updated with one state.
+    """
+    flops, passed, parameters, first = 0.0, 0.0, 0, True
+    last = 0.0  # of the layer before, where this one may take its place
+    for kind, before, after in _walk(net.layers, net.shape):
+        count, products = _products(kind, before, after)
+        parameters += count
+        flops += 2.0 * products * (2 if first and products else 3)
+        first = first and not products
+        if kind[0] in ("flatten", "skip"):
+            continue
+        if kind[0] in ("relu", "tanh", "pool"):
+            passed -= last
+        last = 5.0 * math.prod(after)
+        if kind[0] in ("rnn", "lstm"):
+            passed += 2.0 * before[1] * after[0] * (6 if kind[0] == "lstm" else 1)
+        passed += last
+    passed += 2.0 * math.prod(net.shape) - 3.0 * CLASSES  # logits are read once, where the loss is
+    return batch * flops, 4.0 * (batch * passed + 6.0 * parameters), parameters
+
+
+def _products(layer: Layer, before: Shape, after: Shape) -> tuple[int, float]:
+    """Parameters of a layer, and multiplications of one example forward."""
+    kind, *n = layer
+    if kind == "conv":
+        taps = n[1] ** 2 * before[-1]
+        return (taps + 1) * n[0], float(taps * math.prod(after))
+    if kind == "conv1d":
+        taps = n[1] * before[-1]
+        return (taps + 1) * n[0], float(taps * math.prod(after))
+    if kind == "dense":
+        return (before[0] + 1) * n[0], float(before[0] * n[0])
+    if kind == "bn":
+        return 2 * before[-1], 0.0
+    if kind in ("rnn", "lstm"):
+        gates = 4 if kind == "lstm" else 1
+        weights = gates * n[0] * (before[0] + n[0])
+        return weights + gates * n[0], float(weights * before[1])
+    return 0, 0.0
+
+
+def _walk(chain: tuple[Layer, ...], shape: Shape) -> Iterator[tuple[Layer, Shape, Shape]]:
+    """Each layer with the shapes of one example before and after it."""
+    for layer in chain:
+        kind, *n = layer
+        before = shape
+        if kind == "conv":
+            shape = (*(s + 2 * n[2] - n[1] + 1 for s in shape[:2]), n[0])
+        elif kind == "conv1d":
+            shape = (shape[0], n[0])
+        elif kind == "pool":
+            shape = (shape[0] // n[0], shape[1] // n[0], shape[2])
+        elif kind == "flatten":
+            shape = (math.prod(shape),)
+        elif kind in ("dense", "rnn", "lstm"):
+            shape = (n[0],)
+        elif kind == "skip":
+            yield from _walk(n[0], shape)
+        yield layer, before, shape

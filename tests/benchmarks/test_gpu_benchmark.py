@@ -1,0 +1,361 @@
+"""benchmarks/gpu.py without a GPU: all sides take the same steps, faults end nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulayers import backend as library
+from tests.conftest import Backend, no_gpu_reason
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+_PARTS = ("child", "clock", "floors", "kernels", "micro", "nets", "ours", "record", "referee")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The benchmark's modules."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        parts = {name: importlib.import_module(f"_gpu.{name}") for name in _PARTS}
+        yield SimpleNamespace(gpu=importlib.import_module("gpu"), **parts)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(autouse=True)
+def same_dtype() -> Iterator[None]:
+    before = library.default_dtype()
+    yield
+    library.set_default_dtype(before)
+
+
+CHAINS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
+    "images": (
+        (8, 8, 2),
+        (
+            *(("conv", 3, 3, 1), ("relu",), ("pool", 2), ("conv", 3, 3, 1), ("bn",), ("relu",)),
+            *(("skip", (("conv", 3, 3, 1), ("relu",))), ("flatten",), ("dense", 10)),
+        ),
+    ),
+    "lstm": ((3, 5), (("lstm", 4), ("dense", 10))),
+    "rnn": ((3, 5), (("rnn", 4), ("dense", 10))),
+    "waves": (
+        (12, 1),
+        (
+            ("conv1d", 3, 1, 1),
+            ("skip", (("conv1d", 3, 2, 4), ("tanh",), ("conv1d", 3, 1, 1))),
+            *(("relu",), ("flatten",), ("dense", 10)),
+        ),
+    ),
+    "dense": ((2, 2, 1), (("conv", 2, 1, 0), ("flatten",), ("dense", 10))),
+}
+
+
+@pytest.fixture
+def tiny(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The benchmark with small networks of every kind of layer."""
+    nets = {k: bench.nets.Net(k, shape, chain) for k, (shape, chain) in CHAINS.items()}
+    monkeypatch.setattr(bench.nets, "NETS", nets)
+    return bench
+
+
+# ------------------------------------------------------------------------------ the same steps
+
+
+@pytest.mark.parametrize("name", [k for k in CHAINS if k != "dense"])
+def test_all_sides_take_the_same_steps(
+    name: str, tiny: SimpleNamespace, numpy_backend: Backend
+) -> None:
+    """The referees agree to rounding; layers, plan and PyTorch pass, a wrong weight does not."""
+    pytest.importorskip("torch")
+    torch_side = importlib.import_module("_gpu.torch_side")
+    item = tiny.nets.Item(name, 3, "fp32")
+    wanted, facts = tiny.referee.measure(item, "cpu")
+    assert facts["NumPy float64 agrees within"] < 1e-11
+    subjects = [tiny.ours.Ours(item, "layers"), tiny.ours.Ours(item, "fused")]
+    for subject in [*subjects, torch_side.Torch(item, "torch eager", "cpu")]:
+        losses, weights = subject.checked()
+        assert tiny.referee.judge((losses, weights), wanted, item) < 1e-3
+        subject.run(2)
+        subject.wait()
+    key = next(iter(weights))
+    moved = weights[key] - tiny.nets.start(tiny.nets.NETS[name])[key]
+    with pytest.raises(ArithmeticError, match=r"off by .* not timed"):
+        tiny.referee.judge((losses, {**weights, key: weights[key] + 0.1 * moved}), wanted, item)
+    with pytest.raises(ArithmeticError):
+        tiny.referee.judge(([math.nan, *losses[1:]], weights), wanted, item)
+
+
+def test_referees_that_differ_judge_nothing(
+    tiny: SimpleNamespace, numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    losses, weights = tiny.referee.numpy_steps(item := tiny.nets.Item("dense", 3, "fp32"))
+    off = [losses[0] * (1 + 1e-6), *losses[1:]], weights
+    monkeypatch.setattr(tiny.referee, "torch_steps", lambda *_: off)
+    with pytest.raises(ArithmeticError, match="PyTorch and NumPy in float64 differ"):
+        tiny.referee.measure(item, "cpu")
+
+
+@pytest.mark.emulated
+def test_graphs_and_resident_data_take_the_same_steps(
+    tiny: SimpleNamespace, emulated: Backend
+) -> None:
+    item = tiny.nets.Item("dense", 3, "fp32")
+    results = []
+    for way in ("layers", "fused", "resident"):
+        subject = tiny.ours.Ours(item, way)
+        results.append(subject.checked())
+        subject.run(7)  # across the end of the eight batches
+        subject.wait()
+    start = tiny.nets.start(tiny.nets.NETS["dense"])
+    for found in results[1:]:
+        assert tiny.referee.error(found, results[0], start) < 1e-4
+    assert "captured" in subject.facts()["plan"]
+
+
+def test_jax_takes_the_same_steps(tiny: SimpleNamespace, numpy_backend: Backend) -> None:
+    pytest.importorskip("jax")
+    jax_side = importlib.import_module("_gpu.jax_side")
+    for name in ("images", "lstm", "rnn", "waves"):
+        item = tiny.nets.Item(name, 3, "fp32")
+        wanted = tiny.referee.numpy_steps(item)
+        for way in jax_side.WAYS:
+            tiny.referee.judge(jax_side.Jax(item, way).checked(), wanted, item)
+
+
+# ------------------------------------------------------------------------------ work and floors
+
+
+def test_the_work_is_counted_by_hand(bench: SimpleNamespace) -> None:
+    """LeNet's weights and products; the bytes that tests/rules/test_graph.py takes, too."""
+    flops, moved, parameters = bench.nets.work(bench.nets.NETS["lenet"], 64)
+    assert parameters == 61706
+    first, rest = 28 * 28 * 6 * 25, 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+    assert flops == 64 * 2 * (2 * first + 3 * rest)
+    kept = 14 * 14 * 6 + 5 * 5 * 16 + 120 + 84 + 10
+    assert moved == 4 * (64 * (5 * kept + 2 * 28 * 28 - 3 * 10) + 6 * 61706)
+
+
+@pytest.mark.skipif(no_gpu_reason() is None, reason="a GPU is there")
+def test_without_a_gpu_the_floors_are_printed(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert bench.gpu.main(["--parts", "lenet,vgg", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "no GPU: nothing was measured" in told
+    lines = {line.split("  ")[0]: line.split() for line in told.splitlines()}
+    assert lines["lenet b64 fp32"][5] == "15", "launches"
+    assert lines["vgg b512 bf16"][-1] != lines["vgg b512 tf32"][-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_that_are_unknown(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.gpu.main(["--parts", "lenet,vgh"])
+    assert "unknown 'vgh'" in capsys.readouterr().err
+
+
+def test_every_goal_belongs_to_a_step(bench: SimpleNamespace) -> None:
+    names = {item.name for part in bench.nets.PARTS.values() for item in part}
+    assert set(bench.nets.REACH) <= names
+
+
+# ------------------------------------------------------------------------- processes, the record
+
+SCRIPT = """
+import json, sys, time
+print('RESULT {{"what": "first", "value": {{"median_us": 2.0}}}}', flush=True)
+job = json.loads(sys.argv[2])
+if job["end"] == "late":
+    time.sleep(60)
+if job["end"] == "fault":
+    raise RuntimeError("an illegal memory access was encountered")
+sys.path.insert(0, {folder!r})
+from _gpu import child
+child.put("second", {{"median_us": 3.0}})
+"""
+
+
+@pytest.mark.parametrize("end", ["well", "late", "fault"])
+def test_what_a_process_put_out_is_kept(end: str, bench: SimpleNamespace, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(folder=str(BENCHMARKS)))
+    begin = time.monotonic()
+    found = bench.child.call({"end": end}, 2.0 if end == "late" else 60.0, script)
+    assert time.monotonic() - begin < 50
+    assert found["first"] == {"median_us": 2.0}
+    error = found.get("error", "")
+    assert ("second" in found) == (end == "well")
+    assert error.startswith({"well": "", "late": "stopped after", "fault": "exit code 1"}[end])
+    assert ("illegal memory access" in error) == (end == "fault")
+
+
+def test_a_way_that_fails_leaves_the_others_their_turn(
+    tiny: SimpleNamespace,
+    numpy_backend: Backend,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    item = tiny.nets.Item("dense", 3, "fp32")
+    tiny.referee.write(tmp_path / "r.npz", tiny.referee.numpy_steps(item))
+    job = {
+        "kind": "ours",
+        "item": ["dense", 3, "fp32"],
+        "ways": ["resident", "layers"],  # NumPy has no resident data
+        "twice": ["layers"],
+        "device": "cpu",
+        "file": str(tmp_path / "r.npz"),
+        **{"warm_up": 1, "steps": 2, "repeats": 3},
+    }
+    tiny.child.work(job)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT ")]
+    found = {e["what"]: e["value"] for e in (json.loads(line[7:]) for line in lines)}
+    assert list(found) == ["resident", "layers", "layers again"]
+    assert "error" in found["resident"]
+    assert found["layers"]["steps"] == 2
+    assert 0 <= found["layers"]["off by"] < 1e-3
+    assert found["layers"]["min_us"] <= found["layers"]["median_us"] <= found["layers"]["max_us"]
+
+
+def arguments(bench: SimpleNamespace, *more: str) -> Any:
+    return bench.gpu.parser().parse_args(["--parts", "lenet", "--sides", "ours,torch", *more])
+
+
+def test_a_run_writes_after_each_item_and_goes_on(
+    bench: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A referee that fails takes its item out; a process that dies takes its ways out."""
+    seen: list[int] = []
+    file = tmp_path / "gpu.json"
+
+    def call(job: Any, seconds: float, script: Path, more: Any) -> Any:
+        seen.append(len(json.loads(file.read_text())["steps"]) if file.exists() else 0)
+        if job["kind"] == "referee":
+            return {"error": "no agreement"} if job["item"][1] == 128 else {"facts": {}}
+        if job["kind"] == "torch":
+            return {way: {"median_us": 30.0} for way in job["ways"]}
+        if "mega" in job["ways"]:
+            return {"error": "exit code -11: "}
+        again = {f"{w} again": {"median_us": 11.0} for w in job["ways"] if w in job["twice"]}
+        return {way: {"median_us": 10.0} for way in job["ways"]} | again
+
+    monkeypatch.setattr(bench.child, "call", call)
+    monkeypatch.setattr(bench.gpu, "installed", lambda side: True)
+    run = bench.gpu.Run(arguments(bench), file, "cpu")
+    items = list(bench.nets.PARTS["lenet"])
+    run.steps(items)
+    run.show()
+    steps = json.loads(file.read_text())["steps"]
+    assert steps["lenet b128 fp32"] == {"referee": {"error": "no agreement"}}
+    assert steps["lenet b64 fp32"]["mega"] == {"error": "exit code -11: "}
+    assert seen[:4] == [0, 1, 2, 3]
+    told = capsys.readouterr().out
+    table = told[told.index("torch eager / ours") :].splitlines()
+    b64 = next(line for line in table if line.startswith("lenet b64"))
+    assert b64.split()[3:] == [
+        *("10.0", "(fused)", "3.00", "(NOT", "met:", "10)", "3.00", "(met:", "3)"),
+        *("torch", "eager", "10", "%", "1"),
+    ]
+
+
+def test_a_budget_that_is_used_up(
+    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = bench.gpu.Run(arguments(bench, "--budget", "1"), tmp_path / "gpu.json", "cpu")
+    run.steps(list(bench.nets.PARTS["lenet"]))
+    run.startup()
+    run.show()
+    told = capsys.readouterr().out
+    assert "left out for want of time: lenet b64 fp32; lenet b128 fp32; lenet b1024 fp32" in told
+    assert "import gpulayers" in told
+
+
+def test_a_record_is_taken_up(bench: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    first = bench.record.Record(file)
+    first.put("steps", "a", "fused", {"median_us": 1.0})
+    second = bench.record.Record(file)
+    second.put("steps", "a", "torch eager", {"median_us": 5.0})
+    entry = json.loads(file.read_text())["steps"]["a"]
+    assert bench.record.ratios(entry)["against eager"] == 5.0
+    file.write_text("{broken")
+    assert bench.record.Record(file).values == {}
+    assert bench.record.ratios({"torch eager": {"error": "x"}}) == {"ours": None}
+
+
+def test_the_clock_counts_its_steps(bench: SimpleNamespace) -> None:
+    steps: list[int] = []
+    waits: list[int] = []
+    found = bench.clock.wall(steps.append, lambda: waits.append(len(steps)), 5, 40, 3)
+    assert steps == [5, 3, 40, 40, 40]
+    assert waits == [1, 2, 3, 4, 5], "before and after each repeat"
+    assert (found["steps"], found["repeats"]) == (40, 3)
+    slow = bench.clock.wall(lambda n: time.sleep(0.06 * n), lambda: None, 0, 40, 1)
+    assert slow["steps"] == 10
+    assert slow["median_us"] > 5e4
+
+
+# ------------------------------------------------------------------- what one process measures
+
+
+@pytest.mark.emulated
+def test_every_kernel_is_checked_and_timed(
+    bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.kernels, "milliseconds", lambda xp, run, **_: run() is None or 0.5)
+    cases = bench.kernels.cases(emulated.xp, 1, "float32")
+    assert len({case.name for case in cases}) == len(cases) == 14
+    for case in cases:
+        found = bench.kernels.measure_case(emulated.xp, case, 1e9)
+        assert math.isfinite(found["share of copy"])
+        assert found["share of copy"] > 0
+        assert (found["error"] is None) == (not case.pure)
+    one = emulated.xp.ones(1)
+    wrong = bench.kernels.Case("x", (1,), "float32", lambda e: one * len(type(e).__name__), 8)
+    with pytest.raises(ArithmeticError, match="off by"):
+        bench.kernels.measure_case(emulated.xp, wrong, 1e9)
+
+
+@pytest.mark.emulated
+def test_the_device_is_measured(
+    bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.micro, "_PRODUCT", 64)
+    monkeypatch.setattr(bench.micro, "_COPY", 1)
+    monkeypatch.setattr(bench.micro, "_CHAIN", 2)
+    monkeypatch.setattr(bench.micro, "milliseconds", lambda xp, run, **_: run() is None or 0.5)
+    inner = bench.micro._host
+    monkeypatch.setattr(bench.micro, "_host", lambda xp, run, launches=3: inner(xp, run, 3))
+    emulated_options = importlib.import_module("tests.support.fake_cupy").state.launch_options
+    emulated_options["only_blocks"] = 1
+    try:
+        for name, run in bench.micro.items(emulated.xp):
+            if "tf32" not in name and "4" not in name.partition("node")[2]:
+                assert all(np.isfinite(v) for v in run().values()), name
+    finally:
+        emulated_options.clear()
+
+
+def test_seconds_from_the_start_of_a_process(bench: SimpleNamespace, tmp_path: Path) -> None:
+    startup = importlib.import_module("_gpu.startup")
+    script = BENCHMARKS / "gpu.py"
+    found = startup.first_step("gpulayers", "cpu", script, str(tmp_path))
+    assert 0 < found["seconds"] < 300, found
+    trained = startup.training("cpu", script, str(tmp_path), examples=256, epochs=1)
+    assert 0 <= trained["accuracy"] <= 1, trained
+    assert "error" in startup.import_seconds("no_such_module_at_all", script)
