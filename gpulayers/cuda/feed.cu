@@ -91,8 +91,8 @@ __device__ __forceinline__ bool is_hit(const T* __restrict__ row, int classes, l
 // order of flat.cu's finish_loss; loss and hits to the record's next row; one step more, count examples further.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(FEED_BLOCK)
-    finish_step(const T* __restrict__ losses, const T* __restrict__ outputs, const long long* __restrict__ labels,
-                T* __restrict__ loss, int* __restrict__ step, int* __restrict__ position, int* __restrict__ done,
+    finish_step(const Acc* __restrict__ losses, const T* __restrict__ outputs, const long long* __restrict__ labels,
+                Acc* __restrict__ loss, int* __restrict__ step, int* __restrict__ position, int* __restrict__ done,
                 Acc* __restrict__ record, int count, int classes, int slots, Acc scale)
 {
     __shared__ Acc sums[FEED_BLOCK];
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(FEED_BLOCK)
     Acc sum = static_cast<Acc>(0);
     int right = 0;
     for (int i = thread; i < count; i += FEED_BLOCK) {
-        sum += static_cast<Acc>(losses[i]);
+        sum += losses[i];
         right += is_hit<T, Acc>(outputs + static_cast<long long>(i) * classes, classes, labels[i]);
     }
     sums[thread] = sum;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(FEED_BLOCK)
     }
     if (thread > 0) return;
     const Acc mean = sums[0] * scale;
-    loss[0] = static_cast<T>(mean);
+    loss[0] = mean;
     Acc* const row = record + 2 * (done[0] % slots);
     row[0] = mean;
     row[1] = static_cast<Acc>(hits[0]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,6 +88,7 @@ def judge(
     state: ScaleState | None,
     scaled: bool,
     step: Array,
+    top: float | None = None,
 ) -> None:
     """Look at all gradients before an update: two launches.
 
@@ -100,6 +102,8 @@ def judge(
         The gradients are too long by that scale, if there is one.
     step : (1,) int32
         Taken back where a gradient is not finite.
+    top : float, optional
+        A larger gradient counts as not finite.
     """
     chunks, bounds, peaks, squares, factors = judgement
     none, no_numbers = cupy.empty(0, dtype=work.dtype), cupy.empty(0, dtype=cupy.int32)
@@ -109,6 +113,7 @@ def judge(
     scale = none if state is None else state.scale
     scaled = scaled and state is not None
     args = (work, sections, chunks, scale, peaks, squares, scaled, limit, longest)
+    args = (*args, _within(math.inf if top is None else top, work))
     launch("survey_gradients", work.dtype, (len(chunks),), args, "int32")
     arrays = (none, none, no_numbers, no_numbers) if state is None else state[:4]
     ends = (1, 1.0, 1.0) if state is None else state[4:]

@@ -10,11 +10,13 @@
 
 // Of each chunk: `peaks`, the largest absolute value but at least `longest`, NaN where a number is not finite; and
 // `squares`, the sum of squares of (value / peak), which can neither overflow nor all vanish. The values are those that
-// update sees: divided by the loss scale if scaled, cut to `limit`.
+// update sees: divided by the loss scale if scaled, cut to `limit`. What is beyond `top` before that, the largest number
+// of a half type, is not finite: the layers by themselves would have stored infinity.
 template <typename Acc>
 __global__ void survey_gradients(const Acc* __restrict__ work, const long long* __restrict__ sections,
                                  const long long* __restrict__ chunks, const Acc* __restrict__ scale,
-                                 Acc* __restrict__ peaks, Acc* __restrict__ squares, int scaled, Acc limit, Acc longest)
+                                 Acc* __restrict__ peaks, Acc* __restrict__ squares, int scaled, Acc limit, Acc longest,
+                                 Acc top)
 {
     __shared__ Acc warps[BLOCK / 32];
     const long long* chunk = chunks + 3 * static_cast<long long>(blockIdx.x);
@@ -28,7 +30,7 @@ __global__ void survey_gradients(const Acc* __restrict__ work, const long long* 
         own[i] = static_cast<Acc>(0);
         if (number >= chunk[2]) continue;
         Acc value = gradient_at(work, section, number);
-        odd += value - value;
+        odd += value > top || value < -top ? not_a_number<Acc>() : value - value;
         if (scaled) value /= scale[0];
         own[i] = clipped(value, limit);
         peak = larger(peak, own[i] < static_cast<Acc>(0) ? -own[i] : own[i]);

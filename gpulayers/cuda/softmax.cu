@@ -114,3 +114,36 @@ __global__ void softmax_cross_entropy_both(const T* __restrict__ logits, const l
                                            : not_a_number<Acc>());
     }
 }
+
+// The loss of a planned step in a half type: in Acc, and its gradient scaled so that small numbers survive.
+// losses = cross-entropy of each row; dlogits = (softmax(z) - [class is the label]) * weight * scale[0], rounded last
+// of all. A label outside [0, classes) gives a NaN loss. A warp a row; without `scaled` the scale is 1.
+template <typename T, typename Acc, typename Index>
+__global__ void cross_entropy_step(const T* __restrict__ logits, const long long* __restrict__ labels,
+                                   const Acc* __restrict__ scale, Acc* __restrict__ losses, T* __restrict__ dlogits,
+                                   Index rows, int classes, int scaled, Acc weight)
+{
+    const Index row = row_number<Index, 32>();
+    if (row >= rows) return;
+    Acc* const warps = nullptr;  // a warp needs none
+    const int lane = threadIdx.x % 32;
+    const T* source = logits + row * classes;
+    T* target = dlogits + row * classes;
+    const long long label = labels[row];
+
+    Acc highest = minus_infinity<Acc>();
+    for (int c = lane; c < classes; c += 32) highest = larger(highest, static_cast<Acc>(source[c]));
+    highest = reduce_row<32, true>(highest, warps);
+    Acc total = static_cast<Acc>(0);
+    for (int c = lane; c < classes; c += 32) total += exp(static_cast<Acc>(source[c]) - highest);
+    total = reduce_row<32, false>(total, warps);
+    const Acc factor = scaled ? weight * scale[0] : weight;
+    for (int c = lane; c < classes; c += 32) {
+        const Acc hit = c == label ? static_cast<Acc>(1) : static_cast<Acc>(0);
+        target[c] = static_cast<T>((exp(static_cast<Acc>(source[c]) - highest) / total - hit) * factor);
+    }
+    if (lane == 0) {
+        const bool known = label >= 0 && label < classes;
+        losses[row] = known ? log(total) - (static_cast<Acc>(source[label]) - highest) : not_a_number<Acc>();
+    }
+}

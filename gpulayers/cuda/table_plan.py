@@ -43,6 +43,13 @@ SPECS = (
         f"dropout_backward<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, REAL),
     ),
+    # ---- softmax.cu
+    KernelSpec(
+        "cross_entropy_step",
+        "softmax.cu",
+        f"cross_entropy_step<{_MAP}>",
+        (*(ARRAY,) * 5, INDEX, INT, INT, REAL),
+    ),
     # ---- flat.cu, judge.cu: all parameters in one
     KernelSpec(
         "sum_sections",
@@ -69,7 +76,7 @@ SPECS = (
         "survey_gradients",
         "judge.cu",
         "survey_gradients<{Acc}>",
-        (*(ARRAY,) * 6, INT, REAL, REAL),
+        (*(ARRAY,) * 6, INT, REAL, REAL, REAL),
         dtypes=_WIDE,
         barriers=True,
     ),

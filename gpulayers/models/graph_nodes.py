@@ -161,17 +161,26 @@ def _replaced(nodes: Sequence[Node]) -> Iterator[Node]:
         i += taken
 
 
-def _replacement(node: Node) -> Iterator[Node]:
+def _replacement(node: Any) -> Iterator[Node]:
     if isinstance(node, PooledNode):
         yield from _replaced(node.nodes)
     elif isinstance(node, ResidualNode):
         yield SumStep(node)
-    elif isinstance(node, ConvNode) and (node.halves or node._pool is None):
+    elif _is_step(node, ConvNode, "conv2d_forward") and (node.halves or node._pool is None):
         yield ConvStep(node, node._relu, node.halves)
-    elif isinstance(node, DenseNode):
+    elif _is_step(node, DenseNode, "dense_backward"):
         yield DenseStep(node, node._relu)
     else:
         yield node
+
+
+def _is_step(node: Node, kind: type, kernel: str) -> bool:
+    """Whether a node is of this kind, and the kernel takes its parameters' dtype."""
+    from gpulayers.cuda import table
+
+    if not isinstance(node, kind):
+        return False
+    return node.layers[0].parameters["W"].dtype.name in table.KERNELS[kernel].dtypes
 
 
 def leaves(nodes: Sequence[Node]) -> Iterator[Node]:

@@ -12,14 +12,17 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
+from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
+from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
-from gpulayers.models.plan_node import Node, backward_through
+from gpulayers.models.plan_node import Node, backward_through, contiguous
 from gpulayers.models.plan_nodes import nodes_of
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
+from gpulayers.optimizers._master import is_half
 
 __all__ = ["GraphNetwork"]
 
@@ -45,7 +48,7 @@ class Program:
         self.source, self.dry = source, dry
         self.X = xp.empty(shape, dtype=dtype)
         self.labels = xp.empty(shape[0], dtype="int64")
-        self.loss = xp.empty(1, dtype=dtype)
+        self.loss = xp.empty(1, dtype="float32" if is_half(dtype) else dtype)
         self.outputs: Any = None
         self.work: Any = None
         self.sections: Any = None
@@ -57,17 +60,22 @@ class Program:
 class GraphNetwork(CompiledNetwork):
     """`CompiledNetwork` on a GPU: forward, loss, backward and update as one CUDA graph.
 
-    Captured are networks whose layers treat examples one by one, or normalise batches, with float32
-    or float64 parameters, trained on cross-entropy; for others `describe` says why not, and the
-    step is launched operation by operation. The parameters are moved into one array, of which the
-    layers hold views, and updated by one launch if every layer has the same optimizer (SGD,
-    AdaGrad, RMSProp, Adam or AdamW); two more find the norms, where gradients are clipped by them.
+    Captured are networks whose layers treat examples one by one, or normalise batches, trained on
+    cross-entropy; for others `describe` says why not, and the step is launched operation by
+    operation. Half types: the loss is computed in float32, the update changes float32 copies of the
+    parameters, and in float16 the loss is scaled; a step whose gradients are not finite is left
+    out, which the device decides by itself (`loss_scale`). A step that is left out counts for
+    schedules, and for the optimizers until somebody asks for the scale. The parameters are moved
+    into one array, of which the layers hold views, and updated by one launch if every layer has the
+    same optimizer (SGD, AdaGrad, RMSProp, Adam or AdamW); two more look at the gradients, where
+    they are clipped by their norm or the loss is scaled.
     """
 
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
         super().__init__(network, loss, batch_shape, precision)
+        self._scale: LossScale | None = None
         self._why_not = self._reason()
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
@@ -78,10 +86,10 @@ class GraphNetwork(CompiledNetwork):
         self._summed = False
 
     def _reason(self) -> str | None:
-        if not self._plain_loss:
+        # a trainer's loss in half types computes in float32, scaled; the graph does so by itself
+        base = self.loss.base if hasattr(self.loss, "scaler") else self.loss
+        if type(base) is not SoftmaxCrossEntropy or not base._plain:
             return "the loss is not a plain cross-entropy"
-        if self.network.dtype.name not in ("float32", "float64"):
-            return f"the parameters are {self.network.dtype}"
         return refusal(self._shown())
 
     def _shown(self) -> list[Node]:
@@ -111,12 +119,22 @@ class GraphNetwork(CompiledNetwork):
             node.draws = self._draws
         self._programs.clear()
         self._recorder = graph.Recorder()
-        self._flat = FlatUpdate(self._places, self.network.dtype) if self._places else None
+        dtype = self.network.dtype
+        if dtype == np.float16 and self._scale is None:
+            self._scale = self._new_scale()
+        self._flat = FlatUpdate(self._places, dtype, self._scale) if self._places else None
         if self._flat is not None:
             xp = backend.module("cupy")
-            self._sums = xp.empty(self._flat.total, dtype=self.network.dtype)
+            self._sums = xp.empty(self._flat.total, dtype=self._flat.wide)
             rows = [(start, start, 1, 0) for start in self._flat.starts]
             self._whole = xp.asarray(np.array(rows, dtype=np.int64))
+
+    def _new_scale(self) -> LossScale:
+        """A loss scale on the device, which a trainer's goes on in."""
+        scaler = getattr(self.loss, "scaler", None)
+        scale = LossScale() if scaler is None else scaler.on_device(LossScale)
+        scale.on_skipped = lambda steps: self._flat.take_back(steps) if self._flat else None
+        return scale
 
     def _room(self, program: Program) -> None:
         """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
@@ -141,7 +159,7 @@ class GraphNetwork(CompiledNetwork):
                 start += flat_update.sizes[i]
             offset += parts * stride
         xp = backend.module("cupy")
-        program.work = xp.empty(offset, dtype=self.network.dtype)
+        program.work = xp.empty(offset, dtype=flat_update.wide)
         program.sections = xp.empty((len(rows), 4), dtype="int64")
         if not program.dry:
             program.sections[...] = xp.asarray(np.array(rows, dtype=np.int64))
@@ -243,7 +261,7 @@ class GraphNetwork(CompiledNetwork):
             Y = program.X
             for node in self._nodes:
                 Y = node.forward(Y)
-            losses, dY = kernels_for(Y).softmax_cross_entropy_both(Y, program.labels, scale)
+            losses, dY = self._losses(Y, program.labels, scale)
             counter = self._counter() if flat_update is None else flat_update.step
             self._finish(program, losses, Y, counter, scale)
             if flat_update is not None:
@@ -257,6 +275,15 @@ class GraphNetwork(CompiledNetwork):
         finally:
             for node in self._nodes:
                 node.forget()
+
+    def _losses(self, Y: Array, labels: Array, scale: float) -> tuple[Array, Array]:
+        """The loss of each example, and the gradient of their sum times `scale`."""
+        from gpulayers.cuda import loss_step  # needs CuPy
+
+        if not is_half(Y.dtype):
+            return kernels_for(Y).softmax_cross_entropy_both(Y, labels, scale)
+        state = None if self._scale is None else self._scale.state.scale
+        return loss_step.cross_entropy(contiguous(Y), labels, state, scale)
 
     def _fetch(self, program: Program) -> None:
         """Have the batch where the first node takes it from: `_staged` has copied it there."""
@@ -304,7 +331,8 @@ class GraphNetwork(CompiledNetwork):
         if program is None or update is None:
             return super().gradient_arrays() if program is None else []
         if not self._summed:
-            flat.sum_sections(program.work, program.sections, self._sums)
+            scale = None if self._scale is None else self._scale.state.scale
+            flat.sum_sections(program.work, program.sections, self._sums, scale)
             self._summed = True
         cuts = zip(update.starts, update.sizes, update.shapes, strict=True)
         return [self._sums[a : a + size].reshape(shape) for a, size, shape in cuts]
@@ -327,8 +355,13 @@ class GraphNetwork(CompiledNetwork):
                 update.launch(self._sums, self._whole, scaled=False)
             else:
                 update.launch(program.work, program.sections, scaled=True)
-        else:
-            self._update_one_by_one(self.gradient_arrays(), cur_loss)
+            return
+        gradients = self.gradient_arrays()
+        if self._scale is not None:
+            update.judge(self._sums, self._whole, scaled=False)
+            if not int(backend.to_cpu(self._scale.state.good)[0]):  # the host must know
+                return
+        self._update_one_by_one(gradients, cur_loss)
 
     def _update_one_by_one(self, gradients: list[Array], cur_loss: float | None) -> None:
         last = None
@@ -337,6 +370,16 @@ class GraphNetwork(CompiledNetwork):
                 layer.optimizer.step()
                 last = layer
             layer.optimizer.update_(layer.parameters[name], grad, name, cur_loss)
+
+    @property
+    def scales(self) -> bool:
+        return self._last is not None and is_half(self.network.dtype)
+
+    @property
+    def loss_scale(self) -> dict[str, Any] | None:
+        """Scale and counts of a step in float16, as `LossScale.read`, which waits for the device;
+        None for other types, or before the first step."""
+        return None if self._scale is None else self._scale.read()
 
     @property
     def arena_bytes(self) -> int:

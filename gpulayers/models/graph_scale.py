@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class LossScale:
     ----------
     state : flat.ScaleState
         The arrays on the device.
+    on_skipped : function of an int, or None
+        Is told of steps left out, when somebody looks.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class LossScale:
         from gpulayers.cuda import flat  # needs CuPy
 
         xp = backend.module("cupy")
+        self._known = skipped
+        self.on_skipped: Callable[[int], None] | None = None
         self.state = flat.ScaleState(
             scale=xp.asarray(np.full(1, scale, np.float32)),
             inverse=xp.asarray(np.full(1, 1.0 / scale, np.float32)),
@@ -57,9 +62,20 @@ class LossScale:
             largest=largest,
         )
 
+    def write(self, scale: float, good: int, skipped: int) -> None:
+        """Go on with these instead."""
+        self.read()  # what was left out till now
+        self.state.scale.fill(scale)
+        for i, count in enumerate((good, skipped, 0)):
+            self.state.counts[i : i + 1].fill(count)
+        self._known = skipped
+
     def read(self) -> dict[str, Any]:
         """Return scale, good, skipped and stuck (steps left out at the smallest scale); waits for
         the device."""
         good, skipped, stuck = (int(n) for n in backend.to_cpu(self.state.counts))
         scale = float(backend.to_cpu(self.state.scale)[0])
+        news, self._known = skipped - self._known, skipped
+        if news and self.on_skipped is not None:
+            self.on_skipped(news)
         return {"scale": scale, "good": good, "skipped": skipped, "stuck": stuck}

@@ -15,7 +15,7 @@ from gpulayers.errors import ShapeError
 from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_scale import LossScale
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
-from gpulayers.optimizers._master import MASTER, STATE, is_half, parts
+from gpulayers.optimizers._master import MASTER, STATE, is_half
 
 __all__ = ["FlatUpdate", "Kept", "numbers_of"]
 
@@ -146,9 +146,7 @@ class FlatUpdate:
         entry = layer.optimizer.cache.get(name)
         if entry is None:
             return {}
-        state, master = parts(entry)
-        found = state if self.names else {STATE: state}
-        return found if master is None else {**found, MASTER: master}
+        return entry if is_dict(entry) else {STATE: entry}
 
     def adopt(self) -> None:
         """Take over arrays that somebody put into a layer or an optimizer (a checkpoint,
@@ -284,6 +282,26 @@ class FlatUpdate:
         """The device has computed a loss, and so counted a step."""
         self._sent_step += 1
 
+    def take_back(self, steps: int) -> None:
+        """So many of the steps counted were left out on the device, which did not count them."""
+        for optimizer in {id(la.optimizer): la.optimizer for la, _ in self.places}.values():
+            optimizer.cur_step -= steps
+        if self.names:
+            for i in range(len(self.places)):
+                self._entry(i)["t"] -= steps
+            self._sent_step -= steps
+
+    def judge(self, work: Array, sections: Array, scaled: bool) -> None:
+        """Find out what the update needs to know of all gradients, if anything; see `launch`."""
+        from gpulayers.cuda import flat  # needs CuPy
+
+        if self._judgement is not None:
+            numbers = self.numbers or Numbers("sgd")
+            state = None if self.scale is None else self.scale.state
+            # only there is something else done than to clip
+            top = float(np.finfo(np.float16).max) if self.scale is not None and scaled else None
+            flat.judge(work, sections, numbers, self._judgement, state, scaled, self.step, top)
+
     def launch(self, work: Array, sections: Array, scaled: bool) -> None:
         """Update all parameters by gradients that lie in `work` as `sections` say.
 
@@ -297,10 +315,8 @@ class FlatUpdate:
         numbers = self.numbers
         if numbers is None:
             return
+        self.judge(work, sections, scaled)
         state = None if self.scale is None else self.scale.state
-        if self._judgement is not None:
-            arguments = (work, sections, numbers, self._judgement, state, scaled, self.step)
-            flat.judge(*arguments)
         flat.flat_update(
             *(self.param, self.states, self.narrow, work, sections, self.rates, self.step),
             *(numbers, self._judgement, state),

@@ -230,6 +230,11 @@ class CompiledNetwork:
             return copies[0].losses.sum(dtype=wide) * scale
         return math.fsum(float(copy.losses.sum(dtype=np.float64)) for copy in copies) * scale
 
+    @property
+    def scales(self) -> bool:
+        """Whether the last gradients are free of the loss scale and the update looks after it."""
+        return False
+
     def gradient_arrays(self) -> list[Array]:
         """The gradients that `gradients` gave, of all parameters that learn; to be read, or changed
         in place before `update`."""

@@ -18,7 +18,7 @@ import numpy as np
 from gpulayers._types import is_dict
 from gpulayers.backend import Array, xp_of
 
-__all__ = ["MASTER", "adopted", "is_half", "joined", "parts"]
+__all__ = ["MASTER", "STATE", "adopted", "is_half", "joined", "parts"]
 
 MASTER, STATE = "master", "state"
 

@@ -7,9 +7,9 @@ Master weights, the other half of it, are the optimizers' (see `gpulayers.optimi
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -28,9 +28,10 @@ class LossScaler:
     become zero in float16.
 
     Dynamic, as float16 needs it: a step whose gradients are not all finite is left out and the
-    scale halved; it is doubled after 2000 good steps in a row. Whether they are finite is read from
-    the device, so each step waits for a GPU once: not yet without synchronisation. bfloat16 has
-    float32's range and needs no scale: there it stays 1 and nothing is read.
+    scale halved; it is doubled after 2000 good steps in a row. A captured step does all that on the
+    device and is asked when somebody reads the scale; otherwise each step waits for a GPU once,
+    which knows whether they are finite. bfloat16 has float32's range and needs no scale: there it
+    stays 1 and nothing is read.
 
     Attributes
     ----------
@@ -47,9 +48,54 @@ class LossScaler:
     def __init__(self, precision: str) -> None:
         self.precision = precision
         self.dynamic = precision == "fp16"
-        self.scale = 2.0**15 if self.dynamic else 1.0
-        self.skipped_steps = 0
+        self._scale = 2.0**15 if self.dynamic else 1.0
+        self._skipped = 0
         self._good = 0  # steps since the scale was last changed
+        self._device: Any = None
+
+    def on_device(self, make: Callable[..., Any]) -> Any:
+        """Go on in a `LossScale`, made by `make`, which is asked from now on."""
+        self._pull()
+        limits = {"smallest": self.smallest, "largest": self.largest}
+        interval = self.growth_interval
+        self._device = make(self._scale, self._good, self._skipped, interval, **limits)
+        return self._device
+
+    @property
+    def scale(self) -> float:
+        self._pull()
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._pull()
+        self._scale = value
+        self._push()
+
+    @property
+    def skipped_steps(self) -> int:
+        self._pull()
+        return self._skipped
+
+    def _pull(self) -> None:
+        """Learn what the device has decided; waits for it."""
+        if self._device is None:
+            return
+        found = self._device.read()
+        self._scale, self._good = found["scale"], found["good"]
+        self._skipped = found["skipped"]
+        if found["stuck"]:
+            self._give_up(self._scale)
+
+    def _push(self) -> None:
+        if self._device is not None:
+            self._device.write(self._scale, self._good, self._skipped)
+
+    def _give_up(self, scale: float) -> NoReturn:
+        raise DivergedError(
+            f"the gradients are not finite even with a loss scale of {scale:g}; "
+            'try a smaller learning rate, or precision="bf16" or "fp32"'
+        )
 
     def judge(self, gradients: list[Array]) -> float | None:
         """The scale that these gradients have; None if they are not finite and the step is to be
@@ -60,24 +106,28 @@ class LossScaler:
         DivergedError
             If they are not finite at the smallest scale either.
         """
-        scale = self.scale
         if not self.dynamic:
-            return scale
+            return self._scale
+        self._pull()
+        try:
+            return self._judged(gradients)
+        finally:
+            self._push()
+
+    def _judged(self, gradients: list[Array]) -> float | None:
+        scale = self._scale
         total: Any = 0.0
         for grad in gradients:  # sums of float16 values stay far within float32
             total = total + grad.sum(dtype=np.float32)
         if math.isfinite(float(total)):
             self._good += 1
             if self._good >= self.growth_interval:
-                self.scale, self._good = min(2.0 * scale, self.largest), 0
+                self._scale, self._good = min(2.0 * scale, self.largest), 0
             return scale
         if scale <= self.smallest:
-            raise DivergedError(
-                f"the gradients are not finite even with a loss scale of {scale:g}; "
-                'try a smaller learning rate, or precision="bf16" or "fp32"'
-            )
-        self.scale, self._good = 0.5 * scale, 0
-        self.skipped_steps += 1
+            self._give_up(scale)
+        self._scale, self._good = 0.5 * scale, 0
+        self._skipped += 1
         return None
 
     @contextmanager
@@ -108,12 +158,14 @@ class LossScaler:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"scale": self.scale, "good": self._good, "skipped": self.skipped_steps}
+        self._pull()
+        return {"scale": self._scale, "good": self._good, "skipped": self._skipped}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.scale, self._good = float(state["scale"]), int(state["good"])
-        self.skipped_steps = int(state["skipped"])
+        self._scale, self._good = float(state["scale"]), int(state["good"])
+        self._skipped = int(state["skipped"])
+        self._push()
 
 
 class WideLoss:

@@ -13,6 +13,7 @@ from gpulayers.models import Sequential
 from gpulayers.models.plan_nodes import has_own_methods
 from gpulayers.models.resident import Resident
 from gpulayers.training.feed import Feed
+from gpulayers.training.precision import WideLoss
 from gpulayers.training.schedule import is_blind
 from gpulayers.training.setup import make_step, output_check
 from gpulayers.training.step import Step
@@ -98,7 +99,7 @@ class Runs:
     def _plan_ahead(self) -> None:
         """Have the plan and the data on the device, if many steps can be taken at a time."""
         t = self._trainer
-        plain = t.accumulate == 1 and t.clip_global_norm is None and t.scaler is None
+        plain = t.accumulate == 1 and t.clip_global_norm is None
         if not plain or type(t.network) is not Sequential or has_own_methods(t.network):
             return self._needed("a plain Sequential, and steps that are not changed on their way")
         shape = min(t.batch_size, t.examples), *self._feed.image_shape
@@ -108,7 +109,8 @@ class Runs:
             return self._needed("the training images, untransformed, in a GPU's memory")
         if not self._blind:
             self._needed("learning rates that do not depend on the loss")
-        plan: Any = t.network.compile(shape, loss=t.train_loss, engine=t.engine)
+        loss = t.train_loss if t.scaler is None else WideLoss(t.train_loss, t.scaler)
+        plan: Any = t.network.compile(shape, loss=loss, engine=t.engine)
         output_check(t.network.name, t.data)((shape[0], *plan.output_shape))
         if plan.why_not_resident() is None:
             self._plan, self._resident = plan, resident

@@ -83,7 +83,7 @@ class Step:
         """What is left of the step."""
         if not self._has_gradients:
             self.network.backward(self.loss.backward(), input_grad=False)
-        if self.scaler is None:
+        if self.scaler is None or (self._plan is not None and self._plan.scales):
             self._apply(cur_loss, 1.0)
             return
         scale = self.scaler.judge(self._gradients())

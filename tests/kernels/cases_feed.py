@@ -119,12 +119,12 @@ def finished(launcher: Launcher, n: int, dtype: str, index: str) -> None:
     record = np.full((slots, 2), -7.0, WIDE[dtype])
     totals = []
     for _ in range(2):
-        losses, summands = rounded(random(n, seed=str(len(totals))), dtype)
-        loss = poisoned(1, dtype)
+        losses, summands = rounded(random(n, seed=str(len(totals))), WIDE[dtype])
+        loss = poisoned(1, WIDE[dtype])
         args = (losses, outputs, labels, loss, step, position, done, record, n, classes, slots, 0.5)
         launcher.launch("finish_step", dtype, index, (1,), args)
         totals.append(summands.sum() * 0.5)
-        close(loss, totals[-1:], dtype, factor=4)
+        close(loss, totals[-1:], WIDE[dtype], factor=4)
     assert (step[0], position[0], done[0]) == (10, 20 + 2 * n, 4)
     assert record[:, 1].tolist() == [hits, -7.0, hits]
     np.testing.assert_allclose(record[[2, 0], 0], totals, rtol=3e-5, atol=3e-5)

@@ -35,6 +35,7 @@ def survey(
     peaks, squares = poisoned(4, dtype), poisoned(4, dtype)
     scale = store(np.array([8.0]), dtype)
     args = (work, sections, np.array(CHUNKS, "i8"), scale, peaks, squares, scaled, limit, longest)
+    args = (*args, 100.0)
     launcher.launch("survey_gradients", dtype, index, (4,), args)
     owns = [values[first:last] for _, first, last in CHUNKS]
     want = np.array([max(longest, np.abs(own).max()) for own in owns])
@@ -43,14 +44,15 @@ def survey(
     close(squares, np.array(sums), dtype, 40.0)
 
 
-def odd(launcher: Launcher) -> None:
-    """NaN and infinity are told of their own chunks, also where values are cut off."""
+def odd(launcher: Launcher, sign: float) -> None:
+    """NaN, infinity and what is too large are told of their own chunks, though values are cut."""
     work, sections, _ = _gradients("float32")
-    work[[2050, 6000]] = np.nan, -np.inf
+    work[[2050, 6000, 6002]] = np.nan, -np.inf, sign * 2e3
     peaks, squares = poisoned(4, "float32"), poisoned(4, "float32")
     args = (work, sections, np.array(CHUNKS, "i8"), work[:0], peaks, squares, False, 0.5, 1.0)
+    args = (*args, 1e3)
     launcher.launch("survey_gradients", "float32", "int32", (4,), args)
-    np.testing.assert_array_equal(np.isnan(peaks), [False, True, True, False])
+    np.testing.assert_array_equal(np.isnan(peaks), [False, True, True, True])
 
 
 def _judge(
@@ -133,7 +135,7 @@ CASES = [
             (DTYPES[1], False, 0.5, 9.0),
         )
     ),
-    odd,
+    *(functools.partial(odd, sign=sign) for sign in (1.0, -1.0)),
     *(functools.partial(norms, dtype=d, index=i) for d, i in DTYPES),
     *(functools.partial(followed, number=k, dtype="float32", index="int32") for k in range(5)),
     functools.partial(followed, number=3, dtype="float64", index="int64"),
