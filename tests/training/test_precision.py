@@ -143,9 +143,11 @@ def test_bad_precisions(few):
         run(dense(Own(0.1)), few, precision="fp16")
 
 
-@pytest.mark.parametrize("precision, waits", [("bf16", 0), ("fp16", 1)])
-def test_waits_on_a_gpu(precision, waits, emulated: Backend):
-    """In bfloat16 no step waits, in float16 each reads one flag."""
+@pytest.mark.parametrize(
+    "precision, compile, waits", [("bf16", None, 0), ("fp16", None, 0), ("fp16", False, 1)]
+)
+def test_waits_on_a_gpu(precision, compile, waits, emulated: Backend):
+    """Layer by layer each step in float16 reads one flag; no other step waits."""
     pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
 
@@ -156,7 +158,7 @@ def test_waits_on_a_gpu(precision, waits, emulated: Backend):
         data = Dataset("noise", split(4 * batches), split(4), ("a", "b", "c"))
         net = Sequential([Flatten(), FullyConnected(3)], "Adam(lr=0.01)")
         with emulated.count() as counted:
-            run(net, data, batch_size=4, epochs=1, precision=precision)
+            run(net, data, batch_size=4, epochs=1, precision=precision, compile=compile)
         return counted
 
     events(2)
