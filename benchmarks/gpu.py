@@ -46,6 +46,7 @@ TURNS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("ours", ("layers",), 120),
     ("jax", ("jax jit", "jax scan"), 150),
     ("torch", ("torch reduce-overhead",), 200),
+    ("torch", ("torch compiled graph",), 300),
     ("torch", ("torch max-autotune",), 300),
 )
 TWICE = ("resident", "torch eager", "torch graph")
@@ -69,7 +70,7 @@ class Run:
 
     def device_part(self, part: str) -> None:
         """Measurements that one process makes one after the other."""
-        found = self.call({"kind": part, "batch": self.args.batch}, self.budget.left)
+        found = self.call({"kind": part, "batch": self.args.batch}, 180)
         for name, value in found.items():
             self.record.put(part, name, "measured", value)
 

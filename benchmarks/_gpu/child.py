@@ -94,7 +94,7 @@ def _timed(
     """Check a way's first steps, then time it."""
     subject = _subject(kind, item, way, device)
     wrong = referee.judge(subject.checked(), wanted, item)
-    found = wall(subject.run, subject.wait, **clocks)
+    found = wall(subject.run, subject.wait, **clocks, multiple=subject.multiple)
     return {**found, "off by": wrong, "peak bytes": subject.peak_bytes(), **subject.facts()}
 
 

@@ -29,8 +29,14 @@ def wall(
     warm_up: int = WARM_UP,
     steps: int = STEPS,
     repeats: int = REPEATS,
+    multiple: int = 1,
 ) -> dict[str, Any]:
     """Time steps by the host's clock: ``run(n)`` launches n of them, `wait` waits for the device.
+
+    Parameters
+    ----------
+    multiple : int
+        The number of steps in a repeat is one of this.
 
     Returns
     -------
@@ -40,12 +46,13 @@ def wall(
     """
     run(warm_up)
     wait()
-    few = max(1, min(3, steps))
+    few = multiple * -(-max(1, min(3, steps)) // multiple)
     begin = time.perf_counter()
     run(few)
     wait()
     guess = max((time.perf_counter() - begin) / few, 1e-9)
     steps = max(1, min(steps, max(_LEAST, int(_LONGEST / guess))))
+    steps = multiple * -(-steps // multiple)
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -117,6 +117,7 @@ class Jax:
             lambda state, X, labels: lax.scan(self._step, state, (X, labels)), donate_argnums=0
         )
         self._way, self._place, self._losses = way, 0, []
+        self.multiple = WAYS[way]
 
     def _loss(self, weights: dict[str, Any], X: Any, labels: Any) -> Any:
         logits = _forward(self._net.layers, X, weights, self._dtype).astype(jnp.float32)

@@ -23,6 +23,8 @@ class Ours:
     way : "layers", "fused", "resident" or "mega"
     """
 
+    multiple = 1  # of steps that a call does
+
     def __init__(self, item: Item, way: str) -> None:
         from gpulayers import backend
         from gpulayers.losses import SoftmaxCrossEntropy
@@ -84,13 +86,16 @@ class Ours:
             self.xp.cuda.Device().synchronize()
 
     def checked(self) -> tuple[list[float], dict[str, np.ndarray]]:
-        """Losses of the first steps, and the weights after them, float64 by name."""
+        """Losses of the first steps, and the weights after them, float64 by name; as if they had
+        begun with the weights of the other sides, which half precision rounds."""
+        begin, own = nets.start(nets.NETS[self._item.net]), nets.weights_of(self.network)
         self.run(STEPS_CHECKED)
         if WAYS[self._way]:
             losses = self._resident.read()[0].tolist()
         else:
             losses = [float(loss) for loss in self._losses]
-        return losses, nets.weights_of(self.network)
+        weights = nets.weights_of(self.network, masters=True)
+        return losses, {k: begin[k] + (weights[k] - own[k]) for k in weights}
 
     def peak_bytes(self) -> int:
         """Bytes that CuPy's pool and the graphs hold, at most so far."""

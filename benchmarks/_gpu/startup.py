@@ -76,7 +76,7 @@ def _seconds(code: str, folder: str | None = None) -> dict[str, Any]:
         caches = {
             "CUPY_CACHE_DIR": f"{folder}/cupy",
             "XDG_CACHE_HOME": f"{folder}/cache",
-            "GPULAYERS_CACHE_DIR": f"{folder}/gpulayers",
+            "GPULAYERS_TUNE_DIR": f"{folder}/tune",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
     done = subprocess.run(

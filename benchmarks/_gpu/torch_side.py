@@ -19,8 +19,10 @@ WAYS: dict[str, str | None] = {
     "torch eager": None,
     "torch graph": None,
     "torch reduce-overhead": "reduce-overhead",
+    "torch compiled graph": "max-autotune-no-cudagraphs",
     "torch max-autotune": "max-autotune",
 }
+_GRAPHS = ("torch graph", "torch compiled graph")
 _GRAPH_WARM_UP = 4
 
 
@@ -171,20 +173,24 @@ class Torch:
         self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(item.precision)
         self._made = loaded(net, device, dtype)
         mode = WAYS[way]
-        self._call: Any = torch.compile(self._made, mode=mode) if mode else self._made
-        self._marks = mode is not None and device == "cuda"
+        self._call: Any = torch.compile(self._forward, mode=mode) if mode else self._forward
+        self._marks = mode is not None and way not in _GRAPHS and device == "cuda"
         learning = [w for w in self._made.parameters() if w.requires_grad]
         fused = {"fused": True} if device == "cuda" else {}
         self._rule = torch.optim.SGD(learning, lr=net.rate, momentum=MOMENTUM, **fused)
         self._losses: list[torch.Tensor] = []
         self._graph: Any = None
-        if way == "torch graph":
+        self.multiple = 1  # of steps that a call does
+        if way in _GRAPHS:
             self._capture()
+
+    def _forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self._made(x), y)
 
     def _step(self, x: torch.Tensor, y: torch.Tensor, to_none: bool = True) -> torch.Tensor:
         half = torch.autocast(self._device, self._half) if self._half else contextlib.nullcontext()
         with half:
-            loss = functional.cross_entropy(self._call(x), y)
+            loss = self._call(x, y)
         loss.backward()
         self._rule.step()
         self._rule.zero_grad(set_to_none=to_none)

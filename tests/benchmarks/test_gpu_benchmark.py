@@ -89,8 +89,9 @@ def test_all_sides_take_the_same_steps(
         assert tiny.referee.judge((losses, weights), wanted, item) < 1e-3
         subject.run(2)
         subject.wait()
-    key = next(iter(weights))
-    moved = weights[key] - tiny.nets.start(tiny.nets.NETS[name])[key]
+    start = tiny.nets.start(tiny.nets.NETS[name])
+    key = max(weights, key=lambda k: float(np.abs(weights[k] - start[k]).sum()))
+    moved = weights[key] - start[key]
     with pytest.raises(ArithmeticError, match=r"off by .* not timed"):
         tiny.referee.judge((losses, {**weights, key: weights[key] + 0.1 * moved}), wanted, item)
     with pytest.raises(ArithmeticError):
@@ -273,6 +274,35 @@ def test_a_run_writes_after_each_item_and_goes_on(
     ]
 
 
+def test_the_whole_command(
+    bench: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on a device, where the processes answer at once."""
+    answers = {"micro": {"copy": {"TB/s": 4.0}, "error": "exit code 1: "}, "referee": {"facts": {}}}
+
+    def call(job: Any, *_: Any) -> Any:
+        times = {way: {"median_us": 7.0} for way in job.get("ways", ())}
+        return dict(answers.get(job["kind"], times))
+
+    monkeypatch.setattr(bench.gpu, "gpu_error", lambda: None)
+    monkeypatch.setattr(bench.child, "call", call)
+    monkeypatch.setattr(bench.gpu.startup, "items", lambda *_: [("import x", lambda: 1 / 0)])
+    monkeypatch.setattr(bench.gpu.machine, "device", lambda: {"name": "NVIDIA H200"})
+    parts = ["--parts", "micro,vgg,startup", "--batches", "512", "--precisions", "tf32"]
+    assert bench.gpu.main([*parts, "--out", str(tmp_path)]) == 0
+    values = json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())
+    assert values["run"]["device"] == {"name": "NVIDIA H200"}
+    assert values["micro"]["copy"]["measured"] == {"TB/s": 4.0}
+    assert list(values["steps"]) == ["vgg b512 tf32"]
+    assert "ZeroDivisionError" in values["startup"]["import x"]["measured"]["error"]
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0].startswith("vgg b512 tf32")
+    assert last[1].startswith("written to")
+
+
 def test_a_budget_that_is_used_up(
     bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +335,9 @@ def test_the_clock_counts_its_steps(bench: SimpleNamespace) -> None:
     assert steps == [5, 3, 40, 40, 40]
     assert waits == [1, 2, 3, 4, 5], "before and after each repeat"
     assert (found["steps"], found["repeats"]) == (40, 3)
+    steps.clear()
+    bench.clock.wall(steps.append, lambda: None, 0, 20, 1, multiple=8)
+    assert steps == [0, 8, 24]
     slow = bench.clock.wall(lambda n: time.sleep(0.06 * n), lambda: None, 0, 40, 1)
     assert slow["steps"] == 10
     assert slow["median_us"] > 5e4
@@ -356,6 +389,6 @@ def test_seconds_from_the_start_of_a_process(bench: SimpleNamespace, tmp_path: P
     script = BENCHMARKS / "gpu.py"
     found = startup.first_step("gpulayers", "cpu", script, str(tmp_path))
     assert 0 < found["seconds"] < 300, found
-    trained = startup.training("cpu", script, str(tmp_path), examples=256, epochs=1)
+    trained = startup.training("cpu", script, str(tmp_path), examples=128, epochs=1)
     assert 0 <= trained["accuracy"] <= 1, trained
     assert "error" in startup.import_seconds("no_such_module_at_all", script)
