@@ -142,6 +142,29 @@ def test_a_graph_that_holds_other_statistics_is_caught(emulated: Backend) -> Non
         planned.step()
 
 
+@pytest.mark.parametrize("fault", ["draws", "arena", "judgement"])
+def test_memory_that_a_graph_has_lost_is_caught(emulated: Backend, fault: str) -> None:
+    """Planted: the stream of random numbers in another array, the memory of the captures let go of
+    or given to somebody else, what clips gradients in other arrays."""
+    planned = Run(emulated, dropping, "SGD(lr=0.1, clip_norm=0.5)").compile()
+    for _ in range(3):
+        planned.step()
+    plan, xp = planned.plan, emulated.xp
+    if fault == "draws":
+        plan._draws.state = xp.zeros(4, dtype="uint64")
+        words = "an array that is gone"
+    elif fault == "arena":
+        with xp.cuda.using_allocator(plan._recorder._pool.malloc):
+            taken = xp.zeros(100, dtype="float32")
+        words = "memory that its pool has given to others"
+        assert taken.size == 100
+    else:
+        plan._flat._judgement = None
+        words = "an array that is gone"
+    with pytest.raises(fake_cupy.DeviceRuleError, match=words):
+        planned.step()
+
+
 def test_frozen_normalisation_and_new_hyperparameters(emulated: Backend) -> None:
     plain, planned = pair(emulated, normed)
     for run in (plain, planned):

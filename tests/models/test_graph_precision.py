@@ -10,6 +10,7 @@ import pytest
 
 from gpulayers import backend as library
 from gpulayers import random
+from gpulayers.errors import DivergedError
 from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Activation, Sequential
 from gpulayers.training import Trainer
@@ -163,6 +164,18 @@ def test_the_scale_grows(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> 
     assert (run.scaler.scale, run.scaler.skipped_steps) == (START, 7)
 
 
+def test_gradients_that_no_scale_helps(emulated: Backend) -> None:
+    _, planned = halves(emulated, ADAM, "fp16")
+    planned.step()
+    planned.plan._scale.state.scale.fill(LossScaler.smallest)
+    planned.X[0, 0, 0, 0] = np.float16(np.inf)
+    with np.errstate(invalid="ignore"):
+        planned.plan.step(planned.X, planned.labels)
+    assert planned.plan.loss_scale["stuck"] == 1
+    with pytest.raises(DivergedError, match="even with a loss scale of 6"):
+        planned.scaler.state()
+
+
 def test_masters_and_weights_put_in_from_outside(emulated: Backend) -> None:
     plain, planned = halves(emulated, "SGD(lr=0.05, momentum=0.9)", "fp16")
     for run in (plain, planned):
@@ -180,9 +193,9 @@ def test_masters_and_weights_put_in_from_outside(emulated: Backend) -> None:
     close(planned, plain, 0.01)
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_the_trainer_trains_by_the_graph(emulated: Backend, clip: float | None) -> None:
-    """Batch by batch where the gradients are clipped, else many steps at a time."""
+@pytest.mark.parametrize(("clip", "parts"), [(None, 1), (1.0, 1), (None, 2)])
+def test_the_trainer_trains_by_the_graph(emulated: Backend, clip: float | None, parts: int) -> None:
+    """Batch by batch where gradients are clipped or added up, else many steps at a time."""
     rng = np.random.default_rng(0)
 
     def split(n: int) -> Split:
@@ -193,7 +206,12 @@ def test_the_trainer_trains_by_the_graph(emulated: Backend, clip: float | None) 
     for plan in (True, False):
         random.seed(0)
         network = Sequential(layers(), "SGD(lr=0.02, momentum=0.9)")
-        settings: Any = {"epochs": 2, "progress": False, "clip_global_norm": clip}
+        settings: Any = {
+            "epochs": 2,
+            "progress": False,
+            "clip_global_norm": clip,
+            "accumulate": parts,
+        }
         trainer = Trainer(network, data, BATCH, compile=plan, precision="fp16", **settings)
         assert trainer.scaler is not None
         trainer.scaler.scale = START
