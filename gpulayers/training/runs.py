@@ -102,13 +102,13 @@ class Runs:
         plain = t.accumulate == 1 and t.clip_global_norm is None
         if not plain or type(t.network) is not Sequential or has_own_methods(t.network):
             return self._needed("a plain Sequential, and steps that are not changed on their way")
+        if not self._blind:
+            return self._needed("learning rates that do not depend on the loss")
         shape = min(t.batch_size, t.examples), *self._feed.image_shape
         slots = min(t.log_every, t.steps)
         resident = self._feed.on_device(t.network.pixels, t.network.dtype, t.examples, slots)
         if resident is None:
             return self._needed("the training images, untransformed, in a GPU's memory")
-        if not self._blind:
-            self._needed("learning rates that do not depend on the loss")
         loss = t.train_loss if t.scaler is None else WideLoss(t.train_loss, t.scaler)
         plan: Any = t.network.compile(shape, loss=loss, engine=t.engine)
         output_check(t.network.name, t.data)((shape[0], *plan.output_shape))

@@ -249,7 +249,8 @@ def test_a_run_writes_after_each_item_and_goes_on(
         if job["kind"] == "referee":
             return {"error": "no agreement"} if job["item"][1] == 128 else {"facts": {}}
         if job["kind"] == "torch":
-            return {way: {"median_us": 30.0} for way in job["ways"]}
+            again = {"torch eager again": {"median_us": 25.0}}  # for the noise, no peer
+            return {way: {"median_us": 30.0} for way in job["ways"]} | again
         if "mega" in job["ways"]:
             return {"error": "exit code -11: "}
         again = {f"{w} again": {"median_us": 11.0} for w in job["ways"] if w in job["twice"]}
@@ -270,7 +271,7 @@ def test_a_run_writes_after_each_item_and_goes_on(
     b64 = next(line for line in table if line.startswith("lenet b64"))
     assert b64.split()[3:] == [
         *("10.0", "(fused)", "3.00", "(NOT", "met:", "10)", "3.00", "(met:", "3)"),
-        *("torch", "eager", "10", "%", "1"),
+        *("torch", "eager", "17", "%", "1"),
     ]
 
 
