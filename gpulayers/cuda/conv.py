@@ -16,7 +16,14 @@ from gpulayers.cuda import table
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.geometry import window_arguments
-from gpulayers.cuda.product import add_up, candidates, partial_sums
+from gpulayers.cuda.product import (
+    add_up,
+    aligned,
+    candidates,
+    come_in_runs,
+    named_precision,
+    partial_sums,
+)
 from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.window import Window
@@ -54,7 +61,7 @@ def _key(op: str, dtype: Any, x_shape: Shape4, filters: int, window: Window, *fl
     shape = (*x_shape, filters)
     detail = (*window.kernel, *window.stride, *window.pad, *window.dilation)
     numbers = (int(flag) for flag in (*flags[:-1], flags[-1] and SPECIALISED))
-    return Key(op, shape, dtype.name, (*detail, *numbers))
+    return Key(op, shape, dtype.name, (*detail, *numbers), named_precision(dtype))
 
 
 def forward(
@@ -85,8 +92,12 @@ def forward(
         terms = window.taps * X.shape[3]
         choice = choose(
             _key("conv2d_forward", X.dtype, X.shape, filters, window, pooled, special),
-            lambda: candidates("conv2d_forward", X.dtype, pixels, filters, terms, shared=False),
+            lambda: candidates(
+                *("conv2d_forward", X.dtype, pixels, filters, terms, False),
+                come_in_runs(X.dtype, X.shape[3], filters),
+            ),
         )
+        X, W = aligned(choice, X, W)
         numbers = window_arguments(X.shape, window)
         args = (
             *(X, W, none if b is None else b, Z, winners, pixels, filters),
@@ -118,9 +129,11 @@ def input_grad(
         choice = choose(
             _key("conv2d_input_grad", dZ.dtype, x_shape, filters, window, pooled, special),
             lambda: candidates(
-                "conv2d_input_grad", dZ.dtype, pixels, channels, terms, shared=False
+                *("conv2d_input_grad", dZ.dtype, pixels, channels, terms, False),
+                come_in_runs(dZ.dtype, channels, filters),
             ),
         )
+        dZ, W = aligned(choice, dZ, W)
         args = (
             *(dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, W),
             *(none if mask is None else mask, dX, pixels, filters),
@@ -147,7 +160,10 @@ def weight_choice(
     pixels = math.prod(dz_shape[:3]) * (4 if pooled else 1)
     return choose(
         _key("conv2d_weight_grad", dtype, x_shape, filters, window, bias, pooled, special),
-        lambda: candidates("conv2d_weight_grad", dtype, rows, filters, pixels),
+        lambda: candidates(
+            *("conv2d_weight_grad", dtype, rows, filters, pixels, True),
+            come_in_runs(dtype, x_shape[3], filters),
+        ),
     )
 
 
@@ -164,7 +180,7 @@ def weight_grad(
     `winners` as for `input_grad`.
 
     With `grads` (parts, rows, filters), that is filled and returned: the parts of the sums, as many
-    as `weight_choice` says, are not added up.
+    as `weight_choice` says, are not added up; several are of the type of the sums.
     """
     filters = dZ.shape[3]
     rows = window.taps * X.shape[3] + bias
@@ -172,6 +188,7 @@ def weight_grad(
     pooled = winners is not None
     choice = weight_choice(X.shape, dZ.shape, window, bias, pooled, special, X.dtype)
     parts = choice.parts
+    X, dZ = aligned(choice, X, dZ)
     none = cupy.empty(0, dtype=X.dtype)
     if grads is not None:
         whole, partial = (none, grads) if parts > 1 else (grads, none)

@@ -1,10 +1,12 @@
 // C = A B for matrices as they lie, with bias, ReLU and ReLU's slope; a row of bias gradients; sums in fixed order.
 #include "common.cuh"
+#include "words.cuh"
 #include "tile.cuh"
+#include "large.cuh"
 
 // c (rows, cols) = a (rows, terms) b (terms, cols); the numbers of a row or column lie a_row, a_term, ... apart.
 // ones: row of c that becomes the sums of b's columns (a has one row less then), or -1.
-template <typename T, typename Acc, int WIDTH>
+template <typename T, typename Acc, typename Tile>
 __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                      const T* __restrict__ mask, T* __restrict__ c, Acc* __restrict__ partial, int rows, int cols,
                      int terms, int span, int a_row, int a_term, int b_term, int b_col, int ones, int has_bias,
@@ -14,35 +16,35 @@ __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* 
     const Matrix<T, Acc> right = {b, cols, b_col, b_term, -1, b_term == 1};
     const Target<T, Acc> target = {c,        partial,       bias,          mask,      nullptr, rows, cols,
                                    has_bias != 0, has_mask != 0, relu != 0, false};
-    work_out<T, Acc, WIDTH>(share_of_block(), left, right, target, terms, span);
+    work_out<T, Acc, Tile>(share_of_block(), left, right, target, terms, span);
 }
 
 // The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out dw, which is
 // (inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
-template <typename T, typename Acc, int WIDTH>
+template <typename T, typename Acc, typename Tile>
 __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ dz,
                                T* __restrict__ dw, Acc* __restrict__ partial, T* __restrict__ dx, int batch, int inputs,
                                int outputs, int span, int parts, int weight_blocks, int masked)
 {
     const int block = static_cast<int>(blockIdx.x);
     if (block < weight_blocks) {
-        const int down = (inputs + HEIGHT_OF(WIDTH)) / HEIGHT_OF(WIDTH);
+        const int down = (inputs + Tile::HEIGHT) / Tile::HEIGHT;
         const int tile = block / parts;
         const Share share = {tile % down, tile / down, block % parts, parts};
         const Matrix<T, Acc> left = {x, inputs, 1, inputs, inputs, false};
         const Matrix<T, Acc> right = {dz, outputs, 1, outputs, -1, false};
         const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, inputs + 1,
                                        outputs, false,   false,   false,   false};
-        work_out<T, Acc, WIDTH>(share, left, right, target, batch, span);
+        work_out<T, Acc, Tile>(share, left, right, target, batch, span);
     } else {
-        const int down = (batch + HEIGHT_OF(WIDTH) - 1) / HEIGHT_OF(WIDTH);
+        const int down = (batch + Tile::HEIGHT - 1) / Tile::HEIGHT;
         const int tile = block - weight_blocks;
         const Share share = {tile % down, tile / down, 0, 1};
         const Matrix<T, Acc> left = {dz, batch, outputs, 1, -1, true};
         const Matrix<T, Acc> right = {w, inputs, outputs, 1, -1, true};
         const Target<T, Acc> target = {dx,     nullptr, nullptr,     x,     nullptr, batch,
                                        inputs, false,   masked != 0, false, false};
-        work_out<T, Acc, WIDTH>(share, left, right, target, outputs, outputs);
+        work_out<T, Acc, Tile>(share, left, right, target, outputs, outputs);
     }
 }
 

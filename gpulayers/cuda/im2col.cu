@@ -3,6 +3,7 @@
 // columns has one row an output pixel: (n * out_rows * out_cols, kernel_rows * kernel_cols * channels),
 // taps in row-major order, channels fastest. So neighbouring threads touch neighbouring channels on both sides.
 #include "common.cuh"
+#include "words.cuh"
 #include "window.cuh"
 
 // One thread copies VEC channels of one tap; padding reads as zero. total = columns.size / VEC.

@@ -8,8 +8,9 @@ from typing import Any
 import cupy
 
 from gpulayers.backend import Array
-from gpulayers.cuda import table
+from gpulayers.cuda import precision, table
 from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.table_tiles import TILES, Tile
 from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.errors import BackendError
 from gpulayers.ops._sums import sum_dtype
@@ -20,32 +21,107 @@ from gpulayers.ops.reference import Reference
 _BLOCKS = 128
 # terms that a block should have at least: fewer cost more bytes of partial sums
 _LEAST_TERMS = 192
-_NARROW, _WIDE = 16, 64
 # and with fewer no candidate comes
 _FEWEST_TERMS = 64
-#: suffix of a kernel's name -> rows and columns of its tile
-TILES = {"": (4096 // _WIDE, _WIDE), "_narrow": (4096 // _NARROW, _NARROW)}
+# columns up to which the narrow tile wins, and up to which one of 64 columns does
+_NARROW, _WIDE = 16, 64
+# times more that a larger tile may cover than a smaller one
+_WORTH = 1.25
+# spans of terms are cut in whole runs, of which a half type's is the longest
+_RUN = 8
 
 
-def tile_of(name: str, dtype: Any, cols: int) -> str:
-    """The suffix of the kernel for a product of `cols` columns, by rule."""
-    return "_narrow" if cols <= _NARROW and "_narrow" in tiles_of(name, dtype) else ""
+def tile_of(
+    name: str, dtype: Any, rows: int, cols: int, terms: int, shared: bool, runs: bool
+) -> str:
+    """The suffix of the kernel for a product of `rows` x `terms` x `cols`, by rule.
+
+    Half types go to tensor cores, and float32 within ``use_precision("tf32")``, if the factors
+    come in `runs` and the device has such; float32 products of 16 columns at most do not, as most
+    of a tile would be empty. A tile of 128 x 128 or 256 x 64 is taken where there are enough of
+    them, shared as they may be, to keep a large GPU busy, and where not much more of them hangs
+    over than of the smaller one; else that.
+    """
+    there = tiles_of(name, dtype, runs)
+    if cols <= _NARROW and "_narrow" in there:
+        return "_narrow"
+    largest = ("_tensor_large", "_tensor") if "_tensor" in there else ("_large", "_tall")
+    small = "_tensor" if "_tensor" in there else ""
+    suffix = largest[0] if cols > _WIDE else largest[1]
+    if suffix not in there:
+        return small
+    tile = TILES[suffix]
+    busy = _blocks(rows, cols, terms, tile, shared) >= _BLOCKS
+    full = _extent(rows, cols, tile) <= _WORTH * _extent(rows, cols, TILES[small])
+    return suffix if busy and full else small
 
 
-def tiles_of(name: str, dtype: Any) -> list[str]:
-    """The suffixes of the kernels `name` that there are for a dtype."""
-    specs = {suffix: table.KERNELS.get(name + suffix) for suffix in TILES}
-    return [suffix for suffix, spec in specs.items() if spec and dtype.name in spec.dtypes]
+def tiles_of(name: str, dtype: Any, runs: bool) -> list[str]:
+    """The suffixes of the kernels `name` that there are for a dtype, here and now.
+
+    Raises
+    ------
+    BackendError
+        If the precision is one that the device does not have.
+    """
+    if dtype.name == "float32":
+        precision.check(name, precision.current())
+        cores = precision.current() == "tf32"
+    else:
+        cores = precision.has_tensor_cores()
+    return [
+        suffix
+        for suffix, tile in TILES.items()
+        if name + suffix in table.KERNELS
+        and dtype.name in tile.dtypes
+        and (cores or not tile.tensor)
+        and (runs or not tile.runs)
+    ]
 
 
-def share_terms(rows: int, cols: int, terms: int, tile: tuple[int, int]) -> int:
+def come_in_runs(dtype: Any, *sizes: int) -> bool:
+    """Whether lines of these lengths are whole runs of 16 bytes."""
+    return all(size * dtype.itemsize % table.VECTOR_BYTES == 0 for size in sizes)
+
+
+def aligned(choice: Candidate, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays at addresses as the kernel wants them: copies of those that lie elsewhere."""
+    if not table.KERNELS[choice.kernel].runs:
+        return arrays
+    return tuple(a if a.data.ptr % table.VECTOR_BYTES == 0 else a.copy() for a in arrays)
+
+
+def named_precision(dtype: Any) -> str:
+    """The `precision` of a `Key`: what float32 is multiplied in, where that is not float32."""
+    now = precision.current()
+    return now if dtype.name == "float32" and now != precision.PRECISIONS[0] else ""
+
+
+def _extent(rows: int, cols: int, tile: Tile) -> int:
+    """The numbers of the tiles that cover a product."""
+    return -(-rows // tile.rows) * tile.rows * -(-cols // tile.cols) * tile.cols
+
+
+def _blocks(rows: int, cols: int, terms: int, tile: Tile, shared: bool) -> int:
+    """How many blocks could work on a product."""
+    tiles = -(-rows // tile.rows) * -(-cols // tile.cols)
+    return tiles * max(1, terms // _LEAST_TERMS) if shared else tiles
+
+
+def share_terms(rows: int, cols: int, terms: int, tile: Tile) -> int:
     """How many blocks share the terms of a tile's sums, by rule."""
-    tiles = -(-rows // tile[0]) * -(-cols // tile[1])
+    tiles = -(-rows // tile.rows) * -(-cols // tile.cols)
     return max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
 
 
 def candidates(
-    name: str, dtype: Any, rows: int, cols: int, terms: int, shared: bool = True
+    name: str,
+    dtype: Any,
+    rows: int,
+    cols: int,
+    terms: int,
+    shared: bool = True,
+    runs: bool = False,
 ) -> list[Candidate]:
     """The ways to work out a product of `rows` x `terms` x `cols`, the rule's own first.
 
@@ -55,10 +131,12 @@ def candidates(
         Of the kernel, without the suffix of a tile.
     shared : bool
         Whether blocks can share the terms of a sum.
+    runs : bool
+        Whether both factors come in whole runs of 16 bytes (`come_in_runs`).
     """
-    rule = tile_of(name, dtype, cols)
+    rule = tile_of(name, dtype, rows, cols, terms, shared, runs)
     found: list[Candidate] = []
-    for suffix in sorted(tiles_of(name, dtype), key=lambda other: other != rule):
+    for suffix in sorted(tiles_of(name, dtype, runs), key=lambda other: other != rule):
         tile = TILES[suffix]
         counts = [1]
         if shared:
@@ -67,7 +145,10 @@ def candidates(
             counts = [usual, *others]
         for count in counts:
             span = max(-(-terms // count), 1)
-            found.append(Candidate(name + suffix, *tile, -(-terms // span) or 1, span))
+            if count > 1:
+                span = -(-span // _RUN) * _RUN
+            parts = -(-terms // span) or 1
+            found.append(Candidate(name + suffix, tile.rows, tile.cols, parts, span))
     return list(dict.fromkeys(found))
 
 
@@ -127,13 +208,22 @@ def gemm(
     out = cupy.empty((rows, cols), dtype=A.dtype)
     if not out.size:
         return out
-    key = Key(gemm_name(transpose_a, transpose_b), (rows, cols, terms), A.dtype.name)
-    choice = choose(key, lambda: candidates("gemm", A.dtype, rows, cols, terms))
-    parts = choice.parts
-    partial = partial_sums(parts, rows, cols, A)
-    none = cupy.empty(0, dtype=A.dtype)
     a, a_line = _laid_out(A)
     b, b_line = _laid_out(B)
+    # with rows in one piece that is told by the shape
+    lines = come_in_runs(A.dtype, A.shape[1], B.shape[1])
+    runs = lines and come_in_runs(A.dtype, a_line, b_line)
+    choice = choose(
+        Key(
+            *(gemm_name(transpose_a, transpose_b), (rows, cols, terms), A.dtype.name),
+            *(() if runs == lines else (int(runs),), named_precision(A.dtype)),
+        ),
+        lambda: candidates("gemm", A.dtype, rows, cols, terms, runs=runs),
+    )
+    parts = choice.parts
+    a, b = aligned(choice, a, b)
+    partial = partial_sums(parts, rows, cols, A)
+    none = cupy.empty(0, dtype=A.dtype)
     args = (
         *(a, b, none if bias is None else bias, none if mask is None else mask, out, partial),
         *(rows, cols, terms, choice.span),
@@ -155,9 +245,10 @@ def gemm_name(transpose_a: bool, transpose_b: bool) -> str:
 
 def dense_choice(batch: int, inputs: int, outputs: int, dtype: Any) -> Candidate:
     """The kernel of `dense_backward`, and in how many parts its sums over the batch come."""
+    runs = come_in_runs(dtype, inputs, outputs)
     return choose(
-        Key("dense_backward", (batch, inputs, outputs), dtype.name),
-        lambda: candidates("dense_backward", dtype, inputs + 1, outputs, batch),
+        Key("dense_backward", (batch, inputs, outputs), dtype.name, (), named_precision(dtype)),
+        lambda: candidates("dense_backward", dtype, inputs + 1, outputs, batch, runs=runs),
     )
 
 
@@ -169,13 +260,14 @@ def dense_backward(
 
     Parameters
     ----------
-    grads : (parts, n_in + 1, n_out), of the arrays' dtype
+    grads : (parts, n_in + 1, n_out), of the arrays' dtype; several parts in that of their sums
         Filled with the gradient of the weight, the bias's below it, in the parts of `dense_choice`.
     masked : bool
         The input is the output of a ReLU: its gradient counts only where it is positive.
     """
     (batch, n_in), n_out = X.shape, dZ.shape[1]
     choice = dense_choice(batch, n_in, n_out, X.dtype)
+    X, W, dZ = aligned(choice, X, W, dZ)
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
     weight_blocks = -(-(n_in + 1) // choice.rows) * -(-n_out // choice.cols) * choice.parts
     input_blocks = -(-batch // choice.rows) * -(-n_in // choice.cols) if inputs else 0

@@ -1,8 +1,8 @@
 // What a planned step does before and after the way through a recurrent network's steps: one launch each.
 #include "common.cuh"
+#include "words.cuh"
 #include "tile.cuh"
-
-#define SEQUENCE_WIDTH 64
+#include "large.cuh"
 
 template <typename T>
 __device__ __forceinline__ const T* pick(int k, const T* first, const T* second, const T* third, const T* fourth)
@@ -53,8 +53,8 @@ __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restric
                                      T* __restrict__ grads, int terms, int hidden, int inputs, int span, int parts,
                                      int gates, int blocks, int turn, int extra)
 {
-    constexpr int HEIGHT = HEIGHT_OF(SEQUENCE_WIDTH);
-    const int across = (hidden + SEQUENCE_WIDTH - 1) / SEQUENCE_WIDTH;
+    constexpr int HEIGHT = Wide::HEIGHT, WIDTH = Wide::WIDTH;
+    const int across = (hidden + WIDTH - 1) / WIDTH;
     const int state_tiles = (hidden + HEIGHT - 1) / HEIGHT * across;
     const int input_tiles = (inputs + HEIGHT) / HEIGHT * across;
     const long long gate_size = static_cast<long long>(hidden + inputs + 1) * hidden;
@@ -88,5 +88,5 @@ __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restric
     const Target<T, Acc> target = {grads + part * part_size + place, nullptr, nullptr, nullptr, nullptr, lines, hidden,
                                    false, false, false, false};
     const Share share = {tile / across, tile % across, 0, 1};
-    work_out<T, Acc, SEQUENCE_WIDTH>(share, left, right, target, count, count);
+    work_out<T, Acc, Wide>(share, left, right, target, count, count);
 }

@@ -91,8 +91,8 @@ def weight_grad(kind: str, dZ: Array, trace: Trace, grads: Array) -> None:
     n_t, n, n_in = trace.X.shape
     h, gates, extra = trace.states[0].shape[2], KINDS[kind].gates, _EXTRA[kind]
     parts, span = weight_parts(kind, trace)
-    across = -(-h // _TILE[1])
-    down = -(-h // _TILE[0]) + -(-(n_in + 1) // _TILE[0])
+    across = -(-h // _TILE.cols)
+    down = -(-h // _TILE.rows) + -(-(n_in + 1) // _TILE.rows)
     tiles = (gates * down + (extra >= 0)) * across
     sizes = (n_t * n, h, n_in, span, parts, gates, dZ.shape[2] // h, kind == "gru", extra)
     args = (trace.states[0], trace.X, dZ, grads, *sizes)

@@ -56,6 +56,11 @@ class KernelSpec:
     barriers, atomics : bool
         Whether the kernel waits at barriers, and whether it uses atomics (then its sums differ in
         the last bits from run to run).
+    oldest : int
+        The compute capability that it needs, 80 for 8.0; 0: any.
+    runs : bool
+        Whether its factors have to come in whole runs of 16 bytes, at addresses that are multiples
+        of that.
     """
 
     name: str
@@ -67,6 +72,8 @@ class KernelSpec:
     shared: int = 0
     barriers: bool = False
     atomics: bool = False
+    oldest: int = 0
+    runs: bool = False
 
     def expression(self, dtype: str, index: str) -> str:
         """Return the C++ name expression of one instance, say ``im2col<float, int, 4>``.

@@ -24,6 +24,7 @@ from gpulayers.cuda.spec import (
 from gpulayers.cuda.table_feed import SPECS as _FEED
 from gpulayers.cuda.table_plan import SPECS as _PLAN
 from gpulayers.cuda.table_sequence import SPECS as _SEQUENCE
+from gpulayers.cuda.table_tiles import tiled
 
 __all__ = [
     "ACTIVATIONS",
@@ -140,45 +141,19 @@ _SPECS = (
         (*_A2, INDEX, INT, INT),
         barriers=True,
     ),
-    # ---- gemm.cu and conv.cu; the _narrow forms work on tiles 16 columns wide instead of 64
-    *(
-        KernelSpec(
-            f"gemm{suffix}",
-            "gemm.cu",
-            f"gemm<{{T}}, {{Acc}}, {width}>",
-            (*(ARRAY,) * 6, *(INT,) * 12),
-            dtypes=dtypes,
-            barriers=True,
-        )
-        for suffix, width, dtypes in (("", 64, tuple(C_TYPES)), ("_narrow", 16, ("float32",)))
-    ),
-    KernelSpec(
-        "dense_backward",
-        "gemm.cu",
-        "dense_backward<{T}, {Acc}, 64>",
-        (*(ARRAY,) * 6, *(INT,) * 7),
-        dtypes=("float32", "float64"),
-        barriers=True,
-    ),
+    # ---- gemm.cu
+    *tiled("gemm", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 12)),
+    *tiled("dense_backward", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 7), without=("_narrow",)),
     KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
+    # ---- conv.cu
     *(
-        KernelSpec(
-            name + suffix,
-            "conv.cu",
-            f"{name}<{{T}}, {{Acc}}, {width}>",
-            (*(ARRAY,) * 5, *(INT,) * numbers, *WINDOW),
-            dtypes=dtypes,
-            barriers=True,
-        )
-        for suffix, width, dtypes in (
-            ("", 64, ("float32", "float64")),
-            ("_narrow", 16, ("float32",)),
-        )
+        spec
         for name, numbers in (
             ("conv2d_forward", 5),
             ("conv2d_input_grad", 4),
             ("conv2d_weight_grad", 5),
         )
+        for spec in tiled(name, "conv.cu", (*(ARRAY,) * 5, *(INT,) * numbers, *WINDOW))
     ),
     # ---- softmax.cu; the _long forms give a row to a whole block instead of a warp
     *(
@@ -330,13 +305,16 @@ def index_for(*sizes: int) -> str:
     return "int32" if max(sizes) <= INT32_LIMIT else "int64"
 
 
-def instances(file: str, dtypes: Sequence[str] = tuple(C_TYPES)) -> tuple[str, ...]:
-    """Return the name expressions of all kernels of `file` for these dtypes, without repeats."""
+def instances(
+    file: str, dtypes: Sequence[str] = tuple(C_TYPES), capability: int = 10**6
+) -> tuple[str, ...]:
+    """Return the name expressions of all kernels of `file` for these dtypes that a device of this
+    compute capability (90 for 9.0) can run, without repeats."""
     return tuple(
         dict.fromkeys(
             spec.expression(dtype, index)
             for spec in _SPECS
-            if spec.file == file
+            if spec.file == file and spec.oldest <= capability
             for dtype in spec.dtypes
             if dtype in dtypes
             for index in INDEX_TYPES

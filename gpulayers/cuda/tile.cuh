@@ -3,14 +3,22 @@
 // A block of 256 threads works out HEIGHT x WIDTH numbers, a thread OWN x OWN of them in registers. The factors come
 // through shared memory, DEPTH terms of the sums at a time; while those are multiplied the next ones are on their way.
 // The order of the terms is fixed: bitwise repeatable. What a factor is (a matrix, the windows of an image, a gradient)
-// is said by an overload of value_at(factor, line, term), which reads nothing beyond the last line.
+// is said by an overload of value_at(factor, line, term), which reads nothing beyond the last line. The tiles Large and
+// Tensor are worked out by large.cuh.
 
 #define TILE_BLOCK 256
 #define OWN 4
-#define DEPTH_OF(WIDTH) ((WIDTH) < 64 ? 8 : 16)
 // Keeps rows of shared memory 16-byte aligned and columns off a single bank.
 #define PADDING 4
-#define HEIGHT_OF(WIDTH) (TILE_BLOCK * OWN * OWN / (WIDTH))
+
+struct Wide {
+    static constexpr int HEIGHT = 64, WIDTH = 64, DEPTH = 16;
+    static constexpr bool LARGE = false;
+};
+struct Narrow {
+    static constexpr int HEIGHT = 256, WIDTH = 16, DEPTH = 8;
+    static constexpr bool LARGE = false;
+};
 
 // Which (term, line) of a factor's tile of LINES x DEPTH a thread fetches as its slot-th: neighbouring threads take
 // neighbouring terms of a line, or the same term of neighbouring lines, as the factor lies in memory. A tile of fewer
@@ -51,12 +59,11 @@ __device__ __forceinline__ void store(const Acc (&next)[COUNT], bool terms_lie_t
 }
 
 // sum[i][j] = sum over from <= k < to of left(row + i, k) * right(k, col + j), row and col those of this thread.
-template <typename Acc, int WIDTH, typename Left, typename Right>
+template <typename Acc, typename Tile, typename Left, typename Right>
 __device__ __forceinline__ void multiply(const Left& left, const Right& right, int first_row, int first_col, int from,
                                          int to, Acc (&sum)[OWN][OWN])
 {
-    constexpr int HEIGHT = HEIGHT_OF(WIDTH);
-    constexpr int DEPTH = DEPTH_OF(WIDTH);
+    constexpr int HEIGHT = Tile::HEIGHT, WIDTH = Tile::WIDTH, DEPTH = Tile::DEPTH;
     __shared__ __align__(16) Acc a[DEPTH][HEIGHT + PADDING];
     __shared__ __align__(16) Acc b[DEPTH][WIDTH + PADDING];
     const int row = OWN * (static_cast<int>(threadIdx.x) / (WIDTH / OWN));
@@ -131,59 +138,71 @@ __device__ __forceinline__ Acc finished(const Target<T, Acc>& target, long long 
     return sum;
 }
 
-// Maximum of the four rows from `row` on: the first one wins ties, the first NaN everything.
-template <typename T, typename Acc>
-__device__ __forceinline__ void put_maximum(const Target<T, Acc>& target, int row, int col, const Acc (&sum)[OWN][OWN],
-                                            int own)
+// Maximum of four rows: the first one wins ties, the first NaN everything.
+template <typename Acc, int COLS>
+__device__ __forceinline__ Acc maximum_of(const Acc (&sum)[OWN][COLS], int col, int* winner)
 {
-    Acc best = sum[0][own];
-    int winner = 0;
+    Acc best = sum[0][col];
+    *winner = 0;
 #pragma unroll
     for (int i = 1; i < OWN; ++i)
-        if (sum[i][own] > best || (sum[i][own] != sum[i][own] && best == best)) {
-            best = sum[i][own];
-            winner = i;
+        if (sum[i][col] > best || (sum[i][col] != sum[i][col] && best == best)) {
+            best = sum[i][col];
+            *winner = i;
         }
-    const long long place = static_cast<long long>(row / OWN) * target.cols + col;
-    best = finished(target, place, col, best);
-    target.values[place] = static_cast<T>(best);
-    target.winners[place] = static_cast<unsigned char>(target.relu && !(best > static_cast<Acc>(0)) ? OWN : winner);
+    return best;
 }
 
-template <typename T, typename Acc, int WIDTH>
-__device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& share, const Acc (&sum)[OWN][OWN])
+// The first `count` of four numbers, by one instruction if all of them may be (`whole`).
+template <typename T, typename Acc>
+__device__ __forceinline__ void put_four(T* to, const Acc (&numbers)[OWN], int count, bool whole)
 {
-    const int row = share.row * HEIGHT_OF(WIDTH) + OWN * (static_cast<int>(threadIdx.x) / (WIDTH / OWN));
-    const int col = share.col * WIDTH + OWN * (static_cast<int>(threadIdx.x) % (WIDTH / OWN));
+    if (whole) {
+        Pack<T, OWN> pack;
 #pragma unroll
-    for (int j = 0; j < OWN; ++j) {
-        if (col + j >= target.cols) continue;
-        if (target.pooled) {
-            if (row < target.rows) put_maximum(target, row, col + j, sum, j);
-            continue;
-        }
+        for (int j = 0; j < OWN; ++j) pack.item[j] = static_cast<T>(numbers[j]);
+        *reinterpret_cast<Pack<T, OWN>*>(to) = pack;
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < OWN; ++j)
+        if (j < count) to[j] = static_cast<T>(numbers[j]);
+}
+
+// A thread's sums of the rows from `row` and the columns from `col` on, multiples of OWN both, go to where they belong.
+template <typename T, typename Acc, int COLS>
+__device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& share, int row, int col,
+                                    const Acc (&sum)[OWN][COLS])
+{
+    const bool fours = target.cols % OWN == 0 && lies_at<sizeof(T) * OWN>(target.values);
+    const bool partial_fours = target.cols % OWN == 0 && lies_at<sizeof(Acc) * OWN>(target.partial);
+    const bool shared = share.parts > 1;
+#pragma unroll
+    for (int first = 0; first < COLS; first += OWN) {
+        const int count = target.cols - col - first;
+        if (count <= 0) continue;
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            if (row + i >= target.rows) continue;
-            const long long place = static_cast<long long>(row + i) * target.cols + col + j;
-            if (share.parts > 1)
-                target.partial[share.part * (static_cast<long long>(target.rows) * target.cols) + place] = sum[i][j];
-            else
-                target.values[place] = static_cast<T>(finished(target, place, col + j, sum[i][j]));
+            if (row + i >= target.rows || (target.pooled && i > 0)) continue;
+            const int line = target.pooled ? row / OWN : row + i;
+            const long long place = static_cast<long long>(line) * target.cols + col + first;
+            Acc out[OWN];
+            int winners[OWN];
+#pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                out[j] = target.pooled ? maximum_of(sum, first + j, winners + j) : sum[i][first + j];
+                if (!shared && j < count) out[j] = finished(target, place + j, col + first + j, out[j]);
+                if (target.relu && target.pooled && !(out[j] > static_cast<Acc>(0))) winners[j] = OWN;
+            }
+            if (shared) {
+                const long long all = static_cast<long long>(target.rows) * target.cols;
+                put_four(target.partial + (share.part * all + place), out, count, partial_fours);
+                continue;
+            }
+            put_four(target.values + place, out, count, fours);
+            if (target.pooled) put_four(target.winners + place, winners, count, fours);
         }
     }
-}
-
-// A block's share of left * right; a part is `span` of the `terms`.
-template <typename T, typename Acc, int WIDTH, typename Left, typename Right>
-__device__ __forceinline__ void work_out(const Share& share, const Left& left, const Right& right,
-                                         const Target<T, Acc>& target, int terms, int span)
-{
-    const int from = share.part * span;
-    const int to = terms - from < span ? terms : from + span;
-    Acc sum[OWN][OWN];
-    multiply<Acc, WIDTH>(left, right, share.row * HEIGHT_OF(WIDTH), share.col * WIDTH, from, to, sum);
-    put<T, Acc, WIDTH>(target, share, sum);
 }
 
 // A matrix as it lies: lines of terms. Line number `ones` is all ones (-1: there is none), so that a product's row of
@@ -203,4 +222,20 @@ __device__ __forceinline__ Acc value_at(const Matrix<T, Acc>& m, int line, int t
     if (line == m.ones) return static_cast<Acc>(1);
     if (line >= m.lines) return static_cast<Acc>(0);
     return static_cast<Acc>(m.values[line * m.by_line + term * m.by_term]);
+}
+
+// For the tiles of large.cuh: the numbers that lie together from (line, term) on, as 32-bit words. Beyond the last line
+// they stay the zeros that they are, but for the line of ones, where a run of lines begins.
+template <typename T, typename Acc, int WORDS>
+__device__ __forceinline__ void run_at(const Matrix<T, Acc>& m, int line, int term, unsigned (&words)[WORDS])
+{
+    if (line == m.ones) {
+        const unsigned one = bits_of(static_cast<T>(1.0f));
+        words[0] = one;
+        if (!m.terms_lie_together) return;
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) words[i] = sizeof(T) == 2 ? one << 16 | one : one;
+    } else if (line < m.lines) {
+        load_words(m.values + (line * m.by_line + term * m.by_term), words);
+    }
 }

@@ -53,7 +53,7 @@ class Nvrtc:
         code, file : str
             The source, and its name for messages.
         expression : str
-            The instance of a template, ``"gemm<float, 64>"``.
+            The instance of a template, ``"gemm<float, float, Wide>"``.
         options : list of str
             With ``-arch=sm_..``.
 

@@ -1,10 +1,4 @@
-// Images, windows over them, and vector loads: for im2col.cu and pool.cu.
-
-// VEC neighbours, loaded and stored by one instruction (16 bytes, or a single element).
-template <typename T, int VEC>
-struct alignas(sizeof(T) * VEC) Pack {
-    T item[VEC];
-};
+// Images and windows over them: for im2col.cu and pool.cu.
 
 // Where an element of an (images, rows, cols, channels) array lies; channel counts groups of the innermost axis.
 template <typename Index>

@@ -15,6 +15,7 @@ from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.models.plan_nodes import DenseNode, ResidualNode
 from gpulayers.ops._kernels import kernels_for
+from gpulayers.optimizers._master import is_half
 
 __all__ = ["Fused", "leaves", "on_gpu", "places_of", "refusal"]
 
@@ -166,21 +167,17 @@ def _replacement(node: Any) -> Iterator[Node]:
         yield from _replaced(node.nodes)
     elif isinstance(node, ResidualNode):
         yield SumStep(node)
-    elif _is_step(node, ConvNode, "conv2d_forward") and (node.halves or node._pool is None):
+    elif _is_step(node, ConvNode) and (node.halves or node._pool is None):
         yield ConvStep(node, node._relu, node.halves)
-    elif _is_step(node, DenseNode, "dense_backward"):
+    elif _is_step(node, DenseNode):
         yield DenseStep(node, node._relu)
     else:
         yield node
 
 
-def _is_step(node: Node, kind: type, kernel: str) -> bool:
-    """Whether a node is of this kind, and the kernel takes its parameters' dtype."""
-    from gpulayers.cuda import table
-
-    if not isinstance(node, kind):
-        return False
-    return node.layers[0].parameters["W"].dtype.name in table.KERNELS[kernel].dtypes
+def _is_step(node: Node, kind: type) -> bool:
+    """Whether a node is of this kind, and its gradients are of the type of their sums."""
+    return isinstance(node, kind) and not is_half(node.layers[0].parameters["W"].dtype)
 
 
 def leaves(nodes: Sequence[Node]) -> Iterator[Node]:

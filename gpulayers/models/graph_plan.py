@@ -6,6 +6,8 @@ that size is captured, and from then on a step is the launch of its graph.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,7 @@ class GraphNetwork(CompiledNetwork):
     ) -> None:
         super().__init__(network, loss, batch_shape, precision)
         self._scale: LossScale | None = None
+        self._multiplied = "tf32" if precision == "tf32" else "fp32"
         self._why_not = self._reason()
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
@@ -84,6 +87,17 @@ class GraphNetwork(CompiledNetwork):
         self._signature: Any = None
         self._last: Program | None = None
         self._summed = False
+
+    def _check_tf32(self) -> None:
+        from gpulayers.cuda import precision  # needs CuPy
+
+        precision.check(f"{self.network.name}.compile", "tf32")
+
+    def _exactly(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it float32 is multiplied as the plan was asked to."""
+        from gpulayers.cuda import precision  # needs CuPy
+
+        return precision.use_precision(self._multiplied)
 
     def _reason(self) -> str | None:
         # a trainer's loss in half types computes in float32, scaled; the graph does so by itself
@@ -176,7 +190,8 @@ class GraphNetwork(CompiledNetwork):
 
     def step(self, X: Array, labels: Array) -> float | Array:
         if not self._captures(X):
-            return super().step(X, labels)
+            with self._exactly():
+                return super().step(X, labels)
         program = self._staged(X, labels)
         update = self._flat
         if update is None or not update.serves:
@@ -189,7 +204,8 @@ class GraphNetwork(CompiledNetwork):
     def gradients(self, X: Array, labels: Array) -> float | Array:
         if not self._captures(X):
             self._last = None
-            return super().gradients(X, labels)
+            with self._exactly():
+                return super().gradients(X, labels)
         program = self._staged(X, labels)
         self._execute(program, False)
         return program.loss.copy().reshape(())
@@ -223,12 +239,11 @@ class GraphNetwork(CompiledNetwork):
 
     def _execute(self, program: Program, update: bool) -> None:
         """Launch the step, with the update or without, by its graph where there is one."""
-        from gpulayers.cuda import graph, tune  # needs CuPy
+        from gpulayers.cuda import graph  # needs CuPy
 
         update_all, fresh = self._flat, program.outputs is None
-        pinned = tune.pinned(self._choices, self.deterministic, measure=fresh)
         if not fresh and update not in program.graphs:
-            with use_engine(current_engine()), pinned:
+            with self._settings(fresh):
                 program.graphs[update] = self._recorder.capture(
                     f"{self.network.name}, batches of {len(program.X)}: the step",
                     lambda: self._launch(program, update),
@@ -238,8 +253,7 @@ class GraphNetwork(CompiledNetwork):
         if self._draws is not None:
             self._draws.prepare()
         if fresh:
-            # looked up once, not by each operation
-            with use_engine(current_engine()), pinned:
+            with self._settings(fresh):
                 self._launch(program, update)
         else:
             graph.launch(program.graphs[update])
@@ -248,6 +262,15 @@ class GraphNetwork(CompiledNetwork):
         if self._draws is not None:
             self._draws.was_launched(program.draws, moved=update_all is not None)
         self.outputs, self._last, self._summed = program.outputs, program, False
+
+    @contextlib.contextmanager
+    def _settings(self, measure: bool) -> Generator[None]:
+        """The plan's kernels and precision; the engine is looked up once, not by each operation."""
+        from gpulayers.cuda import tune  # needs CuPy
+
+        pinned = tune.pinned(self._choices, self.deterministic, measure=measure)
+        with use_engine(current_engine()), pinned, self._exactly():
+            yield
 
     def _launch(self, program: Program, update: bool) -> None:
         """Forward, loss, backward and, if wanted, update."""
@@ -392,4 +415,6 @@ class GraphNetwork(CompiledNetwork):
             how = "captured as one CUDA graph"
         else:
             how = f"launched one by one: {self._why_not}"
+        if self._multiplied != "fp32":
+            how += f"\nproducts in {self._multiplied.upper()}"
         return f"{super().describe()}\n{how}"

@@ -66,6 +66,12 @@ class MegaNetwork(CompiledNetwork):
         self._rates: Any = None
         self._program("float32")
 
+    def _check_tf32(self) -> None:
+        raise ParameterError(
+            f'{self.network.name}.compile: engine "mega" multiplies in float32, not in "tf32"; '
+            "engine 'auto' does"
+        )
+
     # ----------------------------------------------------------------------------------- the kernel
 
     def _check_layers(self) -> Numbers:

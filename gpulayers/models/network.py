@@ -219,8 +219,11 @@ class Sequential(Composite):
         loss : "cross_entropy" or object with ``forward(labels, outputs)`` and ``backward()``
         optimizer : str or optimizer, optional
             Copied into every layer; None keeps the layers' own.
-        precision : "fp32", "fp64", "fp16" or "bf16", optional
-            Of the parameters, which must have it already; None takes them as they are.
+        precision : "fp32", "tf32", "fp64", "fp16" or "bf16", optional
+            Of the parameters, which must have it already; None takes them as they are. "tf32":
+            float32 parameters and sums, but a GPU's tensor cores multiply them, which keep 10 bits
+            of the factors' mantissas (an error of about 3e-4 of a product; see
+            `gpulayers.cuda.precision`).
         deterministic : bool
             On a GPU, keep to kernels whose results have the same bits in every run; with
             ``GPULAYERS_TUNE=1`` others may be chosen otherwise. On the CPU all are such.
@@ -234,9 +237,11 @@ class Sequential(Composite):
         Raises
         ------
         ParameterError, DTypeError
-            If an argument is none of those, or the engine does not have one of the layers.
+            If an argument is none of those, the engine does not have one of the layers, or the
+            precision is "tf32" on the CPU.
         BackendError
-            If the engine needs a GPU, or more memory than this one's blocks have.
+            If the engine needs a GPU, or more memory than this one's blocks have, or the precision
+            is "tf32" and the GPU older than compute capability 8.0.
         ShapeError
             If the layers do not take such a batch.
         """

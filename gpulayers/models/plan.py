@@ -23,7 +23,13 @@ from gpulayers.ops.workspace import Workspace
 
 __all__ = ["CompiledNetwork"]
 
-_PRECISIONS = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
+_PRECISIONS = {
+    "fp32": "float32",
+    "tf32": "float32",
+    "fp64": "float64",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
 _LOSSES = ("cross_entropy",)
 # Multiplications of a batch's forward pass from which Python threads pay: below, handing the
 # interpreter from one to the other costs more than the second core gives, and BLAS has the threads.
@@ -131,6 +137,15 @@ class CompiledNetwork:
                 f"{_PRECISIONS[precision]}, these are {self.network.dtype}; set it before the "
                 "first forward pass: gpulayers.set_default_dtype(...)"
             )
+        if precision == "tf32":
+            self._check_tf32()
+
+    def _check_tf32(self) -> None:
+        """Raise if there is nothing here that multiplies in TF32."""
+        raise ParameterError(
+            f"{self.network.name}.compile: precision 'tf32' is that of a GPU's tensor cores, this "
+            "network computes on the CPU; use 'fp32', or network.to('cupy')"
+        )
 
     # ------------------------------------------------------------------------------------ the step
 

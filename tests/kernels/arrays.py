@@ -64,6 +64,13 @@ def load(stored: np.ndarray, dtype: str) -> np.ndarray:
     return stored.astype(np.float64)
 
 
+def tf32(values: np.ndarray) -> np.ndarray:
+    """`values` to the nearest of 10 bits of mantissa, ties away from zero."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    nearest = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(values), nearest, values).astype(np.float64)
+
+
 def rounded(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """`values` as stored, and what is left of them in float64."""
     stored = store(values, dtype)

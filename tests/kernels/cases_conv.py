@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 
+from gpulayers.cuda.table_tiles import TILES
 from tests.kernels import gold
-from tests.kernels.arrays import Launcher, close, load, poisoned, random, rounded, store
+from tests.kernels.arrays import WIDE, Launcher, close, load, poisoned, random, rounded, store
+from tests.kernels.cases_gemm import seen
 from tests.kernels.gold import Geometry
 
 #: rows of out_cols that odd sizes leave out of the pooling
 SKEW = Geometry(2, 7, 6, 3, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2))
 POOLED = Geometry(2, 6, 7, 2, (3, 2), (1, 1), (1, 1, 0, 0))
 POINT = Geometry(1, 3, 3, 1, (1, 1))
-FILTERS = 5
+#: for the large tiles: runs of 16 bytes
+RUNS = Geometry(2, 7, 6, 8, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2))
+RUNS_POOLED = Geometry(2, 6, 7, 8, (3, 2), (1, 1), (1, 1, 0, 0))
 NONE = np.zeros(0, np.uint8)
 
 
+def _filters(name: str) -> int:
+    return 8 if TILES[_tile(name)].runs else 5
+
+
+def _tile(name: str) -> str:
+    return re.sub("^conv2d_(forward|(input|weight)_grad)", "", name)
+
+
 def _grid(name: str, rows: int, cols: int, parts: int = 1) -> tuple[int, int, int]:
-    width = 16 if name.endswith("narrow") else 64
-    return -(-rows * width // 4096), -(-cols // width), parts
+    tile = TILES[_tile(name)]
+    return -(-rows // tile.rows), -(-cols // tile.cols), parts
 
 
 def _windows(x: np.ndarray, g: Geometry) -> np.ndarray:
     return gold.im2col(x, g)
 
 
-def _pool(g: Geometry) -> Geometry:
-    return Geometry(g.n, *g.out, FILTERS, (2, 2), (2, 2))
+def _pool(g: Geometry, filters: int) -> Geometry:
+    return Geometry(g.n, *g.out, filters, (2, 2), (2, 2))
 
 
 def forward(
@@ -40,25 +53,27 @@ def forward(
     follow: bool = True,
     pooled: bool = False,
 ) -> None:
+    count = _filters(name)
     x, image = rounded(random(*g.shape), dtype)
-    w, filters = rounded(random(g.columns_shape[1], FILTERS, seed="w"), dtype)
-    bias, shift = rounded(random(FILTERS, seed="b"), dtype)
+    w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
+    bias, shift = rounded(random(count, seed="b"), dtype)
     if pooled and dtype == "float32":  # a first maximum among equals, and NaN before all
         x, image = rounded(np.round(image), dtype)
         w, filters = rounded(np.round(filters), dtype)
         image[0, 1, 1, 0] = x[0, 1, 1, 0] = np.nan
-    want = (_windows(image, g) @ filters).reshape(g.n, *g.out, FILTERS)
-    shape = _pool(g).out_shape if pooled else want.shape
+    want = _windows(seen(image, name, dtype), g) @ seen(filters, name, dtype)
+    want = want.reshape(g.n, *g.out, count)
+    shape = _pool(g, count).out_shape if pooled else want.shape
     winners = poisoned(shape if pooled else 0, "uint8")
     want_winners = None
     if pooled:
-        want, want_winners = gold.max_pool(want, _pool(g))
+        want, want_winners = gold.max_pool(want, _pool(g, count))
     if follow:
         want = np.where(want + shift <= 0, 0, want + shift)
     z = poisoned(shape, dtype)
-    pixels = (4 if pooled else 1) * z.size // FILTERS
-    numbers = (pixels, FILTERS, follow, follow, pooled, *g.numbers)
-    grid = _grid(name, pixels, FILTERS)
+    pixels = (4 if pooled else 1) * z.size // count
+    numbers = (pixels, count, follow, follow, pooled, *g.numbers)
+    grid = _grid(name, pixels, count)
     launcher.launch(name, dtype, index, grid, (x, w, bias, z, winners, *numbers))
     close(z, want, dtype, factor=4)
     if want_winners is not None:
@@ -67,12 +82,14 @@ def forward(
         )
 
 
-def _gradient(g: Geometry, dtype: str, pooled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gradient(
+    g: Geometry, dtype: str, pooled: bool, filters: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dz as stored, the winners, and dz at every output pixel."""
     if not pooled:
-        stored, dz = rounded(random(*g.out, FILTERS, g.n, seed="dz").transpose(3, 0, 1, 2), dtype)
+        stored, dz = rounded(random(*g.out, filters, g.n, seed="dz").transpose(3, 0, 1, 2), dtype)
         return stored, NONE, dz
-    pool = _pool(g)
+    pool = _pool(g, filters)
     stored, dy = rounded(random(*pool.out_shape, seed="dy"), dtype)
     winners = np.arange(dy.size, dtype=np.uint8).reshape(dy.shape) % 5
     alive = np.where(winners < 4, dy, 0)
@@ -88,15 +105,17 @@ def input_grad(
     masked: bool = False,
     pooled: bool = False,
 ) -> None:
-    stored, winners, dz = _gradient(g, dtype, pooled)
-    w, filters = rounded(random(g.columns_shape[1], FILTERS, seed="w"), dtype)
+    count = _filters(name)
+    stored, winners, dz = _gradient(g, dtype, pooled, count)
+    w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
     mask, gate = rounded(random(*g.shape, seed="mask"), dtype)
     dx = poisoned(g.shape, dtype)
     pixels = dx.size // g.ch
-    numbers = (pixels, FILTERS, masked, pooled, *g.numbers)
+    numbers = (pixels, count, masked, pooled, *g.numbers)
     grid = _grid(name, pixels, g.ch)
     launcher.launch(name, dtype, index, grid, (stored, winners, w, mask, dx, *numbers))
-    want = gold.col2im(dz.reshape(-1, FILTERS) @ filters.T, g)
+    dz, filters = seen(dz.reshape(-1, count), name, dtype), seen(filters, name, dtype)
+    want = gold.col2im(dz @ filters.T, g)
     close(dx, np.where(gate > 0, want, 0) if masked else want, dtype, factor=4)
 
 
@@ -110,19 +129,21 @@ def weight_grad(
     pooled: bool = False,
     parts: int = 1,
 ) -> None:
+    count = _filters(name)
     x, image = rounded(random(*g.shape), dtype)
-    stored, winners, dz = _gradient(g, dtype, pooled)
-    pixels = (4 if pooled else 1) * stored.size // FILTERS
+    stored, winners, dz = _gradient(g, dtype, pooled, count)
+    pixels = (4 if pooled else 1) * stored.size // count
     rows = g.columns_shape[1] + bias
-    grads = poisoned((rows, FILTERS), dtype)
-    partial = poisoned((parts, rows, FILTERS) if parts > 1 else 0, dtype)
-    numbers = (pixels, FILTERS, -(-pixels // parts), bias, pooled, *g.numbers)
-    grid = _grid(name, rows, FILTERS, parts)
+    grads = poisoned((rows, count), dtype)
+    partial = poisoned((parts, rows, count) if parts > 1 else 0, WIDE[dtype])
+    numbers = (pixels, count, -(-pixels // parts), bias, pooled, *g.numbers)
+    grid = _grid(name, rows, count, parts)
     launcher.launch(name, dtype, index, grid, (x, stored, winners, grads, partial, *numbers))
-    want = _windows(image, g).T @ dz.reshape(-1, FILTERS)
+    dz = seen(dz.reshape(-1, count), name, dtype)
+    want = _windows(seen(image, name, dtype), g).T @ dz
     if bias:
-        want = np.vstack([want, dz.reshape(-1, FILTERS).sum(axis=0)])
-    got = store(load(partial, dtype).sum(axis=0), dtype) if parts > 1 else grads
+        want = np.vstack([want, dz.sum(axis=0)])
+    got = store(load(partial, WIDE[dtype]).sum(axis=0), dtype) if parts > 1 else grads
     close(got, want, dtype, factor=8)
 
 
@@ -141,4 +162,21 @@ CASES = [
     ),
     functools.partial(forward, g=POOLED, follow=False, pooled=True),
     functools.partial(weight_grad, g=SKEW, parts=2),
+    *(
+        functools.partial(
+            f, g=g, name=f"conv2d_{f.__name__}{tile}", dtype=d, index=i, pooled=g is RUNS_POOLED
+        )
+        for f in _FORMS
+        for tile, dtypes in (
+            ("", ("float16", "bfloat16")),
+            ("_tall", ("float32",)),
+            ("_large", ("float32",)),
+            ("_tensor", ("float32", "float16", "bfloat16")),
+            ("_tensor_large", ("float32", "float16", "bfloat16")),
+        )
+        for d in dtypes
+        for g, i in ((RUNS, "int32"), (RUNS_POOLED, "int64"))
+    ),
+    functools.partial(input_grad, g=RUNS, name="conv2d_input_grad_tensor", masked=True),
+    functools.partial(weight_grad, g=RUNS, name="conv2d_weight_grad_tensor", parts=3),
 ]

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+from gpulayers.cuda.table_tiles import TILES
 from tests.kernels.arrays import (
     COMBINATIONS,
     WIDE,
@@ -17,10 +18,13 @@ from tests.kernels.arrays import (
     random,
     rounded,
     store,
+    tf32,
 )
 
-#: columns of a tile
-WIDTH = {"gemm": 64, "gemm_narrow": 16}
+
+def seen(values: np.ndarray, name: str, dtype: str) -> np.ndarray:
+    """What a kernel multiplies: for tensor cores rounded to TF32."""
+    return tf32(values) if "_tensor" in name and dtype == "float32" else values
 
 
 def _matrix(
@@ -47,23 +51,26 @@ def product(
     parts: int = 1,
     extras: bool = False,
     apart: int = 0,
+    askew: bool = False,
 ) -> None:
+    """`askew`: the result begins where no 16 bytes can be stored."""
     rows, cols, terms = size
     ones = rows - 1 if extras else -1
     a, x, a_steps = _matrix(rows - extras, terms, dtype, layout[0] == "t", apart)
     b, y, b_steps = _matrix(terms, cols, dtype, layout[1] == "t", apart)
     bias, shift = rounded(random(cols, seed="bias"), dtype)
     mask, gate = rounded(random(rows, cols, seed="mask"), dtype)
-    c = poisoned((rows, cols), dtype)
+    c = poisoned(rows * cols + askew, dtype)[int(askew) :].reshape(rows, cols)
     partial = poisoned((parts, rows, cols) if parts > 1 else 0, WIDE[dtype])
     span = -(-terms // parts)
-    width = WIDTH[name]
-    grid = (-(-rows * width // 4096), -(-cols // width), parts)
+    tile = TILES[name.removeprefix("gemm")]
+    grid = (-(-rows // tile.rows), -(-cols // tile.cols), parts)
     numbers = (rows, cols, terms, span, *a_steps, *b_steps, ones, extras, extras, extras)
     launcher.launch(name, dtype, index, grid, (a, b, bias, mask, c, partial, *numbers))
     if parts > 1:
         args = (partial, bias, mask, c, c.size, parts, cols, extras, extras, extras)
         launcher.launch("sum_parts", dtype, index, blocks(c.size, "sum_parts"), args)
+    x, y = seen(x, name, dtype), seen(y, name, dtype)
     want = np.zeros((rows, cols))
     for k in range(terms):
         want[: rows - extras] += np.outer(x[:, k], y[k])
@@ -80,6 +87,7 @@ def dense_backward(
     index: str = "int32",
     parts: int = 1,
     masked: bool = True,
+    name: str = "dense_backward",
 ) -> None:
     batch, inputs, outputs = size
     x, values = rounded(random(batch, inputs, seed="x"), dtype)
@@ -87,17 +95,19 @@ def dense_backward(
     dz, gradient = rounded(random(batch, outputs, seed="dz"), dtype)
     dw, dx = poisoned((inputs + 1, outputs), dtype), poisoned(x.shape, dtype)
     partial = poisoned((parts, *dw.shape) if parts > 1 else 0, WIDE[dtype])
-    across = -(-outputs // 64)
-    weight_blocks = -(-(inputs + 1) // 64) * across * parts
-    grid = (weight_blocks + -(-batch // 64) * -(-inputs // 64),)
+    tile = TILES[name.removeprefix("dense_backward")]
+    weight_blocks = -(-(inputs + 1) // tile.rows) * -(-outputs // tile.cols) * parts
+    grid = (weight_blocks + -(-batch // tile.rows) * -(-inputs // tile.cols),)
     numbers = (batch, inputs, outputs, -(-batch // parts), parts, weight_blocks, masked)
     args = (x, w, dz, dw, partial, dx, *numbers)
-    launcher.launch("dense_backward", dtype, index, grid, args)
+    launcher.launch(name, dtype, index, grid, args)
     if parts > 1:
-        dw = store(load(partial, dtype).sum(axis=0), dtype)
+        dw = store(load(partial, WIDE[dtype]).sum(axis=0), dtype)
+    gates = values > 0
+    values, weights, gradient = (seen(v, name, dtype) for v in (values, weights, gradient))
     close(dw, np.vstack([values.T @ gradient, gradient.sum(axis=0)]), dtype, factor=4)
     want = gradient @ weights.T
-    close(dx, np.where(values > 0, want, 0) if masked else want, dtype, factor=4)
+    close(dx, np.where(gates, want, 0) if masked else want, dtype, factor=4)
 
 
 CASES = [
@@ -114,6 +124,38 @@ CASES = [
     functools.partial(product, size=(4, 6, 5), layout="tt", apart=1),
     functools.partial(product, size=(258, 17, 11), name="gemm_narrow", extras=True),
     functools.partial(product, size=(7, 5, 9), name="gemm_narrow", layout="tt", index="int64"),
+    *(
+        functools.partial(product, size=size, name=f"gemm{tile}", layout=layout, **more)
+        for tile in ("_tall", "_large", "_tensor", "_tensor_large")
+        for size, layout, more in (
+            ((132, 68, 20), "nn", {"apart": 4}),
+            ((5, 132, 24), "nt", {"extras": True, "parts": 2}),
+            ((133, 8, 7), "tn", {"extras": True, "index": "int64"}),
+        )
+    ),
+    *(
+        functools.partial(product, size=size, name=f"gemm{tile}", layout=layout, dtype=d, **more)
+        for tile in ("_tensor", "_tensor_large")
+        for d in ("float16", "bfloat16")
+        for size, layout, more in (
+            ((9, 136, 72), "nn", {"extras": True, "parts": 3, "apart": 8}),
+            ((17, 8, 5), "tn", {"extras": True, "index": "int64"}),
+            ((3, 136, 40), "nt", {}),
+        )
+    ),
+    *(
+        functools.partial(dense_backward, size=(16, 8, 24), name=f"dense_backward{tile}", **more)
+        for tile, dtypes in (
+            ("", ("float16", "bfloat16")),
+            ("_tall", ("float32",)),
+            ("_large", ("float32",)),
+            ("_tensor", ("float32", "float16", "bfloat16")),
+            ("_tensor_large", ("float32", "float16", "bfloat16")),
+        )
+        for d in dtypes
+        for more in ({"dtype": d, "parts": 2}, {"dtype": d, "index": "int64", "masked": False})
+    ),
+    functools.partial(product, size=(6, 8, 4), askew=True),
     functools.partial(product, size=(1, 1, 1)),
     functools.partial(product, size=(2, 3, 0)),
 ]

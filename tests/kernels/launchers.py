@@ -14,6 +14,7 @@ import numpy as np
 
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import load_source
+from tests.support import sample
 
 
 class EmulatedLauncher:
@@ -53,8 +54,9 @@ class EmulatedLauncher:
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
         if (spec.file, expression) not in self._kernels:
-            if self.whole_files:
-                self._build(spec.file, table.instances(spec.file), tuple(table.C_TYPES))
+            together = sample.instances(spec.file, large=spec.runs) if self.whole_files else ()
+            if expression in together:
+                self._build(spec.file, together, tuple(table.C_TYPES))
             else:
                 self._build(spec.file, (expression,), (dtype,))
         kernel = self._kernels[spec.file, expression]

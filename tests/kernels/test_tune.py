@@ -98,7 +98,7 @@ def multiply(backend: Backend, cuda: SimpleNamespace, rows: int = 40) -> str:
     return launched[-1]
 
 
-WIDE, NARROW = "gemm<float, float, 64>", "gemm<float, float, 16>"
+WIDE, NARROW = "gemm<float, float, Wide>", "gemm<float, float, Narrow>"
 
 
 # --------------------------------------------------------------------------------- what is chosen

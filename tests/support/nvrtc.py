@@ -31,6 +31,7 @@ from typing import Any
 
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import load_source
+from tests.support import sample
 from tests.support.cuda_on_cpu.toolchain import cuda_headers
 
 try:
@@ -62,6 +63,8 @@ class Resources:
     atomics: int
     double_instructions: int
     local_accesses: int
+    tensor_products: int = 0  # of a warp
+    wide_loads: int = 0  # of 16 bytes from global memory
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def inspect_ptx(body: str) -> dict[str, int]:
         "barriers": count(r"^\s*(?:@!?%\w+\s+)?bar(?:rier)?\.(?:cta\.)?(?:sync|red)"),
         "atomics": count(r"\b(?:atom|red)\.\w"),
         "double_instructions": count(r"\.f64\s+%"),
+        "tensor_products": count(r"\bmma\.sync"),
+        "wide_loads": count(r"\bld\.global(?:\.nc)?\.v4\.[a-z]32"),
         "local_accesses": count(r"\b(?:ld|st)\.local\b|^\s*\.local\b"),
     }
 
@@ -191,9 +196,14 @@ class Job:
     file: str
     architecture: str
 
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """The kernels that the architecture can run and the tests meet."""
+        return sample.instances(self.file, int(self.architecture.removeprefix("sm_")))
+
     def run(self) -> Compiled:
         """Compiles, or finds the result of an earlier run in the cache."""
-        code, expressions = load_source(self.file), table.instances(self.file)
+        code, expressions = load_source(self.file), self.instances
         options = table.options(*table.C_TYPES)
         key = "\0".join([code, *expressions, *options, self.architecture, nvrtc_version()])
         key += Path(__file__).read_text(encoding="utf-8") + str(cuda_headers())
@@ -298,6 +308,7 @@ def _excess(taken: Resources, registers: int, shared_bytes: int) -> Iterator[str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the figures, or writes them to the budget file."""
+    sample.ALL = True
     parser = argparse.ArgumentParser(prog="python -m tests.support.nvrtc", description=__doc__)
     parser.add_argument("--write-budget", action="store_true", help=f"write {BUDGET_FILE.name}")
     chosen = parser.parse_args(arguments)
@@ -325,8 +336,9 @@ def _figures(compiled: dict[Job, Compiled]) -> str:
     lines = [f"{'registers':66}{titles}{'shared':>8}{'spills':>8}"]
     for file in table.FILES:
         for name in table.instances(file):
-            row = [compiled[Job(file, arch)].kernels[name] for arch in ARCHITECTURES]
-            registers = "".join(f"{figures.registers:5}" for figures in row)
+            jobs = [compiled[Job(file, arch)].kernels for arch in ARCHITECTURES]
+            row = [kernels[name] for kernels in jobs if name in kernels]
+            registers = "".join(f"{figures.registers:5}" for figures in row).rjust(30)
             spills = max(figures.spill_bytes for figures in row)
             lines.append(f"{name:66}{registers}{row[0].shared_bytes:8}{spills:8}")
     return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""The kernels of gemm.cu and conv.cu: each for every tile of a product.
+
+A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh). Which
+of them a product goes by is `gpulayers.cuda.product.tile_of`'s rule, or what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gpulayers.cuda.spec import C_TYPES, KernelSpec
+
+__all__ = ["TENSOR_CORES", "TILES", "Tile", "tiled"]
+
+#: the compute capability from which the tensor cores take TF32, bfloat16 and float16 as they are
+#: given here
+TENSOR_CORES = 80
+
+
+class Tile(NamedTuple):
+    """One tile.
+
+    Attributes
+    ----------
+    name : str
+        Of its structure in the sources.
+    rows, cols : int
+        What it has of the product.
+    dtypes : tuple of str
+        Of the factors.
+    tensor : bool
+        Whether it is worked out by tensor cores, which round float32 to TF32.
+    runs : bool
+        Whether the factors have to come in whole runs of 16 bytes.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    dtypes: tuple[str, ...]
+    tensor: bool = False
+    runs: bool = False
+
+
+_ALL = tuple(C_TYPES)
+_CORES = ("float32", "float16", "bfloat16")
+
+#: suffix of a kernel's name -> its tile
+TILES = {
+    "": Tile("Wide", 64, 64, _ALL),
+    "_narrow": Tile("Narrow", 256, 16, ("float32",)),
+    "_tall": Tile("Tall", 256, 64, ("float32",), runs=True),
+    "_large": Tile("Large", 128, 128, ("float32",), runs=True),
+    "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True),
+    "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True),
+}
+
+
+def tiled(
+    name: str, file: str, parameters: tuple[str, ...], without: tuple[str, ...] = ()
+) -> Iterator[KernelSpec]:
+    """The specs of a kernel for all tiles but those `without`."""
+    for suffix, tile in TILES.items():
+        if suffix in without:
+            continue
+        yield KernelSpec(
+            name + suffix,
+            file,
+            f"{name}<{{T}}, {{Acc}}, {tile.name}>",
+            parameters,
+            dtypes=tile.dtypes,
+            barriers=True,
+            oldest=TENSOR_CORES if tile.tensor else 0,
+            runs=tile.runs,
+        )

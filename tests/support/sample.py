@@ -1,0 +1,49 @@
+"""Which kernels of the large tiles the tests compile, unless ``GPULAYERS_TEST_CASES=all``.
+
+The kernels of gemm.cu and conv.cu are the same code for every tile and dtype of large.cuh, and a
+second each to compile: by default each kernel, each tile and each dtype is met once or twice.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gpulayers.cuda import table
+
+ALL = bool(os.environ.get("GPULAYERS_TEST_CASES"))
+_LARGE = {
+    ("gemm_tall", "float32"),
+    ("gemm_large", "float32"),
+    ("gemm_tensor", "float16"),
+    ("gemm_tensor_large", "float32"),
+    ("dense_backward_tensor", "bfloat16"),
+    ("conv2d_forward_tensor", "float32"),
+    ("conv2d_input_grad_tensor", "bfloat16"),
+    ("conv2d_weight_grad_tensor", "float32"),
+    ("conv2d_weight_grad_tensor", "bfloat16"),
+}
+
+
+def met(spec: table.KernelSpec, dtype: str) -> bool:
+    """Whether the tests meet a kernel's instances of a dtype."""
+    return ALL or not spec.runs or (spec.name, dtype) in _LARGE
+
+
+def dtypes_met(spec: table.KernelSpec) -> set[str]:
+    """The dtypes in which the tests meet a kernel."""
+    return {dtype for dtype in spec.dtypes if met(spec, dtype)}
+
+
+def instances(file: str, capability: int = 10**6, large: bool | None = None) -> tuple[str, ...]:
+    """The name expressions of a source that the tests meet, on a device of this compute
+    capability; of the large tiles, of the others, or of both (None)."""
+    return tuple(
+        dict.fromkeys(
+            spec.expression(dtype, index)
+            for spec in table.KERNELS.values()
+            if spec.file == file and spec.oldest <= capability and large in (None, spec.runs)
+            for dtype in spec.dtypes
+            if met(spec, dtype)
+            for index in table.INDEX_TYPES
+        )
+    )
