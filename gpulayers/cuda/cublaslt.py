@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cupy
 
 from gpulayers.backend import Array
-from gpulayers.cuda.product import _laid_out
+from gpulayers.cuda.product import _laid_out, named_precision
 from gpulayers.errors import BackendError
 
 __all__ = ["load", "matmul", "serves"]
@@ -30,7 +30,7 @@ WORKSPACE = 32 << 20
 
 #: dtype -> (cudaDataType_t, cublasComputeType_t, cudaDataType_t of the scale)
 _R_32F, _R_64F, _R_16F, _R_16BF = 0, 1, 2, 14
-_COMPUTE_32F, _COMPUTE_64F = 68, 70
+_COMPUTE_32F, _COMPUTE_64F, _COMPUTE_TF32 = 68, 70, 77
 _TYPES = {
     "float32": (_R_32F, _COMPUTE_32F, _R_32F),
     "float64": (_R_64F, _COMPUTE_64F, _R_64F),
@@ -121,7 +121,8 @@ def matmul(
     A: Array, B: Array, transpose_a: bool, transpose_b: bool, out: Array | None = None
 ) -> Array:
     """Return op(A) op(B), op the matrix or its transpose; rows may lie apart. Sums are in float32
-    (float64 for that), in an order that is the same in every run.
+    (float64 for that), in an order that is the same in every run; within ``use_precision("tf32")``
+    float32 is multiplied in TF32.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def matmul(
     aligned = all(array.data.ptr % _ALIGNED == 0 for array in (left, right, result))
     plan = _plan(
         *(device, A.dtype.name, A.shape, a_line, B.shape, b_line, transpose_a, transpose_b),
-        _ALIGNED if aligned else A.itemsize,
+        *(_ALIGNED if aligned else A.itemsize, named_precision(A.dtype) == "tf32"),
     )
     scale = c_double if A.dtype.name == "float64" else c_float
     workspace = cupy.empty(plan.found.workspace, dtype=cupy.uint8)
@@ -176,12 +177,13 @@ def _plan(
     transpose_a: bool,
     transpose_b: bool,
     alignment: int,
+    tf32: bool,
 ) -> _Plan:
     """cuBLASLt's matrices lie column by column, so that ours are their transposes: it works out
     op(B)^T op(A)^T, which is the transpose of our result."""
     kind, compute, scale = _TYPES[dtype]
     product = pointer()
-    _call("cublasLtMatmulDescCreate", byref(product), compute, scale)
+    _call("cublasLtMatmulDescCreate", byref(product), _COMPUTE_TF32 if tf32 else compute, scale)
     for attribute, transposed in ((_DESC_TRANSA, transpose_b), (_DESC_TRANSB, transpose_a)):
         how = c_int32(_OP_T if transposed else _OP_N)
         _call("cublasLtMatmulDescSetAttribute", product, attribute, byref(how), 4)

@@ -40,7 +40,7 @@ MOST_BYTES = 1 << 30  # of all sets of arrays
 _NAN_BYTE = 0xFF  # NaN in every floating type
 #: half the distance of neighbouring numbers around one
 _ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-_TF32 = 2.0**-10  # the bits below are cut off, not rounded
+_TF32 = 2 * 2.0**-11  # both factors are rounded to 10 bits
 
 
 class Row(NamedTuple):

@@ -127,6 +127,20 @@ def test_the_way_back_of_a_dense_layer(emulated: Backend, cublaslt: ModuleType, 
     assert engine.dense_backward(X, W, dZ, grads, True, False) is None
 
 
+def test_tf32_where_it_is_asked_for(
+    emulated: Backend, cublaslt: ModuleType, built: ctypes.CDLL
+) -> None:
+    precision = importlib.import_module("gpulayers.cuda.precision")
+    X = {name: emulated.asarray(numbers(13, 13, dtype=name)) for name in ("float32", "float64")}
+    found: list[int] = []
+    for name in ("fp32", "tf32", "fp32"):
+        with precision.use_precision(name):
+            for dtype in X:
+                product(X[dtype], X[dtype])
+                found.append(built.last_compute_type())
+    assert found == [68, 70, 77, 70, 68, 70]
+
+
 def test_small_products_are_ours(emulated: Backend, cublaslt: ModuleType) -> None:
     with emulated.count() as events:
         product(emulated.asarray(numbers(9, 9)), emulated.asarray(numbers(9, 9)))

@@ -275,6 +275,18 @@ def test_every_candidate_computes_right_and_a_wrong_one_is_seen(
         assert "results are wrong" in measured(cuda, key, short)[first.label]
 
 
+def test_tensor_cores_are_candidates_where_tf32_is_asked_for(
+    emulated: Backend, cuda: SimpleNamespace
+) -> None:
+    key = cuda.tune.Key("gemm_nn", (20, 20, 72), "float32", (), "tf32")
+    with importlib.import_module("gpulayers.cuda.precision").use_precision("tf32"):
+        candidates = ways(cuda, key)
+        found = measured(cuda, key, *candidates)
+    assert any("tensor" in candidate.kernel for candidate in candidates)
+    assert set(found.values()) == {""}
+    assert "its work is not that of" in measured(cuda, key, candidates[0])[candidates[0].label]
+
+
 def test_a_wrong_candidate_is_not_taken_however_fast(
     emulated: Backend, cuda: SimpleNamespace
 ) -> None:

@@ -7,7 +7,7 @@
 
 namespace {
 enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
-enum { R_32F = 0, R_64F = 1, COMPUTE_32F = 68, COMPUTE_64F = 70 };
+enum { R_32F = 0, R_64F = 1, COMPUTE_32F = 68, COMPUTE_64F = 70, COMPUTE_32F_FAST_TF32 = 77 };
 
 struct Product {
     int compute, scale, transposed[2];
@@ -31,7 +31,7 @@ struct Heuristic {
     float waves;
     int reserved[4];
 };
-int handle_object, preferences;
+int handle_object, preferences, computed_in;
 
 double number(const void* values, int type, size_t place)
 {
@@ -42,14 +42,16 @@ bool fits(const Product& product, const Layout& a, const Layout& b, const Layout
 {
     const uint64_t rows = product.transposed[0] ? a.cols : a.rows, terms = product.transposed[0] ? a.rows : a.cols;
     const uint64_t also = product.transposed[1] ? b.cols : b.rows, cols = product.transposed[1] ? b.rows : b.cols;
+    const bool is_double = a.type == R_64F, tf32 = product.compute == COMPUTE_32F_FAST_TF32 && !is_double;
     const bool types = a.type == b.type && a.type == d.type && product.scale == a.type &&
-                       product.compute == (a.type == R_64F ? COMPUTE_64F : COMPUTE_32F);
+                       (tf32 || product.compute == (is_double ? COMPUTE_64F : COMPUTE_32F));
     return types && terms == also && rows == d.rows && cols == d.cols;
 }
 }  // namespace
 
 extern "C" {
 int preferences_alive() { return preferences; }
+int last_compute_type() { return computed_in; }
 
 int cublasLtCreate(void** handle)
 {
@@ -125,6 +127,7 @@ int cublasLtMatmul(void* handle, const Product* product, const void* alpha, cons
     for (const void* values : {a_values, b_values, static_cast<const void*>(d_values)})
         if (reinterpret_cast<uintptr_t>(values) % algo->data[2]) return INVALID_VALUE;
     if (number(beta, d->type, 0) != 0.0) return INVALID_VALUE;
+    computed_in = product->compute;
     std::memset(workspace, 0xee, workspace_bytes);
     const uint64_t terms = product->transposed[0] ? a->rows : a->cols;
     for (uint64_t col = 0; col < d->cols; ++col)
