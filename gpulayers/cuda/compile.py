@@ -21,6 +21,7 @@ from gpulayers.errors import BackendError
 _log = logging.getLogger("gpulayers")
 #: what CuPy adds to the options of every RawModule
 _OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
+_USUAL_SHARED = 48 << 10  # bytes of shared memory that any block may have
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.M)
 
 
@@ -191,7 +192,8 @@ def launch(
     packed = spec.pack(dtype.name, index, args)
     kernel: Any = get_kernel(name, dtype.name, index, constants)
     shared = shared or spec.shared
-    if shared > kernel.max_dynamic_shared_size_bytes:  # beyond 48 KB only what was asked for
+    # beyond the usual size only what was asked for; asking costs a call of the driver
+    if shared > _USUAL_SHARED and shared > kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = shared
     kernel(grid, (block or spec.block,), packed, shared_mem=shared)
 

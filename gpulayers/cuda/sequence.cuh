@@ -149,11 +149,11 @@ __device__ __forceinline__ void multiply(const Weights<T, Acc, GATES, HELD>& w, 
             for (int e = 0; e < 4; ++e) weights[gate].v[e] = w.held[gate][4 * four + e];
         add_four(weights, mine + 4 * four, apart, sum);
     }
-    const Four<Acc>* stored = w.stored + known * LANES + w.lane;
+    int stored = known * LANES + w.lane;
 #pragma unroll 1
     for (int four = HELD / 4; four < HELD / 4 + w.fours; ++four) {
 #pragma unroll
-        for (int gate = 0; gate < GATES; ++gate) weights[gate] = stored[gate * slots];
+        for (int gate = 0; gate < GATES; ++gate) weights[gate] = w.stored[stored + gate * slots];
         add_four(weights, mine + 4 * four, apart, sum);
         stored += GATES * slots;
     }

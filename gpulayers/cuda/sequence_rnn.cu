@@ -3,6 +3,8 @@
 #include "activation_functions.cuh"
 #include "sequence.cuh"
 
+#define RNN_GATES 1
+
 // z (steps, batch, hidden): X W on entry, the whole pre-activation on return. a (steps + 1, batch, hidden): before the
 // first step and after each; where the mask is zero it stays. a = act(z).
 template <typename T, typename Acc, int ROWS, int HELD>
@@ -15,7 +17,8 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
 {
     SHARED_MEMORY;
     const Seat seat = seat_of<ROWS>(batch);
-    Weights<T, Acc, 1, HELD> w = {weights, by_unit, by_gate, by_term, cut_of<HELD>(hidden), seat.lane, fours};
+    const Cut cut = cut_of<HELD>(hidden);
+    Weights<T, Acc, RNN_GATES, HELD> w = {weights, by_unit, by_gate, by_term, cut, seat.lane, fours};
     const int apart = LANES * w.cut.pitch;
     const int buffer = ROWS * apart;
     Acc* const vectors = reinterpret_cast<Acc*>(memory);  // a before this step, and before the next
@@ -38,7 +41,7 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
             const long long number = example * hidden + unit;
             Acc value = static_cast<Acc>(0);  // asked for before the products, there after them
             if (works) value = static_cast<Acc>(z[number]) + static_cast<Acc>(ba[unit]) + static_cast<Acc>(bx[unit]);
-            Acc sum[ROWS][1];
+            Acc sum[ROWS][RNN_GATES];
             multiply(w, now, unit, sum);
             if (!works) continue;
             const T stored = static_cast<T>(value + of_row(sum, seat.lane, 0));
@@ -67,7 +70,8 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
     SHARED_MEMORY;
     constexpr bool ONE_UNIT = HELD > 0;  // a thread has no second one, so it can ask for a step ahead
     const Seat seat = seat_of<ROWS>(batch);
-    Weights<T, Acc, 1, HELD> w = {weights, by_unit, by_gate, by_term, cut_of<HELD>(hidden), seat.lane, fours};
+    const Cut cut = cut_of<HELD>(hidden);
+    Weights<T, Acc, RNN_GATES, HELD> w = {weights, by_unit, by_gate, by_term, cut, seat.lane, fours};
     const int apart = LANES * w.cut.pitch;
     const int buffer = ROWS * apart;
     Acc* const vectors = reinterpret_cast<Acc*>(memory);  // dz of this step, and of the last one
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
         if (ONE_UNIT && has_unit && t > 0) read(t - 1, seat.first_unit);
         for (int first = 0; first < hidden; first += seat.units) {
             const int unit = first + seat.first_unit;
-            Acc sum[ROWS][1];
+            Acc sum[ROWS][RNN_GATES];
             multiply(w, now, unit, sum);
             if (seat.works && unit < hidden && !stays) da_next[unit] = of_row(sum, seat.lane, 0);
         }
