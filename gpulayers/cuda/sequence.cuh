@@ -5,7 +5,7 @@
 //
 // The recurrent weights are needed in each step. Of a lane's terms the first HELD lie in registers from the beginning
 // to the end, the next ones in shared memory, as many as fit, and the others are read anew in each step, from the L2
-// cache. A sum has its terms in the same order wherever the weights lie: the same bits on every GPU.
+// cache. A sum has its terms in the same order wherever the weights lie.
 
 #define SEQUENCE_BOUNDS 512, 1  // threads of a block at most, blocks at a time: registers for as many weights as possible
 #define LANES 4

@@ -41,10 +41,13 @@ PLACES = {
 _EXTRA = {"rnn": 0, "lstm": -1, "gru": 3}
 
 
-def prepare(kind: str, X: Array, parameters: dict[str, Array]) -> tuple[Array, Weights]:
-    """X (n_ex, n_in, n_t) with time first, and the parameters as a step uses them: one launch."""
-    n, n_in, n_t = X.shape
-    turned = cupy.empty((n_t, n, n_in), dtype=X.dtype)
+def prepare(
+    kind: str, X: Array, parameters: dict[str, Array], time_first: bool = False
+) -> tuple[Array, Weights]:
+    """X (n_ex, n_in, n_t) with time first, if it is not so yet, and the parameters as a step uses
+    them: one launch."""
+    n, n_in, n_t = (X.shape[1], X.shape[2], X.shape[0]) if time_first else X.shape
+    turned = X if time_first else cupy.empty((n_t, n, n_in), dtype=X.dtype)
     none = cupy.empty(0, dtype=X.dtype)
     if kind == "rnn":
         p = parameters
@@ -63,9 +66,10 @@ def prepare(kind: str, X: Array, parameters: dict[str, Array]) -> tuple[Array, W
         given = [parameters[name] for name in names.weights] + [none] * (4 - gates)
         given += [parameters[name] for name in names.biases]
         total = sum(array.size for array in made)
-    total += X.size
-    numbers = (total, X.size, n, n_in, n_t, h, gates, shift)
-    args = (X, *given, turned, *made, *numbers)
+    moved = 0 if time_first else X.size
+    total += moved
+    numbers = (total, moved, n, n_in, n_t, h, gates, shift)
+    args = (X, *given, none if time_first else turned, *made, *numbers)
     launch_elements("sequence_prepare", X.dtype, total, args, table.index_for(total))
     return turned, weights
 

@@ -10,7 +10,7 @@ from gpulayers.layers import Flatten
 from gpulayers.layers import _arguments as check
 from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
 from gpulayers.models.graph_node import Fused, Place
-from gpulayers.models.graph_sequence import sequence_step
+from gpulayers.models.graph_sequence import SequenceStep, sequence_step
 from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.models.plan_nodes import DenseNode, ResidualNode
@@ -144,6 +144,8 @@ def on_gpu(nodes: Sequence[Node]) -> list[Node]:
         both = isinstance(node, Fused) and isinstance(before, Fused)
         if both and node.takes_slope and before.ends_with_relu:
             node.masks_input = before.leaves_slope = True
+        if isinstance(before, SequenceStep):
+            before.join(node)
         if [type(layer) for layer in node.layers] != [Flatten]:
             before = node
     return chain

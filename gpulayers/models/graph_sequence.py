@@ -25,6 +25,11 @@ class SequenceStep(Fused):
     Ahead: time to the front and the weights side by side; the input's products; all steps. Back:
     all steps; the gradients of all parameters. States begin at zero, as in a call of the layer
     without `initial_state`; the layer's `final_state` and `derived_variables` stay as they are.
+
+    Attributes
+    ----------
+    time_first_in, time_first_out : bool
+        Whether input and output have time first, between recurrent layers in a row.
     """
 
     takes_slope = False
@@ -32,6 +37,12 @@ class SequenceStep(Fused):
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
         self._kind = _KINDS[type(layer)]
+        self.time_first_in = self.time_first_out = False
+
+    def join(self, after: Node) -> None:
+        """Leave time in front for the node behind, if that is a recurrent layer too."""
+        if isinstance(after, SequenceStep) and self.layers[0].return_sequences:
+            self.time_first_out = after.time_first_in = True
 
     def settings(self) -> Any:
         layer = self.layers[0]
@@ -50,12 +61,16 @@ class SequenceStep(Fused):
         from gpulayers.cuda import sequence_plan  # needs CuPy
 
         layer = self.layers[0]
-        X, weights = sequence_plan.prepare(self._kind, contiguous(X), layer.parameters)
+        X, weights = sequence_plan.prepare(
+            self._kind, contiguous(X), layer.parameters, self.time_first_in
+        )
         k: Any = kernels_for(X)
         trace: Trace = getattr(k, f"{self._kind}_forward")(X, None, None, weights, *self._acts())
         self._saved = trace, weights
         A = trace.states[0]
-        return k.time_last(A[1:]) if layer.return_sequences else A[-1]
+        if not layer.return_sequences:
+            return A[-1]
+        return A[1:] if self.time_first_out else k.time_last(A[1:])
 
     def parts(self) -> int:
         from gpulayers.cuda import sequence, sequence_plan  # needs CuPy
@@ -72,7 +87,7 @@ class SequenceStep(Fused):
         layer, k, dY = self.layers[0], kernels_for(dY), contiguous(dY)
         dA = last = None
         if layer.return_sequences:
-            dA = k.time_first(dY)
+            dA = dY if self.time_first_out else k.time_first(dY)
         else:
             last = (dY, *[None] * (len(trace.states) - 1))
         acts, truncate = self._acts(), layer.truncate
@@ -83,7 +98,7 @@ class SequenceStep(Fused):
             if self.learns:
                 sequence_plan.weight_grad(self._kind, found[0], trace, self.grads)
             dX = sequence_plan.input_grad(found[0], weights, trace) if inputs else None
-        return None if dX is None else k.time_last(dX)
+        return dX if dX is None or self.time_first_in else k.time_last(dX)
 
     def _step_by_step(
         self, dA: Array | None, last: Any, trace: Trace, weights: Weights, inputs: bool
