@@ -50,7 +50,7 @@ __global__ void sequence_prepare(const T* __restrict__ x, const T* __restrict__ 
 // turn: a gated recurrent unit, whose gates z, r, n have the blocks 1, 2, 3 from the state, 1, 2, 0 from the input.
 template <typename T, typename Acc>
 __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restrict__ x, const T* __restrict__ dz,
-                                     T* __restrict__ grads, int terms, int hidden, int inputs, int span, int parts,
+                                     Acc* __restrict__ grads, int terms, int hidden, int inputs, int span, int parts,
                                      int gates, int blocks, int turn, int extra)
 {
     constexpr int HEIGHT = Wide::HEIGHT, WIDTH = Wide::WIDTH;
@@ -85,8 +85,8 @@ __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restric
     const int lines = left.lines + (left.ones >= 0 ? 1 : 0);
     const T* const rows = dz + static_cast<long long>(from) * blocks * hidden + block * hidden;
     const Matrix<T, Acc> right = {rows, hidden, 1, blocks * hidden, -1, false};
-    const Target<T, Acc> target = {grads + part * part_size + place, nullptr, nullptr, nullptr, nullptr, lines, hidden,
-                                   false, false, false, false};
-    const Share share = {tile / across, tile % across, 0, 1};
+    const Target<T, Acc> target = {nullptr, grads + part * part_size + place, nullptr, nullptr, nullptr, lines, hidden,
+                                   false,   false,                            false,   false};
+    const Share share = {tile / across, tile % across, 0, 2};  // one part of several: its sums stay what they are
     work_out<T, Acc, Wide>(share, left, right, target, count, count);
 }

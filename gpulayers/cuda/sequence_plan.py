@@ -89,7 +89,7 @@ def weight_grad(kind: str, dZ: Array, trace: Trace, grads: Array) -> None:
     Parameters
     ----------
     dZ : (n_t, n_ex, blocks * n_out)
-    grads : (parts, numbers of all parameters)
+    grads : (parts, numbers of all parameters), of the type that sums have
         Filled in the order of `PLACES`, in the parts of `weight_parts`.
     """
     n_t, n, n_in = trace.X.shape

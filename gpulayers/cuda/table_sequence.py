@@ -76,14 +76,12 @@ SPECS += (
         "sequence_plan.cu",
         "sequence_prepare<{T}, {Index}>",
         (*(ARRAY,) * 13, INDEX, INDEX, *(INT,) * 6),
-        dtypes=("float32", "float64"),
     ),
     KernelSpec(
         "sequence_weight_grad",
         "sequence_plan.cu",
         "sequence_weight_grad<{T}, {Acc}>",
         (*(ARRAY,) * 4, *(INT,) * 9),
-        dtypes=("float32", "float64"),
         barriers=True,
     ),
 )

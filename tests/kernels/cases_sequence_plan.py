@@ -7,7 +7,18 @@ import functools
 import numpy as np
 
 from gpulayers.cuda.table_sequence import KINDS
-from tests.kernels.arrays import Launcher, blocks, close, load, poisoned, random, rounded, store
+from tests.kernels.arrays import (
+    COMBINATIONS,
+    WIDE,
+    Launcher,
+    blocks,
+    close,
+    load,
+    poisoned,
+    random,
+    rounded,
+    store,
+)
 
 #: kind -> gates as the state's weights have them, as the input's have them, and the biases
 ORDERS = {
@@ -58,7 +69,7 @@ def weight_grad(
         for k, s in ((h, "a"), (n_in, "x"), (width * h, "dz"))
     )
     numbers = gates * (h + n_in + 1) * h + (extra >= 0) * h
-    grads = poisoned((parts, numbers), dtype)
+    grads = poisoned((parts, numbers), WIDE[dtype])
     span = -(-terms // parts)
     down = -(-h // 64) + -(-(n_in + 1) // 64)
     grid = ((gates * down + (extra >= 0)) * -(-h // 64) * parts,)
@@ -78,14 +89,16 @@ def weight_grad(
             want.append(dZ[rows, from_input * h : (from_input + 1) * h].sum(axis=0))
         if extra >= 0:
             want.append(dZ[rows, extra * h : (extra + 1) * h].sum(axis=0))
-        close(grads[part], np.concatenate(want), dtype, factor=4)
+        close(grads[part], np.concatenate(want), WIDE[dtype], factor=4)
 
 
 CASES = [
     *(functools.partial(prepare, kind=kind) for kind in KINDS),
-    functools.partial(prepare, kind="gru", dtype="float64", index="int64"),
+    *(functools.partial(prepare, kind="gru", dtype=d, index=i) for d, i in COMBINATIONS[1:]),
     *(functools.partial(weight_grad, kind=kind, size=(5, 3, 2)) for kind in KINDS),
     functools.partial(weight_grad, kind="gru", size=(9, 2, 66), parts=2),
+    functools.partial(weight_grad, kind="gru", size=(7, 2, 3), parts=2, dtype="float16"),
+    functools.partial(weight_grad, kind="lstm", size=(5, 2, 3), dtype="bfloat16"),
     functools.partial(weight_grad, kind="lstm", size=(4, 64, 3), parts=3),
     functools.partial(
         weight_grad, kind="rnn", size=(20, 65, 5), dtype="float64", index="int64", parts=2

@@ -14,6 +14,7 @@ from gpulayers.layers import GRU, LSTM, RNN, Flatten, FullyConnected
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from tests.conftest import Backend
+from tests.layers.harness import default_dtype
 from tests.rules.step import BUDGET
 from tests.support import fake_cupy
 
@@ -112,6 +113,23 @@ def test_adam_and_halves_of_a_step(emulated: Backend) -> None:
         for name, want in theirs.gradients.items():
             got = gradients[id(ours), name]
             np.testing.assert_allclose(got.get(), want.get(), atol=1e-6, rtol=1e-4)
+
+
+def test_half_precision(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters and arrays of float16, gradients and master weights of float32."""
+    wide = Run(emulated, NETWORKS["lstm"][0])
+    with default_dtype("float16"):
+        run = Run(emulated, NETWORKS["lstm"][0])
+    run.X = run.X.astype("float16")
+    run.compile()
+    got, want = [run.step() for _ in range(3)], [wide.step() for _ in range(3)]
+    np.testing.assert_allclose(got, want, rtol=2e-3)
+    run.check(wide, 2e-3)
+    assert {p.dtype.name for p in run.network.parameters.values()} == {"float16"}
+    assert "captured as one CUDA graph" in run.plan.describe()
+    # and step by step
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
+    np.testing.assert_allclose(run.compile().step(), wide.step(), rtol=2e-3)
 
 
 def test_frozen(emulated: Backend) -> None:
