@@ -237,6 +237,7 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
         ),
         case(forward, kind, 2, (2, 1, 19), block=64, fours=1, index="int64"),
         case(backward, kind, 2, (4, 2, 19), fours=1, turned=True, truncate=2),
+        case(forward, kind, 2, (1, 1, 35), fours=2),
         case(forward, kind, 2, (2, 2, 3), given=False, fours=1),
         case(backward, kind, 2, (2, 2, 3), given=False),
         # weights in registers
