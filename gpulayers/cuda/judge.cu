@@ -8,6 +8,13 @@
 
 #define CHUNK 2048
 
+// Whether it is so in any thread of the block.
+template <typename Acc>
+__device__ __forceinline__ bool anywhere(bool so, Acc* warps)
+{
+    return reduce_row<BLOCK, true>(static_cast<Acc>(so), warps) > static_cast<Acc>(0);
+}
+
 // Of each chunk: `peaks`, the largest absolute value but at least `longest`, NaN where a number is not finite; and
 // `squares`, the sum of squares of (value / peak), which can neither overflow nor all vanish. The values are those that
 // update sees: divided by the loss scale if scaled, cut to `limit`. What is beyond `top` before that, the largest number
@@ -23,14 +30,14 @@ __global__ void survey_gradients(const Acc* __restrict__ work, const long long* 
     const long long* section = sections + chunk[0] * NUMBERS;
     Acc own[CHUNK / BLOCK];
     Acc peak = longest;
-    Acc odd = static_cast<Acc>(0);  // becomes NaN by what is not finite
+    bool odd = false;
 #pragma unroll
     for (int i = 0; i < CHUNK / BLOCK; ++i) {
         const long long number = chunk[1] + i * BLOCK + static_cast<int>(threadIdx.x);
         own[i] = static_cast<Acc>(0);
         if (number >= chunk[2]) continue;
         Acc value = gradient_at(work, section, number);
-        odd += value > top || value < -top ? not_a_number<Acc>() : value - value;
+        if (!(value <= top) || !(value >= -top)) odd = true;  // NaN is not either
         if (scaled) value /= scale[0];
         own[i] = clipped(value, limit);
         peak = larger(peak, own[i] < static_cast<Acc>(0) ? -own[i] : own[i]);
@@ -40,9 +47,9 @@ __global__ void survey_gradients(const Acc* __restrict__ work, const long long* 
 #pragma unroll
     for (int i = 0; i < CHUNK / BLOCK; ++i) sum += own[i] / peak * (own[i] / peak);
     sum = reduce_row<BLOCK, false>(sum, warps);
-    odd = reduce_row<BLOCK, false>(odd, warps);
+    odd = anywhere(odd, warps);
     if (threadIdx.x > 0) return;
-    peaks[blockIdx.x] = peak + odd;
+    peaks[blockIdx.x] = odd ? not_a_number<Acc>() : peak;
     squares[blockIdx.x] = sum;
 }
 
@@ -53,20 +60,20 @@ __device__ __forceinline__ void clip_section(const Acc* __restrict__ peaks, cons
                                              int to, Acc longest, Acc* __restrict__ factor, Acc* warps)
 {
     Acc peak = longest;
-    Acc odd = static_cast<Acc>(0);
+    bool odd = false;
     for (int k = from + static_cast<int>(threadIdx.x); k < to; k += BLOCK) {
-        odd += peaks[k] - peaks[k];
+        if (peaks[k] != peaks[k]) odd = true;
         peak = larger(peak, peaks[k]);
     }
     peak = reduce_row<BLOCK, true>(peak, warps);
-    odd = reduce_row<BLOCK, false>(odd, warps);
+    odd = anywhere(odd, warps);
     Acc sum = static_cast<Acc>(0);
     for (int k = from + static_cast<int>(threadIdx.x); k < to; k += BLOCK)
         sum += squares[k] * (peaks[k] / peak * (peaks[k] / peak));
     sum = reduce_row<BLOCK, false>(sum, warps);
     if (threadIdx.x > 0) return;
     const Acc ratio = longest / peak;
-    factor[0] = ratio / larger(sqrt(sum), ratio) + odd;
+    factor[0] = odd ? not_a_number<Acc>() : ratio / larger(sqrt(sum), ratio);
 }
 
 // The loss scale after a step: halved if a gradient was not finite, which is counted and takes the step back; doubled
@@ -108,10 +115,11 @@ __global__ void judge_gradients(const Acc* __restrict__ peaks, const Acc* __rest
     if (clips_norm)
         clip_section(peaks, squares, bounds[section], bounds[section + 1], longest, factors + section, warps);
     if (!judges || section > 0) return;
-    Acc odd = static_cast<Acc>(0);
-    for (int k = threadIdx.x; k < chunks; k += BLOCK) odd += peaks[k] - peaks[k];
-    odd = reduce_row<BLOCK, false>(odd, warps);
+    bool odd = false;
+    for (int k = threadIdx.x; k < chunks; k += BLOCK)
+        if (peaks[k] != peaks[k]) odd = true;
+    odd = anywhere(odd, warps);
     if (threadIdx.x > 0) return;
-    follow_scale(odd == static_cast<Acc>(0), scale, inverse, good, counts, step, interval, smallest, largest,
+    follow_scale(!odd, scale, inverse, good, counts, step, interval, smallest, largest,
                  scaled != 0);
 }

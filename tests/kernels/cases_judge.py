@@ -48,6 +48,7 @@ def odd(launcher: Launcher, sign: float) -> None:
     """NaN, infinity and what is too large are told of their own chunks, though values are cut."""
     work, sections, _ = _gradients("float32")
     work[[2050, 6000, 6002]] = np.nan, -np.inf, sign * 2e3
+    work[[5, 3005]] = sign * 1e3, 0.0  # as large as allowed
     peaks, squares = poisoned(4, "float32"), poisoned(4, "float32")
     args = (work, sections, np.array(CHUNKS, "i8"), work[:0], peaks, squares, False, 0.5, 1.0)
     args = (*args, 1e3)
@@ -83,19 +84,20 @@ def _judge(
     return found
 
 
-def norms(launcher: Launcher, dtype: str, index: str) -> None:
-    """A section of more chunks than a block has threads, one that is short, one of NaN."""
+def norms(launcher: Launcher, dtype: str, index: str, size: float = 1.0) -> None:
+    """A section of more chunks than a block has threads, one that is short, one with NaN; numbers
+    whose squares overflow."""
     count = 300
-    peaks, p = rounded(2.0 + np.abs(random(count + 2, seed="peak")), dtype)
-    squares, s = rounded(np.abs(random(count + 2, seed="square")), dtype)
+    peaks, p = rounded((2.0 + np.abs(random(count + 3, seed="peak"))) * size, dtype)
+    squares, s = rounded(np.abs(random(count + 3, seed="square")), dtype)
     squares[count], s[count], peaks[count], p[count] = 0.25, 0.25, 2.0, 2.0
-    peaks[count + 1] = np.nan
-    bounds = (0, count, count + 1, count + 2)
-    found = _judge(
-        launcher, peaks, squares, bounds, (1, 1, 1), 4.0, True, dtype, index, judges=False
-    )
+    peaks[count + 2] = np.nan
+    bounds = (0, count, count + 1, count + 3)
+    arguments: tuple = (launcher, peaks, squares, bounds, (1, 1, 1), 4.0, True)
+    found = _judge(*arguments, dtype, index, judges=False)
     norm = np.sqrt((s[:count] * p[:count] ** 2).sum())
-    close(found["factors"][:2], np.array([2.0 / norm, 1.0]), dtype, 20.0)
+    close(found["factors"][:1], np.array([2.0 / norm]), dtype, 20.0)
+    close(found["factors"][1:2], np.array([1.0]), dtype)
     assert np.isnan(found["factors"][2])
     assert found["counts"].tolist() == [1, 1, 1]
     assert found["good"] == 7
@@ -124,6 +126,7 @@ def followed(launcher: Launcher, number: int, dtype: str, index: str, clips: boo
     assert found["counts"].tolist() == list(counts)
     assert found["good"].tolist() == [finite]
     assert found["step"].tolist() == [9 if finite else 8]
+    assert clips or (found["factors"] == poisoned(2, dtype)).all()
 
 
 CASES = [
@@ -137,6 +140,7 @@ CASES = [
     ),
     *(functools.partial(odd, sign=sign) for sign in (1.0, -1.0)),
     *(functools.partial(norms, dtype=d, index=i) for d, i in DTYPES),
+    functools.partial(norms, dtype="float32", index="int32", size=1e30),
     *(functools.partial(followed, number=k, dtype="float32", index="int32") for k in range(5)),
     functools.partial(followed, number=3, dtype="float64", index="int64"),
     functools.partial(followed, number=1, dtype="float32", index="int32", clips=True),
