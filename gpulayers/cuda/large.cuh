@@ -124,48 +124,38 @@ __device__ __forceinline__ Pack<unsigned, 4> four_lines(const unsigned (&tile)[T
 
 // ---- the products of what is in shared memory
 
-// d += a b by a warp: 16 rows, 8 columns, 8 words of terms (PTX ISA, "Matrix fragments for mma").
-template <typename T>
-struct TensorCore;
+// d += a b by a warp: 16 rows, 8 columns, 8 words of terms (PTX ISA, "Matrix fragments for mma"). The pointer only says
+// of what type the factors are.
 
-template <>
-struct TensorCore<float> {
-    static __device__ __forceinline__ void multiply(float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                    unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-    {
-        asm volatile(
-            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-};
+__device__ __forceinline__ void multiply_fragments(const float*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
+                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 #ifdef GPULAYERS_BFLOAT16
-template <>
-struct TensorCore<__nv_bfloat16> {
-    static __device__ __forceinline__ void multiply(float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                    unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-    {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-};
+__device__ __forceinline__ void multiply_fragments(const __nv_bfloat16*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
+                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 #endif
 
 #ifdef GPULAYERS_FLOAT16
-template <>
-struct TensorCore<__half> {
-    static __device__ __forceinline__ void multiply(float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                    unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-    {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-};
+__device__ __forceinline__ void multiply_fragments(const __half*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
+                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 #endif
 
 // A thread's sums: in a tile for tensor cores STRIPS times four rows of eight columns (a warp has STRIPS times 32 rows
@@ -175,81 +165,90 @@ struct Sums;
 
 template <typename Tile>
 struct Sums<Tile, true> {
-    static constexpr int STRIPS = Tile::HEIGHT * Tile::WIDTH / (TILE_BLOCK / WARP) / (32 * 32);
-    static constexpr int COLS = 8;
-    float sum[STRIPS][1][OWN][COLS];
-
-    // The thread with g = lane / 4 and t = lane % 4 reads four neighbouring lines 4 g .. 4 g + 3 of each factor at once,
-    // words t and t + 4. So the lines of a product are not those of the tile: row g of the m-th 16 rows is line 4 g + 2 m,
-    // row g + 8 the one after; column g of the j-th 8 columns is line 4 g + j. The sums of a thread then are those of
-    // rows 4 g .. 4 g + 3 (a window of pooling) and columns 8 t .. 8 t + 7.
-    static __device__ __forceinline__ int row(int strip)
-    {
-        const int warp = static_cast<int>(threadIdx.x) / WARP;
-        return warp / (Tile::WIDTH / 32) * (32 * STRIPS) + 32 * strip + static_cast<int>(threadIdx.x) % WARP / 4 * 4;
-    }
-    static __device__ __forceinline__ int col(int)
-    {
-        return static_cast<int>(threadIdx.x) / WARP % (Tile::WIDTH / 32) * 32 + static_cast<int>(threadIdx.x) % 4 * COLS;
-    }
-
-    template <typename T>
-    __device__ __forceinline__ void add(const unsigned (&a)[TERM_WORDS][Tile::HEIGHT + SKEW],
-                                        const unsigned (&b)[TERM_WORDS][Tile::WIDTH + SKEW])
-    {
-        const int t = static_cast<int>(threadIdx.x) % 4;
-        const int line = static_cast<int>(threadIdx.x) % WARP / 4 * 4;
-#pragma unroll
-        for (int word = 0; word < TERM_WORDS; word += 8) {
-            const Pack<unsigned, 4> y0 = four_lines(b, col(0) - t * COLS + line, word + t);
-            const Pack<unsigned, 4> y1 = four_lines(b, col(0) - t * COLS + line, word + t + 4);
-#pragma unroll
-            for (int strip = 0; strip < STRIPS; ++strip) {
-                const Pack<unsigned, 4> x0 = four_lines(a, row(strip), word + t);
-                const Pack<unsigned, 4> x1 = four_lines(a, row(strip), word + t + 4);
-                float(&s)[OWN][COLS] = sum[strip][0];
-#pragma unroll
-                for (int m = 0; m < OWN; m += 2)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        TensorCore<T>::multiply(s[m][j], s[m][4 + j], s[m + 1][j], s[m + 1][4 + j], x0.item[m],
-                                                x0.item[m + 1], x1.item[m], x1.item[m + 1], y0.item[j], y1.item[j]);
-            }
-        }
-    }
+    static constexpr int STRIPS = Tile::HEIGHT * Tile::WIDTH / (TILE_BLOCK / WARP) / (32 * 32), ACROSS = 1, COLS = 8;
+    float sum[STRIPS][ACROSS][OWN][COLS];
 };
 
 template <typename Tile>
 struct Sums<Tile, false> {
-    static constexpr int STRIPS = 2, COLS = 4;
-    float sum[STRIPS][STRIPS][OWN][COLS];
+    static constexpr int STRIPS = 2, ACROSS = 2, COLS = 4;
+    float sum[STRIPS][ACROSS][OWN][COLS];
+};
 
-    static __device__ __forceinline__ int row(int strip)
-    {
-        return strip * (Tile::HEIGHT / STRIPS) + static_cast<int>(threadIdx.x) / (Tile::WIDTH / 8) * OWN;
-    }
-    static __device__ __forceinline__ int col(int strip)
-    {
-        return strip * (Tile::WIDTH / STRIPS) + static_cast<int>(threadIdx.x) % (Tile::WIDTH / 8) * COLS;
-    }
+// The first row and column of a part of a thread's sums. By tensor cores the thread with g = lane / 4 and t = lane % 4
+// reads four neighbouring lines 4 g .. 4 g + 3 of each factor at once, words t and t + 4. So the lines of a product are
+// not those of the tile: row g of the m-th 16 rows is line 4 g + 2 m, row g + 8 the one after; column g of the j-th 8
+// columns is line 4 g + j. The sums of a thread then are those of rows 4 g .. 4 g + 3 (a window of pooling) and columns
+// 8 t .. 8 t + 7.
+template <typename Tile>
+__device__ __forceinline__ int row_of(const Sums<Tile, true>& sums, int strip)
+{
+    const int warp = static_cast<int>(threadIdx.x) / WARP;
+    return warp / (Tile::WIDTH / 32) * (32 * sums.STRIPS) + 32 * strip + static_cast<int>(threadIdx.x) % WARP / 4 * 4;
+}
 
-    template <typename T>
-    __device__ __forceinline__ void add(const unsigned (&a)[TERM_WORDS][Tile::HEIGHT + SKEW],
-                                        const unsigned (&b)[TERM_WORDS][Tile::WIDTH + SKEW])
-    {
+template <typename Tile>
+__device__ __forceinline__ int col_of(const Sums<Tile, true>& sums, int)
+{
+    const int warp = static_cast<int>(threadIdx.x) / WARP;
+    return warp % (Tile::WIDTH / 32) * 32 + static_cast<int>(threadIdx.x) % 4 * sums.COLS;
+}
+
+template <typename Tile>
+__device__ __forceinline__ int row_of(const Sums<Tile, false>& sums, int strip)
+{
+    return strip * (Tile::HEIGHT / sums.STRIPS) + static_cast<int>(threadIdx.x) / (Tile::WIDTH / 8) * OWN;
+}
+
+template <typename Tile>
+__device__ __forceinline__ int col_of(const Sums<Tile, false>& sums, int strip)
+{
+    return strip * (Tile::WIDTH / sums.ACROSS) + static_cast<int>(threadIdx.x) % (Tile::WIDTH / 8) * sums.COLS;
+}
+
+// The products of what shared memory holds.
+template <typename T, typename Tile>
+__device__ __forceinline__ void add(Sums<Tile, true>& sums, const unsigned (&a)[TERM_WORDS][Tile::HEIGHT + SKEW],
+                                    const unsigned (&b)[TERM_WORDS][Tile::WIDTH + SKEW])
+{
+    const int t = static_cast<int>(threadIdx.x) % 4;
+    const int first = col_of(sums, 0) - t * sums.COLS;  // of the warp
+    const int line = first + static_cast<int>(threadIdx.x) % WARP / 4 * 4;
 #pragma unroll
-        for (int k = 0; k < TERM_WORDS; ++k) {
-            const Pack<unsigned, 4> x[STRIPS] = {four_lines(a, row(0), k), four_lines(a, row(1), k)};
-            const Pack<unsigned, 4> y[STRIPS] = {four_lines(b, col(0), k), four_lines(b, col(1), k)};
+    for (int word = 0; word < TERM_WORDS; word += 8) {
+        const Pack<unsigned, 4> y0 = four_lines(b, line, word + t);
+        const Pack<unsigned, 4> y1 = four_lines(b, line, word + t + 4);
 #pragma unroll
-            for (int i = 0; i < STRIPS * OWN; ++i)
+        for (int strip = 0; strip < sums.STRIPS; ++strip) {
+            const Pack<unsigned, 4> x0 = four_lines(a, row_of(sums, strip), word + t);
+            const Pack<unsigned, 4> x1 = four_lines(a, row_of(sums, strip), word + t + 4);
+            float(&s)[OWN][8] = sums.sum[strip][0];
 #pragma unroll
-                for (int j = 0; j < STRIPS * COLS; ++j)
-                    sum[i / OWN][j / COLS][i % OWN][j % COLS] +=
-                        __uint_as_float(x[i / OWN].item[i % OWN]) * __uint_as_float(y[j / COLS].item[j % COLS]);
+            for (int m = 0; m < OWN; m += 2)
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    multiply_fragments(static_cast<const T*>(nullptr), s[m][j], s[m][4 + j], s[m + 1][j], s[m + 1][4 + j],
+                                       x0.item[m], x0.item[m + 1], x1.item[m], x1.item[m + 1], y0.item[j], y1.item[j]);
         }
     }
-};
+}
+
+template <typename T, typename Tile>
+__device__ __forceinline__ void add(Sums<Tile, false>& sums, const unsigned (&a)[TERM_WORDS][Tile::HEIGHT + SKEW],
+                                    const unsigned (&b)[TERM_WORDS][Tile::WIDTH + SKEW])
+{
+#pragma unroll
+    for (int k = 0; k < TERM_WORDS; ++k) {
+        const Pack<unsigned, 4> x[2] = {four_lines(a, row_of(sums, 0), k), four_lines(a, row_of(sums, 1), k)};
+        const Pack<unsigned, 4> y[2] = {four_lines(b, col_of(sums, 0), k), four_lines(b, col_of(sums, 1), k)};
+#pragma unroll
+        for (int i = 0; i < 2 * OWN; ++i)
+#pragma unroll
+            for (int j = 0; j < 2 * OWN; ++j)
+                sums.sum[i / OWN][j / OWN][i % OWN][j % OWN] +=
+                    __uint_as_float(x[i / OWN].item[i % OWN]) * __uint_as_float(y[j / OWN].item[j % OWN]);
+    }
+}
 
 // The sums over from <= k < to, and where they go.
 template <typename T, typename Tile, typename Left, typename Right>
@@ -274,15 +273,14 @@ __device__ __forceinline__ void work_out_large(const Share& share, const Left& l
         __syncthreads();
         fetch_runs<T, Tile::HEIGHT>(left, first_row, start + TERMS, to, next_a);
         fetch_runs<T, Tile::WIDTH>(right, first_col, start + TERMS, to, next_b);
-        sums.template add<T>(a[filled], b[filled]);
+        add<T>(sums, a[filled], b[filled]);
         filled ^= 1;
     }
-    constexpr int ACROSS = sizeof(sums.sum[0]) / sizeof(sums.sum[0][0]);
 #pragma unroll
-    for (int i = 0; i < Sums<Tile>::STRIPS; ++i)
+    for (int i = 0; i < sums.STRIPS; ++i)
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j)
-            put(target, share, first_row + sums.row(i), first_col + sums.col(j), sums.sum[i][j]);
+        for (int j = 0; j < sums.ACROSS; ++j)
+            put(target, share, first_row + row_of(sums, i), first_col + col_of(sums, j), sums.sum[i][j]);
 }
 
 // A block's share of left * right; a part is `span` of the `terms`.

@@ -74,7 +74,9 @@ SWAPS: tuple[tuple[str, str, str], ...] = (
 #: a condition in round brackets may itself hold two levels of them
 _BRACKETED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 _ARRAY = re.compile(r"\s*(?:__shared__ )?\w+ \w+\[(?:(\w+) / )?(\d+)\];")
-_NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9a-fA-F]+|\d+\.\d+|\d+)(?=u?l*\b)(?![\w.]*>)")
+_NUMBER = re.compile(
+    r"(?<![\w.%])(?<!__align__\()(?:0x[0-9a-fA-F]+|\d+\.\d+|\d+)(?=u?l*\b)(?![\w.]*>)"
+)
 
 
 @dataclass(frozen=True)
