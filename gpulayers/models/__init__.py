@@ -3,7 +3,8 @@
 from gpulayers.models._model import Model
 from gpulayers.models.blocks import Activation, Residual
 from gpulayers.models.composite import Composite
-from gpulayers.models.network import Pixels, Sequential
+from gpulayers.models.network import Sequential
+from gpulayers.models.pixels import Pixels
 from gpulayers.models.summary import Summary, summarize
 from gpulayers.models.timing import Profile, profile
 from gpulayers.models.vae import BernoulliVAE

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend, threads
-from gpulayers._types import is_sequence
 from gpulayers.backend import Array
-from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models.plan_checks import checked_loss, checked_precision, checked_shape
 from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import ResidualNode, nodes_of
 from gpulayers.models.plan_recorded import Recordings, Results
@@ -23,14 +23,6 @@ from gpulayers.ops.workspace import Workspace
 
 __all__ = ["CompiledNetwork"]
 
-_PRECISIONS = {
-    "fp32": "float32",
-    "tf32": "float32",
-    "fp64": "float64",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-}
-_LOSSES = ("cross_entropy",)
 # Multiplications of a batch's forward pass from which Python threads pay: below, handing the
 # interpreter from one to the other costs more than the second core gives, and BLAS has the threads.
 _WORTH_THREADS = 3e8
@@ -100,8 +92,8 @@ class CompiledNetwork:
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
         self.network = network
-        self.batch_shape = _checked_shape(network.name, batch_shape)
-        self.loss = _checked_loss(network.name, loss)
+        self.batch_shape = checked_shape(network.name, batch_shape)
+        self.loss = checked_loss(network.name, loss)
         self.output_shape = self._initialize()
         self._check_precision(precision)
         first = _Copy(network.layers)
@@ -124,19 +116,7 @@ class CompiledNetwork:
         return self.network.forward(self._zeros(), False).shape[1:]
 
     def _check_precision(self, precision: str | None) -> None:
-        if precision is None:
-            return
-        if precision not in _PRECISIONS:
-            raise ParameterError(
-                f"{self.network.name}.compile: unknown precision {precision!r}, expected one of "
-                f"{', '.join(_PRECISIONS)}{suggest(str(precision), _PRECISIONS)}"
-            )
-        if self.network.dtype.name != _PRECISIONS[precision]:
-            raise DTypeError(
-                f"{self.network.name}.compile: precision {precision!r} needs parameters of "
-                f"{_PRECISIONS[precision]}, these are {self.network.dtype}; set it before the "
-                "first forward pass: gpulayers.set_default_dtype(...)"
-            )
+        checked_precision(self.network, precision)
         if precision == "tf32":
             self._check_tf32()
 
@@ -399,30 +379,3 @@ def _add_gradients(total: _Copy, other: _Copy) -> None:
         for mine, more in zip(ours.gradients, theirs.gradients, strict=True):
             for name, grad in more.items():
                 mine[name] += grad
-
-
-def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
-    values = tuple(shape) if is_sequence(shape) else ()
-    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in values)
-    if len(values) < 2 or not whole or min(values) < 1:
-        raise ParameterError(
-            f"{name}.compile: batch_shape must be (n_ex, ...), positive integers, got {shape!r}"
-        )
-    return tuple(int(n) for n in values)
-
-
-def _checked_loss(name: str, loss: Any) -> Any:
-    if isinstance(loss, str):
-        if loss != "cross_entropy":
-            raise ParameterError(
-                f"{name}.compile: unknown loss {loss!r}, expected one of {', '.join(_LOSSES)} or "
-                f"a loss object{suggest(loss, _LOSSES)}"
-            )
-        return SoftmaxCrossEntropy()
-    for method in ("forward", "backward"):
-        if not callable(getattr(loss, method, None)):
-            raise ParameterError(
-                f"{name}.compile: the loss needs the methods forward(labels, outputs) and "
-                f"backward(), got {loss!r}"
-            )
-    return loss

@@ -14,7 +14,7 @@ import numpy as np
 from gpulayers import _spec, backend
 from gpulayers.backend import Array
 from gpulayers.errors import DataError, DTypeError, ParameterError, ShapeError
-from gpulayers.models.network import Pixels
+from gpulayers.models.pixels import Pixels
 
 __all__ = ["Resident"]
 

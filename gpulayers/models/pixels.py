@@ -1,0 +1,69 @@
+"""How a network takes images of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpulayers import backend
+from gpulayers.backend import Array
+from gpulayers.errors import ParameterError, ShapeError
+
+__all__ = ["Pixels"]
+
+
+class Pixels:
+    """How a network takes bytes: ``(pixel - mean) / std`` for each channel, in its own dtype.
+
+    Parameters
+    ----------
+    mean, std : sequences of float, one per channel (or one for all)
+        In units of a pixel, 0..255. The default maps 0..255 to 0..1.
+
+    Raises
+    ------
+    ParameterError
+        If the lengths differ, or a value is not finite or a std not positive.
+    """
+
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (255.0,)) -> None:
+        self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if not self.mean or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
+            raise ParameterError(
+                "Pixels: expected as many finite means as positive stds, one per channel, got "
+                f"mean={self.mean}, std={self.std}"
+            )
+        self._factors: dict[Any, tuple[Array, Array]] = {}
+
+    def __call__(self, X: Array, dtype: Any) -> Array:
+        """Return bytes `X` (..., channels) as a new array of `dtype`."""
+        if len(self.mean) not in (1, X.shape[-1]):
+            raise ShapeError(
+                f"the network was trained on images of {len(self.mean)} channels, got {X.shape}"
+            )
+        xp, dtype, shape = backend.xp_of(X), np.dtype(dtype), X.shape
+        # NumPy is slow along an axis of three numbers: there a whole line of pixels is one axis
+        width = max(1, shape[-2]) if xp is np and len(self.mean) > 1 and X.ndim > 2 else 1
+        if width > 1:
+            X = X.reshape(*shape[:-2], width * shape[-1])
+        key = (xp.__name__, dtype, width)  # not the module, so that networks can be copied
+        factors = self._factors.get(key)
+        if factors is None:
+            mean, std = np.array(self.mean), np.array(self.std)
+            factors = (
+                xp.asarray(np.tile((1.0 / std).astype(dtype), width)),
+                xp.asarray(np.tile((mean / std).astype(dtype), width)),
+            )
+            self._factors[key] = factors
+        scale, shift = factors
+        if dtype.kind == "f":
+            Y = xp.multiply(X, scale, dtype=dtype)
+        else:
+            Y = X.astype(dtype) * scale  # bfloat16 has no mixed product with bytes
+        if any(self.mean):
+            Y -= shift
+        return Y.reshape(shape)
