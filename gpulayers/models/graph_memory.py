@@ -52,7 +52,7 @@ def _free_bytes() -> int:
 def _arena_bytes(plan: GraphNetwork, n: int, source: Any) -> int:
     """Bytes of a captured step of n examples."""
     from gpulayers.cuda import graph  # needs CuPy
-    from gpulayers.models.graph_plan import Program
+    from gpulayers.models.graph_program import Program
 
     recorder = graph.Recorder()
 

@@ -18,6 +18,7 @@ from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
+from gpulayers.models.graph_program import Program
 from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
@@ -30,33 +31,6 @@ __all__ = ["GraphNetwork"]
 
 # sizes of batches whose graphs are kept: whole ones, the last one of an epoch, and two more
 _KEPT = 4
-
-
-class Program:
-    """The step for batches of one size: its inputs, its results and where its gradients lie.
-
-    Attributes
-    ----------
-    source : Resident or None
-        From where the step takes its batches; None if they are copied to X and labels.
-    dry : bool
-        It is captured only to see what memory that takes.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], dtype: Any, source: Any = None, dry: bool = False
-    ) -> None:
-        xp = backend.module("cupy")
-        self.source, self.dry = source, dry
-        self.X = xp.empty(shape, dtype=dtype)
-        self.labels = xp.empty(shape[0], dtype="int64")
-        self.loss = xp.empty(1, dtype="float32" if is_half(dtype) else dtype)
-        self.outputs: Any = None
-        self.work: Any = None
-        self.sections: Any = None
-        self.grads: list[Any] = []
-        self.draws = 0  # blocks of random words that it takes
-        self.graphs: dict[bool, Any] = {}
 
 
 class GraphNetwork(CompiledNetwork):

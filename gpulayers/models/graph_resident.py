@@ -14,7 +14,8 @@ from gpulayers.errors import (
     ShapeError,
 )
 from gpulayers.models.graph_memory import shortage
-from gpulayers.models.graph_plan import GraphNetwork, Program
+from gpulayers.models.graph_plan import GraphNetwork
+from gpulayers.models.graph_program import Program
 from gpulayers.models.plan_node import contiguous
 from gpulayers.models.resident import Resident
 from gpulayers.ops._kernels import current_engine
