@@ -191,7 +191,7 @@ def weight_grad(
     X, dZ = aligned(choice, X, dZ)
     none = cupy.empty(0, dtype=X.dtype)
     if grads is not None:
-        whole, partial = (none, grads) if parts > 1 else (grads, none)
+        whole, partial = (none, grads) if parts > 1 else (grads, partial_sums(1, 0, 0, X))
     else:
         whole = cupy.empty((rows, filters), dtype=X.dtype)
         partial = partial_sums(parts, rows, filters, X)

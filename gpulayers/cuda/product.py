@@ -271,9 +271,12 @@ def dense_backward(
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
     weight_blocks = -(-(n_in + 1) // choice.rows) * -(-n_out // choice.cols) * choice.parts
     input_blocks = -(-batch // choice.rows) * -(-n_in // choice.cols) if inputs else 0
-    none = cupy.empty(0, dtype=X.dtype)
+    if choice.parts > 1:
+        whole, partial = cupy.empty(0, dtype=X.dtype), grads
+    else:
+        whole, partial = grads, partial_sums(1, 0, 0, X)
     args = (
-        *(X, W, dZ, *((none, grads) if choice.parts > 1 else (grads, none)), dX),
+        *(X, W, dZ, whole, partial, dX),
         *(batch, n_in, n_out, choice.span, choice.parts, weight_blocks, masked),
     )
     launch(choice.kernel, X.dtype, (weight_blocks + input_blocks,), args, "int32")

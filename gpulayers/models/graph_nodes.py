@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.layers import Flatten
 from gpulayers.layers import _arguments as check
@@ -15,7 +16,6 @@ from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.models.plan_nodes import DenseNode, ResidualNode
 from gpulayers.ops._kernels import kernels_for
-from gpulayers.optimizers._master import is_half
 
 __all__ = ["Fused", "leaves", "on_gpu", "places_of", "refusal"]
 
@@ -29,6 +29,16 @@ class _Product(Fused):
     def take(self, region: Array) -> None:
         cols = self.layers[0].parameters["W"].shape[-1]
         self.grads = region.reshape(len(region), -1, cols)
+
+    def _into_grads(self, dtype: Any, compute: Callable[[Array], Any]) -> Any:
+        """Call `compute` with where the gradients go: sums in one part have the arrays' type, those
+        of a half type become float32 after it."""
+        if len(self.grads) > 1 or self.grads.dtype == dtype:
+            return compute(self.grads)
+        sums = backend.xp_of(self.grads).empty(self.grads.shape, dtype=dtype)
+        found = compute(sums)
+        self.grads[...] = sums
+        return found
 
 
 class ConvStep(_Product):
@@ -73,7 +83,10 @@ class ConvStep(_Product):
         if self.ends_with_relu and not self.leaves_slope:
             dY = kernels_for(dY).relu_backward(dY, Y)
         if self.learns:
-            conv.weight_grad(X, dY, window, True, winners, self.grads, special=True)
+            self._into_grads(
+                X.dtype,
+                lambda grads: conv.weight_grad(X, dY, window, True, winners, grads, special=True),
+            )
         if not inputs:
             return None
         mask = X if self.masks_input else None
@@ -111,7 +124,10 @@ class DenseStep(_Product):
             mask = X if self.masks_input else None
             return product.gemm(dY, W, transpose_b=True, mask=mask) if inputs else None
         engine: Any = kernels_for(X)
-        return engine.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
+        return self._into_grads(
+            X.dtype,
+            lambda grads: engine.dense_backward(X, W, dY, grads, self.masks_input, inputs),
+        )
 
 
 class SumStep(ResidualNode):
@@ -169,17 +185,12 @@ def _replacement(node: Any) -> Iterator[Node]:
         yield from _replaced(node.nodes)
     elif isinstance(node, ResidualNode):
         yield SumStep(node)
-    elif _is_step(node, ConvNode) and (node.halves or node._pool is None):
+    elif isinstance(node, ConvNode) and (node.halves or node._pool is None):
         yield ConvStep(node, node._relu, node.halves)
-    elif _is_step(node, DenseNode):
+    elif isinstance(node, DenseNode):
         yield DenseStep(node, node._relu)
     else:
         yield node
-
-
-def _is_step(node: Node, kind: type) -> bool:
-    """Whether a node is of this kind, and its gradients are of the type of their sums."""
-    return isinstance(node, kind) and not is_half(node.layers[0].parameters["W"].dtype)
 
 
 def leaves(nodes: Sequence[Node]) -> Iterator[Node]:

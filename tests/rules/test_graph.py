@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulayers import backend as library
 from gpulayers import models, random
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential
@@ -128,6 +129,21 @@ def test_launches_with_normalisation(name: str, emulated: Backend, first_blocks_
     found = {"nodes": nodes, "kernels": kernels, "kernel_bytes": captured["kernel_bytes"]}
     assert found == BUDGET["graph"][name]
     assert captured["kernel:norm_forward<float, float, int>"] == (8 if "resnet9" in name else 6)
+
+
+def test_launches_in_half_precision(emulated: Backend, first_blocks_only: None) -> None:
+    """As in float32, and two that look at the gradients; besides, those in one part are widened."""
+    before = library.default_dtype()
+    library.set_default_dtype("float16")
+    try:
+        plan, X, labels = planned("lenet b64", emulated)
+    finally:
+        library.set_default_dtype(before)
+    with fake_cupy.count() as captured:
+        plan.step(X, labels)
+    kernels = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    nodes = plan._last.graphs[True]._recording.launches
+    assert {"nodes": nodes, "kernels": kernels} == BUDGET["graph"]["lenet b64 fp16"]
 
 
 def test_a_step_is_a_graph_and_the_batch_that_it_takes(
