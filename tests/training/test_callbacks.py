@@ -27,7 +27,7 @@ from gpulayers.training import (
     load_checkpoint,
 )
 from tests.training.networks import assert_same_run, conv, dense, run
-from tests.training.test_resume import killed
+from tests.training.test_resume import Killed, killed
 from tests.training.test_showing import hidden  # noqa: F401 - a fixture
 
 
@@ -267,6 +267,18 @@ def test_resume_with_other_callbacks(digits, tmp_path):
         Trainer(dense(), digits, callbacks=[BestModel()], **options)
 
 
+class Killer(Callback):
+    """Ends the run, as far as files are concerned, after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
 def test_a_run_with_all_of_them_on_each_backend(digits, backend, tmp_path):
     train, test = digits.train.take(slice(0, 70)), digits.test.take(slice(0, 20))
     small = type(digits)("small", train, test, digits.classes)
@@ -274,7 +286,8 @@ def test_a_run_with_all_of_them_on_each_backend(digits, backend, tmp_path):
     whole = run(conv(), small, callbacks=all_of_them(), **options)
     assert whole.network.home == backend.library
     more = {"out": tmp_path, "checkpoint_batches": 2}
-    killed(conv(), small, 12, callbacks=all_of_them(), **more, **options)  # in the last batch
+    with pytest.raises(Killed):  # behind the last batch
+        run(conv(), small, callbacks=[*all_of_them(), Killer(6)], **more, **options)
     assert load_checkpoint(tmp_path / "model.safetensors").trainer["step"] == 2
     resumed = run(conv(), small, callbacks=all_of_them(), resume=tmp_path, **options)
     assert whole.history.step_losses == resumed.history.step_losses
