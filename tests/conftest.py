@@ -30,7 +30,7 @@ GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `e
 GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
 GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on NumPy
-                                and on a GPU, one in five with the C kernels and on the stand-in
+                                and on a GPU, one in eight with the C kernels and on the stand-in
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def no_gpu_reason() -> str | None:
     return None
 
 
-_EVERY = 5  # case of a test that takes `backend`, where it runs beside NumPy's
+_EVERY = 8  # case of a test that takes `backend`, where it runs beside NumPy's
 _FEW = 6  # cases of a test that all run
 
 _SAMPLED = pytest.StashKey[int]()
@@ -113,7 +113,7 @@ _NOT_BUILT = pytest.StashKey[str]()
 
 
 def _sample(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Split into what runs and what is left out: of a test with many cases every fifth on the
+    """Split into what runs and what is left out: of a test with many cases every eighth on the
     engines besides NumPy's, which share the code above the operations. Each test begins at another
     case, so that a layer that one test leaves out is met by the next.
     """

@@ -40,7 +40,7 @@ EVERY |= {"gemm.cu": 24, "conv.cu": 48, "tile.cuh": 48, "flat.cu": 24, "feed.cu"
 EVERY |= {"judge.cu": 24, "flat.cuh": 12, "norm.cu": 24, "dropout.cu": 12, "philox.cuh": 12}
 EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 48)
 EVERY |= {"sequence_plan.cu": 24, "large.cuh": 96}
-OTHERS_EVERY = 6
+OTHERS_EVERY = 12
 
 # ------------------------------------------------------------------------------- making of mutants
 
