@@ -87,6 +87,10 @@ class DropoutStep(Fused):
         self.takes_slope = self._active
         self.draws: Any = None
 
+    @property
+    def wants_gradient(self) -> bool:
+        return self._active  # the random stream goes on on the way back
+
     def settings(self) -> Any:
         return self.layers[0].p
 

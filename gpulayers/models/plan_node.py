@@ -9,7 +9,7 @@ from typing import Any
 from gpulayers.backend import Array, xp_of
 from gpulayers.ops._kernels import kernels_for
 
-__all__ = ["BySize", "Node", "backward_through", "contiguous"]
+__all__ = ["BySize", "Node", "backward_through", "contiguous", "first_wanting"]
 
 
 class BySize:
@@ -52,6 +52,11 @@ class Node(ABC):
         self.name = name
         self.gradients: list[dict[str, Array]] = [{} for _ in layers]
 
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether a step has to come back as far as this node: something in it learns."""
+        return any(layer.trainable and layer.gradients for layer in self.layers)
+
     @abstractmethod
     def forward(self, X: Array) -> Array: ...
 
@@ -92,12 +97,21 @@ class Node(ABC):
                 optimizer.update_planned(k, parameter, grad, name, cur_loss)
 
 
+def first_wanting(nodes: Sequence[Node], inputs: bool) -> int:
+    """The number of the node that a gradient goes back to: the first one, if its input's is wanted
+    too (`inputs`), else the first that wants one."""
+    wanting = (i for i, node in enumerate(nodes) if inputs or node.wants_gradient)
+    return next(wanting, len(nodes))
+
+
 def backward_through(nodes: Sequence[Node], dY: Array, inputs: bool) -> Array | None:
-    """Through a chain, the last node first; the first one may leave out the input's gradient."""
+    """Through a chain, the last node first; without `inputs` what nobody wants is left out: the
+    nodes at the beginning that learn nothing, and the input's gradient of the one behind them."""
     grad: Any = dY
-    for i in range(len(nodes) - 1, -1, -1):
-        grad = nodes[i].backward(grad, inputs or i > 0)
-    return grad
+    first = first_wanting(nodes, inputs)
+    for i in range(len(nodes) - 1, first - 1, -1):
+        grad = nodes[i].backward(grad, inputs or i > first)
+    return grad if inputs else None
 
 
 def contiguous(array: Array) -> Array:

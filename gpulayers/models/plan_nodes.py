@@ -98,6 +98,10 @@ class PublicNode(Node):
     def __init__(self, part: Any) -> None:
         super().__init__([part], type(part).__name__)
 
+    @property
+    def wants_gradient(self) -> bool:
+        return True
+
     def forward(self, X: Array) -> Array:
         return self.layers[0].forward(X, True)
 
@@ -183,6 +187,10 @@ class ResidualNode(Node):
         super().__init__([], "Residual: " + ", ".join(n.name for n in body))
         self.body, self.side = body, side
         self.by_example = all(n.by_example for n in (*body, *(side or ())))
+
+    @property
+    def wants_gradient(self) -> bool:
+        return any(node.wants_gradient for node in self.parts())
 
     def parts(self) -> Iterator[Node]:
         yield from self.body
