@@ -10,7 +10,7 @@ chose, else ``GPULAYERS_BACKEND``, else a GPU if one answers, else NumPy.
         ...
 
 CuPy is imported on first need, never by ``import gpulayers``, and a GPU counts as usable only
-after one element was really allocated on it.
+after a first kernel was really compiled for it and has run on it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class _CupyStatus:
     module: ModuleType | None
     reason: str
     remedy: str
+    unexpected: bool = False  # there is a GPU, or was one meant to be, so somebody should know
 
 
 _cupy_status: _CupyStatus | None = None
@@ -67,55 +68,16 @@ _current: ContextVar[str | None] = ContextVar("gpulayers_backend", default=None)
 _auto_choice: str | None = None
 _module_of_type: dict[type, ModuleType] = {np.ndarray: np}
 
-_INSTALL = (
-    'pip install "gpulayers[cuda13]" (driver 580 or newer) or pip install "gpulayers[cuda12]" '
-    "(driver 525 or newer)"
-)
-
 
 # ------------------------------------------------------------------------------- finding CuPy
-
-
-def _probe_cupy() -> _CupyStatus:
-    """Import CuPy and allocate one element; say what failed and what mends it."""
-    try:
-        import cupy  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        if getattr(error, "name", None) == "cupy":
-            return _CupyStatus(None, "CuPy is not installed", _INSTALL)
-        return _CupyStatus(None, f"CuPy does not import: {error}", f"reinstall: {_INSTALL}")
-    except Exception as error:  # a broken installation may raise anything
-        return _CupyStatus(None, f"CuPy does not import: {error}", f"reinstall: {_INSTALL}")
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        return _CupyStatus(
-            None,
-            f"CuPy {cupy.__version__} is installed, but no usable NVIDIA driver: {error}",
-            "install or update the NVIDIA driver (nvidia-smi must list the GPU), "
-            "or the CuPy build for it: " + _INSTALL,
-        )
-    if count == 0:
-        return _CupyStatus(
-            None,
-            f"CuPy {cupy.__version__} and a driver are there, but no GPU is visible",
-            "check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES",
-        )
-    try:
-        cupy.zeros(1, dtype=np.float32)
-    except Exception as error:
-        return _CupyStatus(
-            None,
-            f"a GPU is there, but allocating one element on it failed: {error}",
-            "free memory on the GPU, or choose another one with CUDA_VISIBLE_DEVICES",
-        )
-    return _CupyStatus(cupy, f"CuPy {cupy.__version__} with {count} GPU(s)", "")
 
 
 def _load_cupy() -> _CupyStatus:
     global _cupy_status
     if _cupy_status is None:
-        _cupy_status = _probe_cupy()
+        from gpulayers.cuda.probe import probe
+
+        _cupy_status = _CupyStatus(*probe())
         if _cupy_status.module is not None:
             _module_of_type[_cupy_status.module.ndarray] = _cupy_status.module
     return _cupy_status
@@ -159,7 +121,13 @@ def _resolve_auto() -> str:
     if _auto_choice is None:
         status = _load_cupy()
         _auto_choice = "numpy" if status.module is None else "cupy"
-        _log.info("gpulayers computes with %s: %s", _auto_choice, status.reason)
+        if status.unexpected:
+            _log.warning(
+                "gpulayers computes with numpy, not on the GPU: %s. To mend it: %s",
+                *(status.reason, status.remedy),
+            )
+        else:
+            _log.info("gpulayers computes with %s: %s", _auto_choice, status.reason)
     return _auto_choice
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpulayers.errors import ParameterError
+from gpulayers.errors import BackendError, FrozenLayerError, NotInitializedError, ParameterError
 from gpulayers.models import Sequential
 from gpulayers.models.plan_nodes import has_own_methods
 from gpulayers.models.resident import Resident
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Runs"]
 
+_log = logging.getLogger("gpulayers")
+
 
 class Runs:
     """What a `Trainer` does between two looks at the figures.
@@ -32,6 +35,9 @@ class Runs:
     steps in a row without the host, where that gives the same: the images lie there as they are,
     the step can be captured, and nothing in between needs a step's loss or gradients. A network's
     first step is taken by its layers, which draws the parameters in their order.
+
+    A plan that nobody asked for may fail on a GPU, say where a kernel of its own does not compile.
+    Then a warning says so, and the layers go on from the last good step, on the same GPU.
 
     Parameters
     ----------
@@ -66,11 +72,16 @@ class Runs:
 
     def advance(self, most: int) -> int:
         """Take one step, or up to `most`; return how many."""
-        if not self._asked and self._trainer.network.home is not None:
-            self._asked = True
-            self._plan_ahead()
-        if self._resident is not None and self._blind:
-            return self._run(self._resident, most)
+        try:
+            if not self._asked and self._trainer.network.home is not None:
+                self._asked = True
+                self._plan_ahead()
+            if self._resident is not None and self._blind:
+                return self._run(self._resident, most)
+        except RuntimeError as error:
+            done = self._without_plan(error)
+            if done:
+                return done
         self._one()
         return 1
 
@@ -130,6 +141,44 @@ class Runs:
             self._begun = True
         return self._plan.run(resident, min(most, t.steps - t.step))
 
+    # ------------------------------------------------------------------------- when the plan fails
+
+    def _without_plan(self, error: RuntimeError) -> int:
+        """From now on the layers compute; return how many steps the plan has done before.
+
+        Raises
+        ------
+        RuntimeError
+            The error itself, where the layers would not help: the plan was asked for, the memory
+            is too small, or the fault is not the plan's.
+        BackendError
+            If the GPU does not answer any more.
+        """
+        t, xp = self._trainer, self._feed.xp
+        asked = t.compile is not None or not self._plans or self.on_cpu
+        if asked or isinstance(error, (MemoryError, FrozenLayerError, NotInitializedError)):
+            raise error
+        try:
+            xp.cuda.Device().synchronize()
+        except Exception as gone:  # of the driver, which repeats it from now on
+            raise BackendError(
+                f"the GPU has stopped computing for this process: {gone}; start anew, from the "
+                "last checkpoint if there is one"
+            ) from error
+        _log.warning(
+            "%s: the step could not be prepared for the GPU, its layers compute one by one from "
+            "now on, which takes longer: %s",
+            *(t.network.name, error),
+        )
+        done, resident = 0, self._resident
+        if resident is not None and self._begun:
+            done = -(-(resident.count - resident.left) // t.batch_size) - t.step
+            if resident.unread:
+                t._tally.store(t.step + done - resident.unread, *resident.read())
+        self._plans, self._plan, self._resident, self._step = False, None, None, None
+        t._tally.place(xp)
+        return done
+
     # ------------------------------------------------------------------------------ batch by batch
 
     def _one(self) -> None:
@@ -141,7 +190,12 @@ class Runs:
         if self._step is None:
             self._step = make_step(t, X.shape, self._plans)
         self._X = X
-        loss, hits = self._step.forward(X, labels)
+        try:
+            loss, hits = self._step.forward(X, labels)
+        except RuntimeError as error:
+            self._without_plan(error)
+            self._step = make_step(t, X.shape, False)
+            loss, hits = self._step.forward(X, labels)
         t._tally.record(i, loss, hits)
         value = float(loss) if self.on_cpu or not self._blind else None
         if value is not None and not math.isfinite(value):

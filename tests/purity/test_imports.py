@@ -36,6 +36,9 @@ def device_count():
 def zeros(*args, **kwargs):
     if {fault!r} == "no memory":
         raise MemoryError("Out of memory allocating 512 bytes")
+def full(*args, **kwargs):
+    if {fault!r} == "no compiler":
+        raise RuntimeError("Failed to find CUDA headers")
     raise AssertionError("not reached")
 def driver_version():
     return 0
@@ -83,6 +86,7 @@ CASES = {
     "no driver": "no usable NVIDIA driver: cudaErrorInsufficientDriver",
     "no device": "no GPU is visible",
     "no memory": "Out of memory allocating 512 bytes",
+    "no compiler": "a first kernel failed on it: Failed to find CUDA headers",
 }
 
 
@@ -119,6 +123,26 @@ def test_with_a_cupy_that_cannot_start(tmp_path: Path, fault: str) -> None:
     assert CASES[fault] in report
     assert CASES[fault] in error
     assert "To mend it:" in error
+
+
+def test_kernels_find_a_folder(tmp_path: Path) -> None:
+    """CuPy makes its folder when imported, and would fail there; ours is gone at the end."""
+    needs = "import os\nos.makedirs(os.environ['CUPY_CACHE_DIR'], exist_ok=True)\n"
+    path = folder_with_cupy(tmp_path, needs + BROKEN_CUPY.format(fault="no compiler"))
+    (tmp_path / "file").write_text("")
+    code = (
+        "import logging, os\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "from gpulayers import backend\n"
+        "backend.available()\n"
+        "print(os.environ['CUPY_CACHE_DIR'], len(os.listdir(os.environ['CUPY_CACHE_DIR'])))"
+    )
+    for chosen in ("", str(tmp_path / "file" / "cache")):
+        folder, count = python(code, path, CUPY_CACHE_DIR=chosen).split()
+        assert count == "0"
+        assert not Path(folder).exists()
+    kept = str(tmp_path / "cache")
+    assert python(code, path, CUPY_CACHE_DIR=kept).split() == [kept, "0"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")

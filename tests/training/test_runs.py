@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers.errors import DivergedError, ParameterError
+from gpulayers.errors import BackendError, DivergedError, ParameterError
 from gpulayers.layers import Flatten, FullyConnected
 from gpulayers.models import Sequential
 from gpulayers.training import Trainer
@@ -156,3 +156,60 @@ def test_a_bad_loss_is_found_at_the_next_look(emulated: Backend) -> None:
 def test_bad_log_every() -> None:
     with pytest.raises(ParameterError, match="log_every must be a positive integer, got 0"):
         trainer(log_every=0)
+
+
+@pytest.mark.parametrize("fault", ["later", "kernel", "gone"])
+def test_a_plan_that_fails_leaves_the_run_to_the_layers(
+    emulated: Backend,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The capture of the last batch, in the midst of a stretch; an operation of the plan's
+    own. Where the GPU is lost, nothing can go on."""
+    from gpulayers.cuda import flat, graph  # the stand-in's, in this test
+
+    plain, planned = trainer(compile=False), trainer(log_every=3)
+    plain.fit()
+    inner = graph.Recorder._captured
+
+    def broken(*args: Any) -> Any:
+        if f"batches of {COUNT % BATCH}" in args[1]:
+            raise BackendError("refused")
+        return inner(*args)
+
+    def failed(*args: Any) -> None:
+        raise RuntimeError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+
+    monkeypatch.setattr(graph.Recorder, "_captured", broken)
+    if fault == "kernel":
+        monkeypatch.setattr(flat, "flat_update", failed)
+    if fault == "gone":
+        monkeypatch.setattr(emulated.xp.cuda.Device, "synchronize", failed)
+        with pytest.raises(BackendError, match="the GPU has stopped computing"):
+            planned.fit()
+        return
+    planned.fit()
+    same(planned, plain)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "its layers compute one by one from now on" in told[0]
+    with pytest.raises(RuntimeError):
+        trainer(compile=True).fit()
+
+
+def test_batches_handed_over_go_on_by_the_layers_too(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from gpulayers.cuda import graph
+
+    plain, planned = (trainer(clip_global_norm=0.5, compile=c) for c in (False, None))
+    plain.fit()
+
+    def broken(*args: Any) -> Any:
+        raise BackendError("refused")
+
+    monkeypatch.setattr(graph.Recorder, "_captured", broken)
+    planned.fit()
+    same(planned, plain)
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 1
