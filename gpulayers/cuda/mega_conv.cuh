@@ -42,14 +42,14 @@ __device__ __forceinline__ int output_place(int row, int col, int filter)
     return S::output + ((row + S::output_top) * S::output_cols + col + S::output_left) * S::filters + filter;
 }
 
-// The image, bytes as value * scale + shift of their channel.
+// The image, bytes as value * scale + shift of their channel: in two roundings, as feed.cu has them.
 template <class S, typename Pixel>
 __device__ void load_image(float* shared, const Pixel* image, const float* factors)
 {
     for (int i = threadIdx.x; i < S::rows * S::cols * S::channels; i += THREADS) {
         const int channel = i % S::channels, col = i / S::channels % S::cols, row = i / (S::channels * S::cols);
         float value = static_cast<float>(image[i]);
-        if (sizeof(Pixel) == 1) value = value * factors[channel] + factors[S::channels + channel];
+        if (sizeof(Pixel) == 1) value = __fadd_rn(__fmul_rn(value, factors[channel]), factors[S::channels + channel]);
         shared[S::place + ((row + S::top) * S::padded + col + S::left) * S::channels + channel] = value;
     }
 }

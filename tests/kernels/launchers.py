@@ -99,7 +99,8 @@ class DeviceLauncher:
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
         kernel: Any = get_kernel(name, dtype, index)
-        kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
+        if shared_mem > 48 << 10:  # what any block may have, with the kernel's own arrays
+            kernel.max_dynamic_shared_size_bytes = shared_mem
         kernel(tuple(grid), (block or spec.block,), packed, shared_mem=shared_mem)
         for host, device in zip(args, held, strict=True):
             if isinstance(host, np.ndarray) and host.flags.writeable:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulayers.cuda.table_tiles import TILES
 from gpulayers.errors import BackendError
 from gpulayers.ops import use_engine
 from gpulayers.ops._kernels import kernels_for
@@ -95,6 +96,29 @@ def test_a_long_sum_is_shared_and_repeatable(emulated: Backend) -> None:
     assert events["kernel:sum_parts<float, float, int>"] == 1
     assert_close(first, emulated.asnumpy(a).astype("f8").T @ emulated.asnumpy(b), factor=3)
     assert_same_bits(product(a.T, b), emulated.asnumpy(first))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_more_columns_than_a_grid_reaches(
+    device: Backend, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpulayers.cuda import product as subject
+
+    monkeypatch.setattr(subject, "_REACH", 20)
+    a, b, bias, gate = numbers(3, 5), numbers(5, 47), numbers(47), numbers(4, 47, seed=2)
+    got = subject.gemm(
+        *(device.asarray(a), device.asarray(b.T.copy() if transposed else b), False, transposed),
+        *(device.asarray(bias), True, device.asarray(gate), True),
+    )
+    want = np.vstack([a, np.ones((1, 5))]).astype("f8") @ b + bias
+    assert_close(got, np.where(gate > 0, np.maximum(want, 0), 0), factor=3)
+
+
+def test_a_grid_has_room_for_them() -> None:
+    """65535 blocks along y, by CUDA's limits, and no tile of a product is narrower."""
+    from gpulayers.cuda import product as subject
+
+    assert 65535 * min(tile.cols for tile in TILES.values()) >= subject._REACH
 
 
 def test_a_product_too_large_for_the_kernel_is_refused(

@@ -56,6 +56,7 @@ extern "C" __global__ void kernel(const float* x, float* squares, float* sum, in
     if (atomicAdd(&arrived, 1u) == n - 1) last = true;
     __syncthreads();
     if (!last || threadIdx.x) return;
+    __threadfence();  // behind the atomic: L1 may have older numbers
     float total = 0.f;
     for (int k = 0; k < n; ++k) total += squares[k];
     *sum = total;
@@ -81,6 +82,7 @@ extern "C" __global__ void kernel(const float* x, float* squares, float* sum, in
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(&published, 1u) == gridDim.x - 1;
+        __threadfence();  // behind the atomic, as above
     }
     __syncthreads();
     if (!last || threadIdx.x) return;
@@ -182,6 +184,7 @@ GLOBAL_IDIOMS = [
             Fault(
                 "block fence", "__threadfence();", "__threadfence_block();", "race-between-blocks"
             ),
+            Fault("by L1", "((volatile float*)partial)", "partial", "race-between-blocks"),
             Fault("every block", "if (last && t == 0)", "if (t == 0)", "race-between-blocks"),
             Fault("one thread", "if (last && t == 0)", "if (last)", "race-in-block"),
         ),
@@ -190,7 +193,16 @@ GLOBAL_IDIOMS = [
         "every thread publishes",
         EVERY_THREAD_PUBLISHES,
         every_thread_publishes,
-        (Fault("fence", "__threadfence();", "", "race-between-blocks"),),
+        (
+            Fault("fence", "__threadfence();\n    if", "if", "race-between-blocks"),
+            Fault("fence behind", "__threadfence();  //", "//", "race-between-blocks"),
+            Fault(
+                "fence too early",
+                "squares[i] = x[i] * x[i];\n    __threadfence();",
+                "__threadfence(); squares[i] = x[i] * x[i];",
+                "race-between-blocks",
+            ),
+        ),
     ),
     Idiom(
         "one thread publishes for its block",
@@ -198,7 +210,16 @@ GLOBAL_IDIOMS = [
         every_thread_publishes,
         (
             Fault("barrier", "__syncthreads();  // before", "// before", "race-between-blocks"),
-            Fault("fence", "__threadfence();", "", "race-between-blocks"),
+            Fault("fence", "__threadfence();\n        last", "last", "race-between-blocks"),
+            Fault("fence behind", "__threadfence();  //", "//", "race-between-blocks"),
+            Fault(
+                "fence before the barrier",
+                "squares[i] = x[i] * x[i];\n    __syncthreads();  // before one thread speaks for "
+                "all\n    if (threadIdx.x == 0) {\n        __threadfence();",
+                "__threadfence(); squares[i] = x[i] * x[i]; __syncthreads();"
+                " if (threadIdx.x == 0) {",
+                "race-between-blocks",
+            ),
         ),
     ),
     Idiom(

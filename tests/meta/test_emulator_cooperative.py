@@ -21,6 +21,7 @@ __device__ void everybody(unsigned* arrived)
         __threadfence();
         const unsigned round = atomicAdd(arrived, 1u) / gridDim.x;
         while (atomicAdd(arrived, 0u) / gridDim.x == round) __nanosleep(20);
+        __threadfence();
     }
     __syncthreads();
 }
@@ -73,6 +74,7 @@ def test_blocks_wait_for_one_another(flavour: str, block_order: str) -> None:
     [
         ("        everybody(arrived);\n        float", "        float", "race-between-blocks"),
         ("__threadfence();", "", "race-between-blocks"),
+        ("__nanosleep(20);\n        __threadfence();", "__nanosleep(20);", "older value in L1"),
         (
             "own[threadIdx.x] = x[i];\n        __syncthreads();",
             "own[threadIdx.x] = x[i];",

@@ -24,6 +24,16 @@ __all__ = ["checked"]  # the fixture that runs kernels under the checker
 FAULTS: dict[str, tuple[Callable[[], list[Any]], str, str]] = {
     "nobody waits for the gradients": (pooled, "wait(arrived, arrive(arrived));", ""),
     "nobody waits for the parameters": (pooled, "wait(arrived, before);", ""),
+    "nobody sees to it that others read what is new": (
+        pooled,
+        "    __threadfence();\n    return atomicAdd",
+        "    return atomicAdd",
+    ),
+    "what L1 has from the last step is read": (
+        pooled,
+        "__nanosleep(20);\n        __threadfence();",
+        "__nanosleep(20);",
+    ),
     "the gradient goes to every pixel of a window": (pooled, "= winner == t ? d : 0.0f;", "= d;"),
     "the sums of a step are kept": (pooled, "            *part = 0.0f;\n", ""),
     "a bias summed in all channels": (pooled, "if (r == 0 && channel == 0) target", "target"),

@@ -39,6 +39,7 @@ KERNEL_FLAGS = {
         "-fsanitize=thread,undefined",
         "-fno-sanitize=vptr,null,object-size,return",
         "--param=tsan-instrument-func-entry-exit=0",
+        "--param=tsan-distinguish-volatile=1",
     ),
 }
 RUNTIME_FLAGS = {"plain": ("-O2",), "check": ("-O2", "-DEMU_CHECK")}

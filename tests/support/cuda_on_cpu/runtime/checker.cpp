@@ -10,6 +10,7 @@ void checker_begin_block(uint64_t) {}
 void checker_enter_block(uint64_t) {}
 void checker_barrier() {}
 void checker_syncwarp(uint32_t) {}
+void checker_fence() {}
 void checker_atomic(uintptr_t, unsigned, uintptr_t) {}
 }  // namespace emu
 #else
@@ -42,11 +43,19 @@ struct Shadow {
     Cell* cells;
     size_t count;
 };
-struct Release {  // a fence and an atomic publish what the block has done up to here
+struct Release {  // a fence and then an atomic publish what the block has done up to the fence
     uint32_t epoch;
-    std::bitset<1024> threads;  // that released in this epoch
+    std::bitset<1024> threads;  // all of whose accesses in this epoch are
 };
 using Releases = std::unordered_map<uint64_t, Release>;  // by the block
+struct Sight {       // what is known of other blocks
+    Releases seen;   // through an atomic: volatile reads and writes may follow
+    Releases fresh;  // and a fence behind it: so may plain reads, which L1 could serve with older values
+};
+struct Fence {  // a thread's last one
+    uint32_t epoch;
+    bool wrote;  // to global memory, since then
+};
 
 static std::vector<Shadow> argument_shadow, static_shadow;
 static Shadow data_shadow;
@@ -58,11 +67,14 @@ struct BlockState {
     uint64_t number;
     uint32_t epoch, start;  // the current one and the first
     std::vector<uint32_t> warp_epoch;
-    Releases acquired;
+    std::vector<Fence> fences;
+    Sight all;                                // of every thread
+    std::unordered_map<uint32_t, Sight> own;  // of single ones, until the next __syncthreads
     Shadow dynamic_shadow;
 };
 static std::map<uint64_t, BlockState> blocks;  // those of a cooperative launch run at the same time
 static BlockState* here;
+static bool cached;  // the access under way is a read that L1 may serve
 
 static Shadow make_shadow(size_t count)
 {
@@ -120,11 +132,39 @@ void checker_begin_block(uint64_t number)
     here->number = number;
     here->epoch = here->start = next_epoch();
     here->warp_epoch.assign((thread_count() + 31) / 32, 0);
+    here->fences.assign(thread_count(), Fence{});
     here->dynamic_shadow = shadow.cells ? shadow : make_shadow(dynamic_shared_bytes);
 }
 
 void checker_enter_block(uint64_t number) { here = &blocks[number]; }
-void checker_barrier() { here->epoch = next_epoch(); }
+
+static void learn(Releases& known, const Releases& news)
+{
+    for (const auto& [block, release] : news) {
+        Release& old = known[block];
+        if (old.epoch < release.epoch) old = release;
+        else if (old.epoch == release.epoch) old.threads |= release.threads;
+    }
+}
+
+void checker_barrier()
+{
+    for (const auto& [thread, sight] : here->own) {
+        learn(here->all.seen, sight.seen);
+        learn(here->all.fresh, sight.fresh);
+    }
+    here->own.clear();
+    here->epoch = next_epoch();
+}
+
+void checker_fence()
+{
+    here->fences[current->id] = Fence{here->epoch, false};
+    Sight& own = here->own[current->id];
+    learn(own.fresh, here->all.seen);
+    learn(own.fresh, own.seen);
+}
+
 void checker_syncwarp(uint32_t warp) { ++here->warp_epoch[warp]; }
 
 // ---- races ----
@@ -134,13 +174,20 @@ static bool is_of_other_block(const Access& access)
     return access.epoch && block_of[access.epoch] != here->number;
 }
 
-// Has this block acquired what a thread of another block did in epoch `then`?
-static bool published(uint32_t then, uint16_t thread)
+static bool holds(const Releases& known, uint32_t then, uint16_t thread)
 {
-    auto found = here->acquired.find(block_of[then]);
-    if (found == here->acquired.end()) return false;
+    auto found = known.find(block_of[then]);
+    if (found == known.end()) return false;
     const Release& release = found->second;
     return then < release.epoch || (then == release.epoch && release.threads[thread]);
+}
+
+// Does this thread know what a thread of another block did in epoch `then`?
+static bool published(uint32_t then, uint16_t thread)
+{
+    const auto known = [&](const Sight& sight) { return holds(cached ? sight.fresh : sight.seen, then, thread); };
+    auto own = here->own.find(current->id);
+    return known(here->all) || (own != here->own.end() && known(own->second));
 }
 
 static bool happens_before(const Access& earlier)
@@ -183,7 +230,8 @@ static void check_reads_before(const Cell& cell, uintptr_t site, const Place& pl
 static const char* conflict_with_write(AccessType type, bool other_atomic)
 {
     if (type == AccessType::ATOMIC) return "atomic after plain write";
-    if (type == AccessType::READ) return other_atomic ? "plain read after atomic" : "read after write";
+    if (type == AccessType::READ && other_atomic) return "plain read after atomic";
+    if (type == AccessType::READ) return "read after write, perhaps of an older value in L1";
     return other_atomic ? "plain write after atomic" : "write after write";
 }
 
@@ -279,6 +327,7 @@ static void access_argument(size_t k, uintptr_t address, unsigned bytes, AccessT
 {
     if (type == AccessType::READ) ++counters.global_loads, counters.global_load_bytes += bytes;
     if (type == AccessType::WRITE) ++counters.global_stores, counters.global_store_bytes += bytes;
+    here->fences[current->id].wrote |= type == AccessType::WRITE;
     const EmuArgument& argument = arguments[k];
     const long first = (address - argument.base) >> argument.element_shift;
     const long last = (address + bytes - 1 - argument.base) >> argument.element_shift;
@@ -304,9 +353,10 @@ static void maybe_preempt()
     }
 }
 
-void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_t site)
+void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_t site, bool is_volatile)
 {
     if (!current) return;
+    cached = type == AccessType::READ && !is_volatile;
     const uintptr_t stack = (uintptr_t)current->stack, dynamic = (uintptr_t)dynamic_shared;
     if (address >= stack && address < stack + STACK_BYTES) return;  // the thread's own variables
     if (expired) {
@@ -338,6 +388,7 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
         last_argument = k;
         access_argument(k, address, bytes, type, site);
     } else if (address >= library.data_begin && address + bytes <= library.data_end) {  // __device__ variables
+        here->fences[current->id].wrote |= type == AccessType::WRITE;
         for (long i = address - library.data_begin, end = i + bytes; i < end; ++i)
             visit(data_shadow.cells[i], type, site, Place{"__device__", i, -1});
     } else if (type != AccessType::READ || address < library.begin || address >= library.end) {  // else a constant
@@ -346,24 +397,16 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
     maybe_preempt();
 }
 
-// This block has seen what another one released, here or through another address.
-static void acquire(uint64_t block, const Release& release)
-{
-    Release& known = here->acquired[block];
-    if (known.epoch < release.epoch) known = release;
-    else if (known.epoch == release.epoch) known.threads |= release.threads;
-}
-
 void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site)
 {
     checker_access(address, bytes, AccessType::ATOMIC, site);
     auto found = released.find(address);
-    if (found != released.end())
-        for (const auto& [block, release] : found->second) acquire(block, release);
-    if (!current->fenced) return;
+    if (found != released.end()) learn(here->own[current->id].seen, found->second);
+    const Fence& fence = here->fences[current->id];
+    if (!fence.epoch) return;
     Release& mine = released[address][here->number];
-    if (mine.epoch != here->epoch) mine = Release{here->epoch, {}};
-    mine.threads.set(current->id);
+    if (mine.epoch < fence.epoch) mine = Release{fence.epoch, {}};
+    if (mine.epoch == fence.epoch && !fence.wrote) mine.threads.set(current->id);
 }
 
 }  // namespace emu

@@ -5,15 +5,17 @@
 
 #define EMU_SITE (uintptr_t)__builtin_return_address(0)
 #define EMU_READ(p, bytes) emu::checker_access((uintptr_t)(p), bytes, emu::AccessType::READ, EMU_SITE)
+#define EMU_READ_VOLATILE(p, bytes) \
+    emu::checker_access((uintptr_t)(p), bytes, emu::AccessType::READ, EMU_SITE, true)
 #define EMU_WRITE(p, bytes) emu::checker_access((uintptr_t)(p), bytes, emu::AccessType::WRITE, EMU_SITE)
 #define EMU_ACCESS_HOOKS(n) \
     void __tsan_read##n(void* p) { EMU_READ(p, n); } \
     void __tsan_write##n(void* p) { EMU_WRITE(p, n); } \
     void __tsan_unaligned_read##n(void* p) { EMU_READ(p, n); } \
     void __tsan_unaligned_write##n(void* p) { EMU_WRITE(p, n); } \
-    void __tsan_volatile_read##n(void* p) { EMU_READ(p, n); } \
+    void __tsan_volatile_read##n(void* p) { EMU_READ_VOLATILE(p, n); } \
     void __tsan_volatile_write##n(void* p) { EMU_WRITE(p, n); } \
-    void __tsan_unaligned_volatile_read##n(void* p) { EMU_READ(p, n); } \
+    void __tsan_unaligned_volatile_read##n(void* p) { EMU_READ_VOLATILE(p, n); } \
     void __tsan_unaligned_volatile_write##n(void* p) { EMU_WRITE(p, n); }
 
 struct EmuSourceLocation {

@@ -63,7 +63,6 @@ struct Thread {
     void* stack_pointer;
     char* stack;
     State state;
-    bool fenced;  // has executed a device-wide fence
     uint32_t id;
     uint3 index;
     BarrierWait barrier;
@@ -127,7 +126,8 @@ void checker_begin_block(uint64_t number);
 void checker_enter_block(uint64_t number);  // of a cooperative launch, begun before
 void checker_barrier();
 void checker_syncwarp(uint32_t warp);
-void checker_access(uintptr_t address, unsigned bytes, AccessType, uintptr_t site);
+void checker_fence();  // a device-wide one
+void checker_access(uintptr_t address, unsigned bytes, AccessType, uintptr_t site, bool is_volatile = false);
 void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site);
 
 }  // namespace emu

@@ -201,7 +201,6 @@ void start_block()
         Thread& thread = threads[id];
         thread.state = State::READY;
         thread.id = id;
-        thread.fenced = false;
         thread.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / (blockDim.x * blockDim.y)};
         ready.push_back(id);
     }
@@ -302,7 +301,7 @@ unsigned emu_activemask(void)
 
 void emu_fence(int scope)
 {
-    if (scope > 0) current->fenced = true;
+    if (scope > 0) checker_fence();
 }
 
 void* emu_dynamic_shared(void) { return dynamic_shared; }
