@@ -53,6 +53,23 @@ def test_rows_apart_in_operands_and_result(size: tuple[int, int, int]) -> None:
             assert (wide[2] == 99).all()
 
 
+@pytest.mark.parametrize(
+    "size", [(71, 137, 931), (1024, 49, 1100), (4100, 50, 130), (37, 300, 2100)]
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_of_a_packed_left_matrix(size: tuple[int, int, int], transposed: bool) -> None:
+    """Rows and k beyond what is packed at a time, with heights and columns that leave a rest."""
+    A, B, gold = operands(size)
+    a = A.T.astype(np.float32, order="C") if transposed else A.astype(np.float32)
+    bias = eighths((1, size[1]), 3, spread=400).astype(np.float32)
+    for count in (1, 3):
+        with threads.use_threads(count):
+            out = np.full((size[0] + 1, size[1]), 99, np.float32)
+            product_into(a, B.astype(np.float32), out[:-1], transposed, bias=bias)
+        assert_same_bits(out[:-1], (gold + bias).astype(np.float32))
+        assert (out[-1] == 99).all()
+
+
 def test_relu_keeps_nan(numpy_backend: Any) -> None:
     A, B = np.ones((7, 3), np.float32), -np.ones((3, 5), np.float32)
     A[2, 1] = np.nan

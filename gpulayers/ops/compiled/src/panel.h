@@ -27,6 +27,18 @@ COLD void pack_panel(const real *b, i64 ldb, i64 K, i64 valid, int width, real *
     }
 }
 
+/* Full panels of `columns` columns. Row by row, so that a row's panels are read together: rows that
+ * lie a page apart cost more to come to than to copy. */
+COLD void pack_panels(const real *b, i64 ldb, i64 K, i64 columns, real *to) {
+    for (i64 k = 0; k < K; k++, b += ldb, to += PANEL) {
+        real *at = to;
+        for (i64 j = 0; j < columns; j += PANEL, at += K * PANEL) {
+            store(at, load(b + j));
+            store(at + VW, load(b + j + VW));
+        }
+    }
+}
+
 /* Exchange the off-diagonal blocks of `size` in rows a and b: one step of a transposition. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)

@@ -1,81 +1,85 @@
 /* The matrix product C = relu(op(A) op(B) + bias), op the matrix itself or its transpose.
  *
  * Blocked for the caches as Goto & van de Geijn, "Anatomy of high-performance matrix
- * multiplication" (2008): a panel of B, packed, stays in the first-level cache while the rows of a
- * block of A, in the second, pass by it.
+ * multiplication" (2008): a panel of B, packed, stays in the first-level cache while the tiles of a
+ * block of A, in the second, pass by it. Where packing A pays, it is packed once for all threads.
  */
-#include "panel.h"
+#include "left.h"
 #include "recorded.h"
 
-#define DEPTH ((i64)(1536 / sizeof(real)))  /* most k of a block: a panel of it takes 24 KB */
-#define BLOCK_ROWS 144                      /* rows of A of a block */
+#define DEPTH ((i64)(1024 / sizeof(real)))  /* most k of a block: a panel of it takes 16 KB */
+#define BLOCK_TILES 24                      /* tiles of A of a block */
 #define BLOCK_COLUMNS ((i64)1024)           /* columns of B packed at a time */
 #define FEW_ROWS (2 * SHORT)                /* up to which B is not worth packing */
-#define DEEP ((i64)128)             /* k from which packing A^T pays, with */
-#define MANY_COLUMNS (3 * PANEL)    /* that many columns to use it for */
+#define DEEP ((i64)128)                     /* k from which packing A pays, with */
+#define MANY_COLUMNS (3 * PANEL)            /* that many columns to use it for */
+#define LARGE ((i64)1 << 16)                /* numbers of an A that is packed, not transposed */
+#define PACKED_MOST ((i64)1 << 20)          /* numbers of A packed at a time, at least a block */
+#define PACKED_ROWS ((i64)1 << 12)          /* of that many rows at most */
 #define GRAIN ((i64)1 << 17)                /* multiplications worth a thread */
+#define PACK_GRAIN ((i64)1 << 13)           /* numbers to pack that are worth a thread */
 #define MOST_PIECES 4                       /* for a thread */
-#define WIDE ((i64)8)                       /* panels of a piece for which all of A^T is packed */
+#define WIDE ((i64)8)                       /* panels of a piece that passes over all of A */
 
 /* A and its product. */
 typedef struct {
     const real *A;
     real *C;
     i64 lda, ldc, M;
+    real *packed; /* A's tiles of the blocks at work, or NULL */
 } left_t;
 
 typedef struct {
     left_t left[2]; /* one, or two that share B, which is then packed once */
     const real *B, *bias;
-    i64 ldb, M, N, K; /* M: the most of them */
+    i64 ldb, N, K;
+    i64 block, last_block, blocks; /* of k: those at work, out of how many */
     int lefts, A_transposed, B_transposed, relu, by_rows, failed;
 } product_t;
 
 static const i64 zero = 0;
 
-/* Rows of C for one panel of B and the k of one block; A begins at the block's first k. */
-static void panel_product(const product_t *p, const left_t *l, const real *A, const real *packed_A,
-                          i64 kc, const real *b, i64 ldb, int width, edge_t edge, real *c, i64 rows,
-                          i64 valid) {
+INLINE i64 block_begin(const product_t *p, i64 block) { return p->K * block / p->blocks; }
+
+/* Tiles t0..t1 of C for one panel of B and the k of one block; the first block begins with the bias
+ * and the last one ends with the ReLU. */
+static void panel_product(const product_t *p, const left_t *l, i64 t0, i64 t1, i64 k0, i64 kc,
+                          const real *b, i64 ldb, int width, i64 j, i64 valid) {
     lines_t lines = {NULL, 1, kc};
     runs_t runs = {&zero, &kc, 1};
-    if (!p->A_transposed) {
-        GL(gl_dot_rows)(width, rows, A, l->lda, &runs, b, ldb, edge, c, l->ldc, valid);
-    } else if (!packed_A) {
-        GL(gl_outer_rows)(width, rows, A, NULL, l->lda, &lines, b, ldb, edge, c, l->ldc, valid);
-    } else {
-        i64 tiles = ceil_div(rows, SHORT);
-        for (i64 t = 0; t < tiles; t++) {
-            i64 begin = rows * t / tiles, height = rows * (t + 1) / tiles - begin;
+    i64 m0 = left_begin(l->M, t0), m1 = left_begin(l->M, t1);
+    edge_t edge = {.relu = p->relu && k0 + kc == p->K};
+    real *c = l->C + m0 * l->ldc + j;
+    if (k0 > 0) edge.start = c, edge.start_step = l->ldc;
+    else if (p->bias) edge.start = p->bias + j;
+    if (l->packed) {
+        const real *block = l->packed + (k0 - block_begin(p, p->block)) * l->M;
+        for (i64 t = t0; t < t1; t++) {
+            i64 begin = left_begin(l->M, t), height = left_begin(l->M, t + 1) - begin;
             edge_t here = edge;
-            if (here.start) here.start += begin * here.start_step;
-            GL(gl_outer_rows)(width, height, packed_A + begin * kc, NULL, height, &lines, b, ldb,
-                              here, c + begin * l->ldc, l->ldc, valid);
+            if (here.start) here.start += (begin - m0) * here.start_step;
+            GL(gl_outer_rows)(width, height, block + begin * kc, NULL, height, &lines, b, ldb,
+                              here, l->C + begin * l->ldc + j, l->ldc, valid);
         }
-    }
-}
-
-/* A block of A^T, tile by tile as panel_product reads it: rows that lie far apart meet in the same
- * places of the cache. Whole vectors are written, what is too much is written over. */
-static void pack_A(const left_t *l, const real *A, i64 kc, i64 rows, real *to) {
-    i64 tiles = ceil_div(rows, SHORT);
-    for (i64 t = 0; t < tiles; t++) {
-        i64 begin = rows * t / tiles, height = rows * (t + 1) / tiles - begin;
-        real *row = to + begin * kc;
-        for (i64 k = 0; k < kc; k++, row += height) {
-            const real *from = A + k * l->lda + begin;
-            if (t + 2 < tiles)
-                for (i64 j = 0; j < height; j += VW) store(row + j, load(from + j));
-            else
-                for (i64 j = 0; j < height; j++) row[j] = from[j];
-        }
+    } else if (p->A_transposed) {
+        GL(gl_outer_rows)(width, m1 - m0, l->A + k0 * l->lda + m0, NULL, l->lda, &lines, b, ldb,
+                          edge, c, l->ldc, valid);
+    } else {
+        GL(gl_dot_rows)(width, m1 - m0, l->A + m0 * l->lda + k0, l->lda, &runs, b, ldb, edge, c,
+                        l->ldc, valid);
     }
 }
 
 /* The panels of B's columns n0..n1 and rows k0..k0+kc that have to be packed, into `packed`. */
 static void pack_block(const product_t *p, i64 n0, i64 n1, i64 k0, i64 kc, int edges_only,
                        real *packed) {
-    for (i64 j = n0; j < n1; j += PANEL) {
+    i64 j = n0;
+    if (!p->B_transposed && !edges_only) {
+        i64 full = (n1 - n0) / PANEL * PANEL;
+        pack_panels(p->B + k0 * p->ldb + n0, p->ldb, kc, full, packed);
+        j += full;
+    }
+    for (; j < n1; j += PANEL) {
         i64 valid = min_i64(PANEL, n1 - j);
         int width = panel_width(j, n1);
         real *to = packed + (j - n0) * kc;
@@ -86,55 +90,59 @@ static void pack_block(const product_t *p, i64 n0, i64 n1, i64 k0, i64 kc, int e
     }
 }
 
-/* Rows m0..m1, columns n0..n1, the k of one block; the first block begins with the bias and the
- * last one ends with the ReLU. */
-static void rows_product(const product_t *p, const left_t *l, i64 m0, i64 m1, i64 n0, i64 n1,
-                         i64 k0, i64 kc, int in_place, const real *packed, real *packed_A) {
-    int last = k0 + kc == p->K;
-    for (i64 i = m0; i < m1; i += BLOCK_ROWS) {
-        i64 rows = min_i64(BLOCK_ROWS, m1 - i);
-        const real *A = p->A_transposed ? l->A + k0 * l->lda + i : l->A + i * l->lda + k0;
-        if (packed_A) pack_A(l, A, kc, rows, packed_A);
+/* Tiles t0..t1, columns n0..n1, the k of one block. */
+static void block_product(const product_t *p, const left_t *l, i64 t0, i64 t1, i64 n0, i64 n1,
+                          i64 k0, i64 kc, int in_place, const real *packed) {
+    for (i64 t = t0; t < t1; t += BLOCK_TILES)
         for (i64 j = n0; j < n1; j += PANEL) {
             i64 valid = min_i64(PANEL, n1 - j);
             int width = panel_width(j, n1), direct = in_place && valid == width * VW;
             const real *b = direct ? p->B + k0 * p->ldb + j : packed + (j - n0) * kc;
-            real *c = l->C + i * l->ldc + j;
-            edge_t edge = {.relu = p->relu && last};
-            if (k0 > 0) edge.start = c, edge.start_step = l->ldc;
-            else if (p->bias) edge.start = p->bias + j;
-            panel_product(p, l, A, packed_A, kc, b, direct ? p->ldb : width * VW, width, edge, c,
-                          rows, valid);
+            panel_product(p, l, t, min_i64(t + BLOCK_TILES, t1), k0, kc, b,
+                          direct ? p->ldb : width * VW, width, j, valid);
         }
-    }
 }
 
+/* A piece: some panels, or some tiles. */
 static void product_share(void *arguments, i64 begin, i64 end, int share) {
     product_t *p = arguments;
     (void)share;
     i64 n0 = p->by_rows ? 0 : begin * PANEL, n1 = p->by_rows ? p->N : min_i64(end * PANEL, p->N);
-    i64 blocks = ceil_div(p->K, DEPTH), depth = ceil_div(p->K, blocks);
-    i64 most = p->by_rows ? end - begin : p->M;
-    i64 columns = min_i64(BLOCK_COLUMNS, n1 - n0), rows = min_i64(BLOCK_ROWS, most);
-    int packs_A = p->A_transposed && depth >= DEEP && n1 - n0 >= MANY_COLUMNS && rows > SHORT;
-    int in_place = !p->B_transposed && p->lefts == 1 && most <= FEW_ROWS;
-    real *packed = gl_scratch(0, sizeof(real) * (size_t)panels_size(depth, columns));
-    real *packed_A = NULL;
-    if (packs_A) packed_A = gl_scratch(1, sizeof(real) * (size_t)(depth * rows + PANEL));
-    if (!packed || (packs_A && !packed_A)) {
+    i64 columns = min_i64(BLOCK_COLUMNS, n1 - n0);
+    i64 tiles = p->by_rows ? end - begin : left_tiles(p->left[0].M);
+    int in_place = !p->B_transposed && p->lefts == 1 && tiles * SHORT <= FEW_ROWS;
+    size_t size = sizeof(real) * (size_t)panels_size(ceil_div(p->K, p->blocks), columns);
+    real *packed = gl_scratch(0, size);
+    if (!packed) {
         __atomic_store_n(&p->failed, 1, __ATOMIC_RELAXED);
         return;
     }
     for (i64 j = n0; j < n1; j += BLOCK_COLUMNS)
-        for (i64 t = 0; t < blocks; t++) {
-            i64 k0 = p->K * t / blocks, kc = p->K * (t + 1) / blocks - k0;
+        for (i64 block = p->block; block < p->last_block; block++) {
+            i64 k0 = block_begin(p, block), kc = block_begin(p, block + 1) - k0;
             i64 j1 = min_i64(j + BLOCK_COLUMNS, n1);
             pack_block(p, j, j1, k0, kc, in_place, packed);
-            for (int i = 0; i < p->lefts; i++) {
-                const left_t *l = &p->left[i];
-                rows_product(p, l, p->by_rows ? begin : 0, p->by_rows ? end : l->M, j, j1, k0, kc,
-                             in_place, packed, packed_A);
-            }
+            for (const left_t *l = p->left; l < p->left + p->lefts; l++)
+                block_product(p, l, p->by_rows ? begin : 0, p->by_rows ? end : left_tiles(l->M), j,
+                              j1, k0, kc, in_place, packed);
+        }
+}
+
+/* A piece of packing A: some k of A^T, or some tiles, of the blocks at work. */
+static void pack_share(void *arguments, i64 begin, i64 end, int share) {
+    const product_t *p = arguments;
+    i64 start = block_begin(p, p->block);
+    (void)share;
+    for (const left_t *l = p->left; l < p->left + p->lefts; l++)
+        for (i64 block = p->block; block < p->last_block; block++) {
+            i64 k0 = block_begin(p, block), kc = block_begin(p, block + 1) - k0;
+            real *to = l->packed + (k0 - start) * l->M;
+            if (!p->A_transposed)
+                pack_left(l->A + k0, l->lda, l->M, begin, end, kc, to);
+            else if (start + begin < k0 + kc && start + end > k0)
+                pack_left_transposed(l->A + k0 * l->lda, l->lda, l->M,
+                                     max_i64(start + begin - k0, 0),
+                                     min_i64(start + end - k0, kc), kc, to);
         }
 }
 
@@ -156,6 +164,40 @@ static int shares_rows(i64 M, i64 N) {
     return M >= threads * SHORT && longest * 8 > panels * 9;
 }
 
+/* Whether A is worth packing: the rows of an A^T lie apart for every k, those of an A only take up
+ * too much of the caches together. */
+static int packs_left(const product_t *p, i64 rows) {
+    i64 depth = ceil_div(p->K, p->blocks);
+    if (depth < DEEP || p->N < MANY_COLUMNS || rows <= SHORT) return 0;
+    return p->A_transposed || (p->N >= WIDE * PANEL && rows * p->K >= LARGE);
+}
+
+/* All of a product that has something to add up. */
+static int run_blocks(product_t *p, i64 rows, int packs) {
+    i64 M = p->left[0].M, depth = ceil_div(p->K, p->blocks), at_once = p->blocks;
+    p->by_rows = p->lefts == 1 && shares_rows(M, p->N);
+    if (packs) {
+        at_once = min_i64(at_once, max_i64(1, PACKED_MOST / (rows * depth)));
+        real *packed = gl_scratch(1, sizeof(real) * (size_t)(rows * depth * at_once));
+        if (!packed) return 1;
+        p->left[0].packed = packed;
+        p->left[1].packed = packed + M * depth * at_once;
+    }
+    i64 items = p->by_rows ? left_tiles(M) : panel_count(p->N), most = MOST_PIECES;
+    i64 grain = ceil_div(GRAIN * items, rows * p->N * p->K);
+    if (packs && !p->by_rows) most = min_i64(most, items / (gl_shares(items, grain) * WIDE));
+    for (p->block = 0; p->block < p->blocks; p->block = p->last_block) {
+        p->last_block = min_i64(p->block + at_once, p->blocks);
+        if (packs) {
+            i64 k = block_begin(p, p->last_block) - block_begin(p, p->block);
+            i64 parts = p->A_transposed ? k : left_tiles(M);
+            gl_pieces(parts, ceil_div(PACK_GRAIN * parts, rows * k), MOST_PIECES, pack_share, p);
+        }
+        gl_pieces(items, grain, (int)max_i64(1, most), product_share, p);
+    }
+    return p->failed;
+}
+
 static int run_product(product_t *p) {
     i64 rows = p->left[0].M + (p->lefts > 1 ? p->left[1].M : 0);
     if (rows <= 0 || p->N <= 0) return 0;
@@ -163,16 +205,20 @@ static int run_product(product_t *p) {
         product_of_nothing(p);
         return 0;
     }
-    p->M = max_i64(p->left[0].M, p->left[p->lefts - 1].M);
-    p->by_rows = p->lefts == 1 && shares_rows(p->M, p->N);
-    i64 each = p->by_rows ? p->N * p->K : rows * p->K * PANEL;
-    i64 items = p->by_rows ? p->M : panel_count(p->N);
-    i64 grain = max_i64(p->by_rows ? SHORT : 1, ceil_div(GRAIN, each));
-    i64 most = MOST_PIECES;
-    if (p->A_transposed && !p->by_rows)
-        most = min_i64(most, items / (gl_shares(items, grain) * WIDE));
-    gl_pieces(items, grain, (int)max_i64(1, most), product_share, p);
-    return p->failed;
+    p->blocks = ceil_div(p->K, DEPTH);
+    int packs = packs_left(p, rows);
+    if (!packs || rows <= PACKED_ROWS) return run_blocks(p, rows, packs);
+    for (const left_t *l = p->left; l < p->left + p->lefts; l++)
+        for (i64 first = 0; first < l->M; first += PACKED_ROWS) {
+            product_t part = *p;
+            part.lefts = 1;
+            part.left[0] = *l;
+            part.left[0].A += p->A_transposed ? first : first * l->lda;
+            part.left[0].C += first * l->ldc;
+            part.left[0].M = min_i64(PACKED_ROWS, l->M - first);
+            if (run_blocks(&part, part.left[0].M, 1)) return 1;
+        }
+    return 0;
 }
 
 /* A is (M, K) with rows lda apart, or (K, M) when transposed; B is (K, N) or (N, K); C is (M, N).

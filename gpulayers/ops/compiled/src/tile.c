@@ -15,6 +15,14 @@ static __attribute__((noinline)) void copy_rows(const real *from, i64 from_step,
         for (i64 j = 0; j < valid; j++) to[r * to_step + j] = from[r * from_step + j];
 }
 
+/* Have the tile's part of C in the cache when the products are done. */
+INLINE void ask_for(const int rows, const int width, const real *c, i64 ldc) {
+    UNROLL for (int r = 0; r < rows; r++) {
+        __builtin_prefetch(c + r * ldc);
+        __builtin_prefetch(c + r * ldc + width * VW - 1);
+    }
+}
+
 INLINE void clear(const int rows, const int width, vec acc[][2]) {
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < width; v++) acc[r][v] = (vec){0};
@@ -113,6 +121,7 @@ INLINE void outer_tile(const int rows, const int width, const int beside, const 
     i64 offset[TALL];
     UNROLL for (int r = 0; r < rows; r++) offset[r] = beside ? r : at[r];
     clear(rows, width, acc);
+    ask_for(rows, width, c, ldc);
     for (i64 i = 0; i < lines->lines; i++) {
         const real *p = x + (lines->line_at ? lines->line_at[i] : 0);
         for (i64 k = 0; k < lines->length; k++, p += step, b += ldb) {
