@@ -88,7 +88,10 @@ class FullyConnected(LayerBase):
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dZ = dY * act'(Z);  dW = X^T dZ;  db = sum of dZ over the examples;  dX = dZ W^T."""
-        dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
+        act: object = self.act_fn
+        dZ = dLdY
+        if type(act) is not Identity:
+            dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
         grads = {"W": product(saved["X"].T, dZ), "b": conv.bias_grad(dZ)} if params else {}
         dX = product(dZ, self.parameters["W"].T) if inputs else None
         return dX, grads

@@ -44,24 +44,26 @@ def same_float(op: str, **arrays: Array | None) -> list[Array]:
         if given is None:
             result.append(None)
             continue
-        if not is_floating(given.dtype):
-            raise DTypeError(f"{op}: {name} must be a floating array, got {given.dtype}")
-        if not given.dtype.isnative:
-            given = given.astype(given.dtype.newbyteorder("="))
-        if dtype is None:
-            dtype, first = given.dtype, name
-        elif given.dtype != dtype:
-            raise DTypeError(
-                f"{op}: {name} is {given.dtype}, but {first} is {dtype}; convert one of them"
-            )
+        if given.dtype is not dtype:  # else all of it has been asked of the array before
+            if not is_floating(given.dtype):
+                raise DTypeError(f"{op}: {name} must be a floating array, got {given.dtype}")
+            if not given.dtype.isnative:
+                given = given.astype(given.dtype.newbyteorder("="))
+            if dtype is None:
+                dtype, first = given.dtype, name
+            elif given.dtype != dtype:
+                raise DTypeError(
+                    f"{op}: {name} is {given.dtype}, but {first} is {dtype}; convert one of them"
+                )
         result.append(_in_one_piece(xp, given))
     return result
 
 
 def _in_one_piece(xp: ModuleType, given: Array) -> Array:
-    if not given.flags.c_contiguous:
+    flags = given.flags
+    if not flags.c_contiguous:
         return xp.ascontiguousarray(given)
-    return given if getattr(given.flags, "aligned", True) else given.copy()
+    return given if getattr(flags, "aligned", True) else given.copy()
 
 
 def rank(op: str, name: str, value: Array, ndim: int, axes: str) -> None:

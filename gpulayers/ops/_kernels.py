@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -302,12 +303,15 @@ def _check_engine(name: str, source: str) -> str:
     return name
 
 
+@cache
+def _from_environment() -> str:
+    return _check_engine(os.environ.get("GPULAYERS_ENGINE") or "auto", "GPULAYERS_ENGINE")
+
+
 def current_engine() -> str:
-    """Return the name that `use_engine` set, else ``GPULAYERS_ENGINE``, else ``"auto"``."""
-    name = _engine.get()
-    if name is None:
-        name = _check_engine(os.environ.get("GPULAYERS_ENGINE") or "auto", "GPULAYERS_ENGINE")
-    return name
+    """Return the name that `use_engine` set, else ``GPULAYERS_ENGINE`` (as it was when first
+    asked), else ``"auto"``."""
+    return _engine.get() or _from_environment()
 
 
 class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress

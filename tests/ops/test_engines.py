@@ -43,19 +43,27 @@ def test_use_engine_at_once_and_as_context() -> None:
 
 def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     token = _kernels._engine.set(None)
+
+    def start_with(value: str) -> None:
+        monkeypatch.setenv("GPULAYERS_ENGINE", value)
+        _kernels._from_environment.cache_clear()
+
     try:
-        monkeypatch.setenv("GPULAYERS_ENGINE", " Reference")
+        start_with(" Reference")
         assert current_engine() == "reference"
         assert type(kernels_for(np.ones(1))) is Reference
-        monkeypatch.setenv("GPULAYERS_ENGINE", "")
+        monkeypatch.setenv("GPULAYERS_ENGINE", "numpy")  # read once
+        assert current_engine() == "reference"
+        start_with("")
         assert current_engine() == "auto"
-        monkeypatch.setenv("GPULAYERS_ENGINE", "referense")
+        start_with("referense")
         with pytest.raises(
             ParameterError, match=r"GPULAYERS_ENGINE: unknown engine 'referense'.*mean 'reference'"
         ):
             current_engine()
     finally:
         _kernels._engine.reset(token)
+        _kernels._from_environment.cache_clear()
 
 
 def test_unknown_names() -> None:
