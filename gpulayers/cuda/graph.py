@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,13 +56,22 @@ class Recorder:
                 if isinstance(error, Exception) and not isinstance(error, MemoryError):
                     raise BackendError(f"{what} could not be captured: {error}") from error
                 raise
-            return self._stream.end_capture()
+            try:
+                return self._stream.end_capture()
+            except Exception as error:  # something in `run` was refused, and nobody said so
+                self._renew()
+                raise BackendError(f"{what} could not be captured: {error}") from error
 
     def _end_broken(self) -> None:
         """A stream goes on capturing until this is called, also after an error."""
         try:
             self._stream.end_capture()
         except Exception:  # the capture was no longer valid: each driver says so in its own way
+            self._renew()
+
+    def _renew(self) -> None:
+        """Another stream; a lost device refuses that too, but the first error is the one to tell."""
+        with contextlib.suppress(Exception):
             self._stream = cupy.cuda.Stream(non_blocking=True)
 
 

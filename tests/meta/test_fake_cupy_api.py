@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -55,6 +56,17 @@ def test_cuda_invents_nothing() -> None:
     assert ours <= set(API["cupy.cuda"])
     runtime = {n for n in vars(fake_cupy.cupy.cuda.runtime) if not n.startswith("_")}
     assert runtime <= set(API["cupy.cuda.runtime"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+def test_a_device_has_the_attributes_that_cupy_asks_for() -> None:
+    runtime = importlib.import_module("cupy_backends.cuda.api.runtime")
+    assert [name for name in cuda.ATTRIBUTES if not hasattr(runtime, f"cudaDevAttr{name}")] == []
+
+
+def test_random_numbers_need_a_library_that_nobody_installs() -> None:
+    with pytest.raises(ImportError, match="libcurand"):
+        fake_cupy.cupy.random.standard_normal(3)
 
 
 def resolves(name: str) -> bool:

@@ -12,8 +12,8 @@ arrays that refuse to mix with host arrays, and CUDA kernels run by tests.suppor
     events["launch"]
 
 What it does not show: time, rounding of cuBLAS and of the GPU's functions, asynchrony (everything
-runs at once), the order in which a device would run atomics. ElementwiseKernel, ReductionKernel,
-fuse and random generators are not provided (NotImplementedError).
+runs at once), the order in which a device would run atomics. ElementwiseKernel, ReductionKernel
+and fuse are not provided (NotImplementedError); cupy.random raises as it does without cuRAND.
 """
 
 from __future__ import annotations
@@ -77,6 +77,16 @@ def _pinned_zeros(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarra
     return np.zeros(shape, dtype, order)  # type: ignore[call-overload]
 
 
+class _Random(Namespace):
+    """cupy.random where gpulayers was installed with its extras: they bring no cuRAND."""
+
+    def _make(self, name: str, entry: str, counterpart: Any) -> Any:
+        def needs_curand(*args: Any, **kwargs: Any) -> Any:
+            raise ImportError(f'Failure finding "libcurand.so.10" (cupy.random.{name})')
+
+        return needs_curand
+
+
 cupy = Namespace(
     "cupy",
     np,
@@ -94,7 +104,7 @@ cupy = Namespace(
         "lib": ModuleType("cupy.lib"),
         "linalg": Namespace("cupy.linalg", np.linalg),
         "ndarray": ndarray,
-        "random": Namespace("cupy.random", np.random),
+        "random": _Random("cupy.random", np.random),
         "ufunc": ufunc,
     },
 )

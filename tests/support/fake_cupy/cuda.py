@@ -25,7 +25,7 @@ PROPERTIES = {
     "regsPerMultiprocessor": 65536,
     "warpSize": 32,
     "l2CacheSize": 50 << 20,
-    "clockRate": 1980000,
+    "maxBlocksPerMultiProcessor": 32,
 }
 ATTRIBUTES = {
     "MultiProcessorCount": 132,

@@ -152,6 +152,7 @@ def _check_resident(kernel: str, grid: tuple, block: tuple, shared_mem: int) -> 
     properties = _device_properties()
     threads, reserved = math.prod(block), 1 << 10  # bytes that each block takes besides its own
     at_once = min(
+        properties["maxBlocksPerMultiProcessor"],
         properties["maxThreadsPerMultiProcessor"] // threads,
         properties["sharedMemPerMultiprocessor"] // (shared_mem + reserved),
     )
