@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from functools import cache, lru_cache
 
 import numpy as np
@@ -14,7 +15,8 @@ from gpulayers.threads import run_shares, shares, single_threaded_blas
 SMALL = 1 << 15  # elements up to which an array is worked on as a whole, without ado
 BLOCK = 1 << 17  # elements of one array that an elementwise pass takes at a time
 _SHARE = 1 << 17  # elements, gone over twice, from which a second thread pays
-_WIDE = 512  # elements of a row from which NumPy's inner loop runs at full speed
+_WIDE = 1 << 13  # elements of a row of which NumPy's buffer (8192) does not take two
+_LONG = 512  # elements of a row from which NumPy should not copy it; see `row_by_row`
 
 
 def blocks(part: slice, step: int) -> Iterator[slice]:
@@ -31,11 +33,28 @@ def row_shares(rows: int, width: int, passes: int = 4) -> list[slice]:
 @lru_cache(maxsize=1024)
 def fold(rows: int, width: int) -> int:
     """How many rows of `width` elements to see as one, so that it is wide; it divides `rows`."""
-    best = 1
-    for k in range(2, min(rows, -(-_WIDE // width)) + 1):
-        if rows % k == 0:
-            best = k
-    return best
+    most = max(1, min(rows, _WIDE // width))
+    return next(k for k in range(most, 0, -1) if rows % k == 0)
+
+
+def row_by_row(width: int) -> contextlib.AbstractContextManager[None]:
+    """Have NumPy's ufuncs read rows of `width` that lie apart, or that repeat, where they are.
+
+    As long as two of them fit into its buffer, NumPy (2.4) copies several rows into it before it
+    computes with them, which for long rows takes as long as the computing; for short ones a call
+    for each row takes longer. This is for operations of one dtype: what must be cast goes through
+    the buffer in any case, and a small one is slow.
+    """
+    return _small_buffer() if width >= _LONG else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _small_buffer() -> Generator[None]:
+    before = np.setbufsize(_LONG)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def repeated(vector: Array, k: int) -> Array:

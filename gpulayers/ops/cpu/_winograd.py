@@ -27,7 +27,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import all_finite, blocks, ones, relu, repeated
+from gpulayers.ops.cpu._blocks import all_finite, blocks, ones, relu, repeated, row_by_row
 from gpulayers.ops.cpu._columns import example_shares
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, threaded_blas
@@ -315,7 +315,8 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             if rectify:
                 relu(Z[block], Z[block])
 
-    with np.errstate(over="ignore", invalid="ignore"):  # the direct way will warn
+    # the direct way will warn
+    with np.errstate(over="ignore", invalid="ignore"), row_by_row(cols * min(ch, out_ch)):
         run_shares(work, parts)
     return Z if all(finite) else None
 
@@ -345,7 +346,8 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
                 np.add(sums[i], products[i], out=sums[i])
             biases[i] += one[: 3 * g.thirds] @ gradient.result[2, : 3 * g.thirds]
 
-    with np.errstate(over="ignore", invalid="ignore"):  # the direct way will warn
+    # the direct way will warn
+    with np.errstate(over="ignore", invalid="ignore"), row_by_row(cols * min(ch, out_ch)):
         run_shares(work, parts)
     for more, db in zip(sums[1:], biases[1:], strict=True):
         sums[0] += more

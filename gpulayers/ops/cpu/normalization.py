@@ -12,14 +12,20 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import blocks, fold, ones, repeated, row_shares
+from gpulayers.ops.cpu._blocks import blocks, fold, ones, repeated, row_by_row, row_shares
 from gpulayers.ops.reference.normalization import ReferenceNormalization
-from gpulayers.threads import run_shares
+from gpulayers.threads import Work, run_shares
 
 BLOCK = (
     1 << 18
 )  # elements that a pass takes at a time: memory is slow, and calls wait for one another
 _LONGEST = 1 << 14  # numbers of a row whose float32 sum by BLAS is as exact as NumPy's
+
+
+def _run(work: Work, parts: list[slice], width: int) -> None:
+    """`run_shares`, for work on rows of `width` numbers."""
+    with row_by_row(width):
+        run_shares(work, parts)
 
 
 class _Columns:
@@ -34,7 +40,7 @@ class _Columns:
         self.rows, self.width = m // self.k, self.k * ch
         self.step = max(1, BLOCK // self.width)
         self.parts = row_shares(self.rows, self.width, 4)
-        self.one = ones(min(self.step, self.rows), dtype)
+        self.one = ones(max(min(self.step, self.rows), self.k), dtype)
         self.free = [
             workspace.empty((min(self.step, p.stop - p.start), self.width), dtype)
             for p in self.parts
@@ -46,16 +52,14 @@ class _Columns:
     def tiled(self, vector: Array) -> Array:
         return repeated(vector.astype(self.dtype, copy=False), self.k)
 
-    def sums(self, count: int) -> list[Array]:
+    def zeros(self, count: int) -> list[Array]:
         """Zeros for `count` sums of each share."""
-        return [np.zeros((count, self.width)) for _ in self.parts]
+        return [np.zeros((count, self.ch)) for _ in self.parts]
 
-    def total(self, sums: list[Array]) -> Array:
-        """The sums of all shares, (count, ch), in float64."""
-        total = sums[0]
-        for more in sums[1:]:
-            total = total + more
-        return total.reshape(len(total), self.k, self.ch).sum(axis=1)
+    def total(self, block: Array) -> Array:
+        """The sums (ch,) of a block of wide rows."""
+        wide = self.one[: len(block)] @ block
+        return self.one[: self.k] @ wide.reshape(self.k, self.ch) if self.k > 1 else wide
 
     def moments(self, found: list[tuple[int, Array, Array]]) -> tuple[Array, Array]:
         """Mean and variance of each channel in float64, from blocks of rows: how many there are,
@@ -64,12 +68,9 @@ class _Columns:
         rows = np.array([[count] for count, _, _ in found], np.float64)
         centres = np.stack([centre for _, centre, _ in found]).astype(np.float64)
         squares = np.stack([square for _, _, square in found]).astype(np.float64)
-        mean = (rows * centres).sum(axis=0).reshape(self.k, self.ch).sum(axis=0) / self.m
-        squares += rows * (centres - np.tile(mean, self.k)) ** 2
-        return mean, squares.sum(axis=0).reshape(self.k, self.ch).sum(axis=0) / self.m
-
-    def add(self, block: Array, to: Array) -> None:
-        to += self.one[: len(block)] @ block
+        mean = (rows * centres).sum(axis=0) / self.m
+        squares += rows * (centres - mean) ** 2
+        return mean, squares.sum(axis=0) / self.m
 
 
 class CpuNormalization(ReferenceNormalization):
@@ -89,15 +90,15 @@ class CpuNormalization(ReferenceNormalization):
         def add_up(i: int, part: slice) -> None:
             """Each block by itself, while it is in the cache: its mean, the squares around it."""
             for block in blocks(part, cut.step):
-                rows = block.stop - block.start
-                one, centred = cut.one[:rows], cut.free[i][:rows]
-                centre = one @ x[block]
-                np.divide(centre, rows, out=centre)
-                np.subtract(x[block], centre, out=centred)
+                rows = x[block]
+                count, centred = len(rows) * cut.k, cut.free[i][: len(rows)]
+                centre = cut.total(rows)
+                np.divide(centre, count, out=centre)
+                np.subtract(rows, cut.tiled(centre), out=centred)
                 np.multiply(centred, centred, out=centred)
-                found[i].append((rows, centre, one @ centred))
+                found[i].append((count, centre, cut.total(centred)))
 
-        run_shares(add_up, cut.parts)
+        _run(add_up, cut.parts, cut.width)
         mean, exact = cut.moments([block for share in found for block in share])
         inv_std = (1.0 / np.sqrt(exact + eps)).astype(X.dtype)
         middle = mean.astype(X.dtype)
@@ -111,7 +112,7 @@ class CpuNormalization(ReferenceNormalization):
                 np.multiply(x_hat[block], gain, out=y[block])
                 np.add(y[block], shift, out=y[block])
 
-        run_shares(normalize, cut.parts)
+        _run(normalize, cut.parts, cut.width)
         return Y, X_hat, middle, exact.astype(X.dtype), inv_std
 
     def batchnorm_backward(
@@ -123,17 +124,19 @@ class CpuNormalization(ReferenceNormalization):
         cut = _Columns(dY.shape[0], dY.shape[1], dY.dtype)
         dX = workspace.empty(dY.shape, dY.dtype)
         dy, x_hat, dx = cut.wide(dY), cut.wide(X_hat), cut.wide(dX)
-        sums = cut.sums(2)
+        sums = cut.zeros(2)
 
         def add_up(i: int, part: slice) -> None:
             for block in blocks(part, cut.step):
                 products = cut.free[i][: block.stop - block.start]
-                cut.add(dy[block], sums[i][0])
+                sums[i][0] += cut.total(dy[block])
                 np.multiply(dy[block], x_hat[block], out=products)
-                cut.add(products, sums[i][1])
+                sums[i][1] += cut.total(products)
 
-        run_shares(add_up, cut.parts)
-        dintercept, dscaler = cut.total(sums)
+        _run(add_up, cut.parts, cut.width)
+        for more in sums[1:]:
+            sums[0] += more
+        dintercept, dscaler = sums[0]
         # dX = factor * dY + slope * X_hat + shift
         factor = scaler * inv_std
         scale = cut.tiled(factor)
@@ -147,7 +150,7 @@ class CpuNormalization(ReferenceNormalization):
                 np.multiply(dy[block], scale, out=out)
                 np.add(out, free, out=out)
 
-        run_shares(put_together, cut.parts)
+        _run(put_together, cut.parts, cut.width)
         return dX, dscaler.astype(dY.dtype), dintercept.astype(dY.dtype)
 
     def standardize_forward(
@@ -165,7 +168,7 @@ class CpuNormalization(ReferenceNormalization):
             for block, _ in cut.each(i, part):
                 _standardize(x[block], x_hat[block], inv_std[block], cut.average, small)
 
-        run_shares(work, cut.parts)
+        _run(work, cut.parts, length)
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
         return X_hat, inv_std.reshape(kept)
 
@@ -187,7 +190,7 @@ class CpuNormalization(ReferenceNormalization):
                 np.multiply(cut.wide(X_hat[block]), gain, out=y)
                 np.add(y, shift, out=y)
 
-        run_shares(work, cut.parts)
+        _run(work, cut.parts, length)
         return Y, X_hat, inv_std
 
     def layernorm_backward(
@@ -216,7 +219,7 @@ class CpuNormalization(ReferenceNormalization):
                 np.subtract(out, products, out=out)
                 np.multiply(out, inv_std[block], out=out)
 
-        run_shares(work, cut.parts)
+        _run(work, cut.parts, length)
         for more in sums[1:]:
             sums[0] += more
         dscaler, dintercept = sums[0].astype(dY.dtype)
@@ -244,7 +247,7 @@ class CpuNormalization(ReferenceNormalization):
                 np.subtract(out, products, out=out)
                 np.multiply(out, scale[block], out=out)
 
-        run_shares(work, cut.parts)
+        _run(work, cut.parts, length)
         return dX
 
 

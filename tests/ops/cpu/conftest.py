@@ -37,10 +37,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             ("SMALL", 0),
             ("_FEW", 0),
             ("_SHARE", 1),
+            ("_WIDE", 24),
+            ("_LONG", 16),
         ):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
-    _blocks.zero_block.cache_clear()
+    forget()
     monkeypatch.setattr(_columns, "_SHARE_WORK", 1)
     monkeypatch.setattr(_columns, "_BLOCK_BYTES", 5000)
     monkeypatch.setattr(_winograd, "_BLOCK_BYTES", 200_000)
@@ -48,9 +50,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forget_zeros() -> Iterator[None]:
+def forget_after() -> Iterator[None]:
     yield
+    forget()
+
+
+def forget() -> None:
+    """What was kept for other sizes of blocks."""
     _blocks.zero_block.cache_clear()
+    _blocks.fold.cache_clear()
 
 
 def normal(shape: tuple[int, ...], seed: int, dtype: str = "float32") -> np.ndarray:

@@ -181,6 +181,18 @@ def rows_of_two(shape: tuple[int, int], dtype: str) -> list[np.ndarray]:
     return [(rng.integers(-8, 8, shape[1]) / 8).astype(dtype) for _ in range(2)]
 
 
+def test_the_buffer_size_of_the_user_stays(count: int) -> None:
+    X, ones = normal((600, 700), 1), np.ones(700, np.float32)
+    before = np.setbufsize(4096)
+    try:
+        CPU.batchnorm_forward(X, ones, ones, 1e-3)
+        with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+            CPU.layernorm_forward(X + np.float32(3e38), ones, ones, 1e-3)
+        assert np.getbufsize() == 4096
+    finally:
+        np.setbufsize(before)
+
+
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (2,), (0, 1, 2), (1,)])
 def test_standardizing_any_axes(axes: tuple[int, ...], count: int, small_blocks: None) -> None:
     X = normal((6, 5, 7), 1)
