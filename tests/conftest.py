@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import os
 import signal
@@ -179,6 +180,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if missing:
         for item in on_emulator:
             item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave the tests themselves out of what the garbage collector looks through: there are tens of
+    thousands, and some tests collect garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 # ------------------------------------------------------------------------------------- backends

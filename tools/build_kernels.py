@@ -33,7 +33,8 @@ class KernelsHook(BuildHookInterface):
     """Called by hatchling for wheels and editable installs.
 
     An editable install gets the library inside the source tree, where it is imported from; a wheel
-    gets one built aside, so that making a wheel leaves the tree as it is.
+    gets one built aside, so that making a wheel leaves the tree as it is. What was built there from
+    the same sources by the same compiler is taken as it is.
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -44,7 +45,10 @@ class KernelsHook(BuildHookInterface):
         try:
             if wanted == "0":
                 raise builder.BuildError(f"{VARIABLE}=0 when gpulayers was installed")
-            builder.build(target)
+            if not builder.is_current(builder.LIBRARIES):
+                builder.build(target)
+            elif not editable:
+                shutil.copytree(builder.LIBRARIES, target)
         except builder.BuildError as error:
             if wanted == "1":
                 raise

@@ -141,27 +141,27 @@ def test_generator_moves_and_leaves_the_critic(backend):
 
 
 def test_finds_all_modes_of_a_mixture(numpy_backend, capsys):
-    """Eight normal distributions on a ring. A generated point is good within three standard
-    deviations of the nearest one (Srivastava et al., "VEEGAN", 2017); each must hold 1 %."""
+    """Four normal distributions on a ring. A generated point is good within three standard
+    deviations of the nearest one (Srivastava et al., "VEEGAN", 2017); each must hold 5 %."""
     rng, std = np.random.default_rng(0), 0.05
-    angles = np.arange(8) * np.pi / 4
+    angles = np.arange(4) * np.pi / 2
     centres = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    points = centres[rng.integers(0, 8, 4000)] + std * rng.normal(size=(4000, 2))
+    points = centres[rng.integers(0, 4, 4000)] + std * rng.normal(size=(4000, 2))
     points = points.astype(np.float32)
     random.seed(0)
     gan = WGAN_GP(g_hidden=48, optimizer="Adam(lr=0.003, decay1=0.5, decay2=0.9)")
     options = {"lambda_": 0.1, "batchsize": 64, "c_updates_per_epoch": 3}
-    losses = gan.fit(points, n_steps=600, **options)
-    assert len(losses) == 600 and gan.loss.lambda_ == 0.1
+    losses = gan.fit(points, n_steps=240, **options)
+    assert len(losses) == 240 and gan.loss.lambda_ == 0.1
     assert len(capsys.readouterr().out.splitlines()) == 10
     for layer in gan._layers():
         layer.optimizer.set_params({"lr": 0.0003})
-    gan.fit(points, n_steps=100, verbose=False, **options)
+    gan.fit(points, n_steps=60, verbose=False, **options)
     drawn = gan.sample(2500)
     distance = np.linalg.norm(drawn[:, None] - centres, axis=2)
     good = distance.min(axis=1) < 3 * std
-    shares = np.bincount(distance.argmin(axis=1)[good], minlength=8) / 2500
-    assert good.mean() > 0.35 and shares.min() > 0.01, (good.mean(), shares)
+    shares = np.bincount(distance.argmin(axis=1)[good], minlength=4) / 2500
+    assert good.mean() > 0.45 and shares.min() > 0.05, (good.mean(), shares)
 
 
 def test_fit_on_each_backend(backend):

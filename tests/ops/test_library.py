@@ -102,3 +102,18 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     with pytest.raises(build.BuildError, match=r"cc failed: thing\.c:1: error: it broke"):
         build.build(tmp_path / "lib")
     assert not (tmp_path / "lib").exists()
+
+
+def test_what_is_built_is_current(monkeypatch: pytest.MonkeyPatch, copied: Path) -> None:
+    assert build.is_current(copied)
+    record = json.loads((copied / "build.json").read_text())
+    for change in ({"sources": "0" * 64}, {"compiler": "cc 1.0"}, {"flags": []}, {"sets": []}):
+        (copied / "build.json").write_text(json.dumps({**record, **change}))
+        assert not build.is_current(copied), change
+    (copied / "build.json").write_text(json.dumps(record))
+    monkeypatch.setenv("CC", str(copied / "no-compiler"))
+    assert not build.is_current(copied)
+    monkeypatch.delenv("CC")
+    (copied / f"kernels-baseline{build.SUFFIX}").unlink()
+    assert not build.is_current(copied)
+    assert not build.is_current(copied / "gone")

@@ -52,7 +52,7 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
     return rng.random(shape, np.float32), rng.integers(0, 10, shape[0])
 
 
-def growth(step: Callable[[], Any], count: int = 5) -> list[int]:
+def growth(step: Callable[[], Any], count: int = 3) -> list[int]:
     """The most that was allocated at a time within each step, over what there was before it."""
     tracemalloc.start()
     try:
@@ -92,7 +92,7 @@ def test_layers(engine: str, count: int, name: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizers(engine: str, optimizer: str) -> None:
-    network, (X, labels) = NETWORKS["small CIFAR"][0](optimizer), data("small CIFAR")
+    network, (X, labels) = NETWORKS["lenet"][0](optimizer), data("lenet")
     with use_engine(engine), use_threads(2):
         for _ in range(2):
             train(network, X, labels)

@@ -1,4 +1,4 @@
-"""All kernels of gpulayers, compiled once for every architecture."""
+"""The kernels of gpulayers that the tests meet, compiled once."""
 
 from __future__ import annotations
 
@@ -25,6 +25,5 @@ def compiled(compiler: None) -> dict[nvrtc.Job, nvrtc.Compiled]:
     """Each source for each architecture that is tested. Workers of pytest-xdist share the work."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if not worker:
-        return nvrtc.compile_all(2, architectures=nvrtc.TESTED)
-    backwards = int(worker.removeprefix("gw")) % 2 == 1
-    return nvrtc.compile_all(1, backwards, nvrtc.TESTED)
+        return nvrtc.compile_all(2)
+    return nvrtc.compile_all(1, backwards=int(worker.removeprefix("gw")) % 2 == 1)

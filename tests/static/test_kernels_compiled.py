@@ -36,10 +36,8 @@ def results(compiled: Matrix, spec: table.KernelSpec) -> list[tuple[str, nvrtc.R
     return found
 
 
-@pytest.mark.parametrize("architecture", nvrtc.TESTED)
-@pytest.mark.parametrize("file", table.FILES)
-def test_compiles(compiled: Matrix, file: str, architecture: str) -> None:
-    job = nvrtc.Job(file, architecture)
+@pytest.mark.parametrize("job", nvrtc.tested(), ids=lambda job: f"{job.file}-{job.architecture}")
+def test_compiles(compiled: Matrix, job: nvrtc.Job) -> None:
     result = compiled[job]
     assert not result.log, result.log
     assert set(result.kernels) == set(job.instances)

@@ -40,10 +40,6 @@ except ImportError:  # Windows: workers may then do the same work twice
     fcntl = None
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-#: what the tests compile for: the ends, or with every case all
-TESTED = ARCHITECTURES
-if not os.environ.get("GPULAYERS_TEST_CASES"):
-    TESTED = (ARCHITECTURES[0], ARCHITECTURES[-1])
 BUDGET_FILE = Path(__file__).parents[1] / "static" / "budget.json"
 CACHE_VARIABLE = "GPULAYERS_NVRTC_CACHE"
 #: what CuPy 14 adds to the options of every RawModule (cupy/cuda/compiler.py)
@@ -199,7 +195,7 @@ class Job:
     @property
     def instances(self) -> tuple[str, ...]:
         """The kernels that the architecture can run and the tests meet."""
-        return sample.instances(self.file, int(self.architecture.removeprefix("sm_")))
+        return sample.compiled(self.file, int(self.architecture.removeprefix("sm_")))
 
     def run(self) -> Compiled:
         """Compiles, or finds the result of an earlier run in the cache."""
@@ -217,6 +213,18 @@ class Job:
         stored = json.loads(path.read_text())
         kernels = {name: Resources(**values) for name, values in stored["kernels"].items()}
         return Compiled(kernels, stored["log"])
+
+
+def tested() -> list[Job]:
+    """What the tests compile: a source for the oldest or the newest architecture in turn, those
+    with tensor cores for the newest; with every case each source for all of them."""
+    if sample.ALL:
+        return [Job(file, architecture) for architecture in ARCHITECTURES for file in table.FILES]
+    tiled = {spec.file for spec in table.KERNELS.values() if spec.runs}
+    return [
+        Job(file, ARCHITECTURES[-1 if file in tiled or k % 2 else 0])
+        for k, file in enumerate(table.FILES)
+    ]
 
 
 def _cache_folder() -> Path:
@@ -238,14 +246,12 @@ def _run(job: Job) -> Compiled:
     return job.run()
 
 
-def compile_all(
-    processes: int = 2, backwards: bool = False, architectures: Sequence[str] = ARCHITECTURES
-) -> dict[Job, Compiled]:
-    """Every source for every architecture. NVRTC is serial in a process, hence several.
+def compile_all(processes: int = 2, backwards: bool = False) -> dict[Job, Compiled]:
+    """All that the tests meet. NVRTC is serial in a process, hence several.
 
     Two callers, one going backwards, share the work: each finds the other's results in the cache.
     """
-    jobs = [Job(file, architecture) for architecture in architectures for file in table.FILES]
+    jobs = tested()
     if backwards:
         jobs.reverse()
     if processes == 1:

@@ -2,6 +2,7 @@
 
 The kernels of gemm.cu and conv.cu are the same code for every tile and dtype of large.cuh, and a
 second each to compile: by default each kernel, each tile and each dtype is met once or twice.
+The other kernels all run; half of their instances are compiled by NVRTC too.
 """
 
 from __future__ import annotations
@@ -45,5 +46,21 @@ def instances(file: str, capability: int = 10**6, large: bool | None = None) -> 
             for dtype in spec.dtypes
             if met(spec, dtype)
             for index in table.INDEX_TYPES
+        )
+    )
+
+
+def compiled(file: str, capability: int) -> tuple[str, ...]:
+    """Of those, the ones that NVRTC compiles for the tests: unless all are asked for, a kernel's
+    dtypes with 32-bit and 64-bit indices in turn."""
+    if ALL:
+        return instances(file, capability)
+    indices = tuple(table.INDEX_TYPES)
+    return tuple(
+        dict.fromkeys(
+            spec.expression(dtype, indices[k % len(indices)])
+            for spec in table.KERNELS.values()
+            if spec.file == file and spec.oldest <= capability
+            for k, dtype in enumerate(d for d in spec.dtypes if met(spec, d))
         )
     )

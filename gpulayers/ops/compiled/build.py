@@ -112,16 +112,32 @@ def build(
         target.mkdir(parents=True, exist_ok=True)
         for library in built.values():
             _put(library, target / library.name)
-        record: dict[str, object] = {
-            "compiler": _version(compiler),
-            "flags": FLAGS + extra,
-            "sets": list(built),
-            "sources": sources_digest(),
-        }
+        record = _record(compiler, FLAGS + extra, list(built))
         written = Path(folder) / RECORD.name
         written.write_text(json.dumps(record, indent=1) + "\n")
         _put(written, target / RECORD.name)
     return record
+
+
+def is_current(target: Path = LIBRARIES) -> bool:
+    """Return whether `target` holds what `build` would make there now."""
+    try:
+        made = json.loads((target / RECORD.name).read_text())
+        wanted = _record(find_compiler(), FLAGS, instruction_sets())
+    except (OSError, ValueError, BuildError):
+        return False
+    libraries = [target / f"kernels-{name}{SUFFIX}" for name in instruction_sets()]
+    return made == wanted and all(library.is_file() for library in libraries)
+
+
+def _record(compiler: list[str], flags: list[str], sets: list[str]) -> dict[str, object]:
+    """What ``build.json`` says of a build."""
+    return {
+        "compiler": _version(compiler),
+        "flags": flags,
+        "sets": sets,
+        "sources": sources_digest(),
+    }
 
 
 def _put(source: Path, target: Path) -> None:
