@@ -114,3 +114,5 @@ def test_more_blocks_than_the_device_has_room_for() -> None:
         arguments = cupy.zeros(1), cupy.zeros(1), cupy.zeros(1, dtype="u4"), np.int32(1)
         with pytest.raises(CUDARuntimeError, match="COOPERATIVE_LAUNCH_TOO_LARGE"):
             kernel((133,), (THREADS,), arguments, shared_mem=200 << 10)
+        with pytest.raises(CUDARuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
+            kernel.max_dynamic_shared_size_bytes = (227 << 10) + 1

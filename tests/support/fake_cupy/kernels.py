@@ -103,8 +103,18 @@ class RawKernel:
         self._source = _Source(code, options, names, title)
         self.code, self.name, self.options, self.backend = code, name, options, backend
         self.enable_cooperative_groups = enable_cooperative_groups
-        self.max_dynamic_shared_size_bytes = 48 << 10
+        self._most_shared = 48 << 10
         self.preferred_shared_memory_carveout = -1
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._most_shared
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        if not 0 <= size <= _device_properties()["sharedMemPerBlockOptin"]:
+            raise CUDADriverError(1, "CUDA_ERROR_INVALID_VALUE", f"invalid argument ({self.name})")
+        self._most_shared = size
 
     @property
     def attributes(self) -> dict[str, int]:
