@@ -118,12 +118,13 @@ class Conv2D(LayerBase):
         """dZ = dY * act'(Z);  dW = im2col(X)^T dZ;  db = sum of dZ;  dX = col2im(dZ W^T)."""
         X, W, window = saved["X"], self.parameters["W"], saved["window"]
         dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
-        grads = {}
-        if params:
-            dW, db = conv.conv2d_param_grads(X, dZ, window)
-            grads = {"W": dW, "b": db}
-        dX = conv.conv2d_input_grad(dZ, W, X.shape, window) if inputs else None
-        return dX, grads
+        if not params:
+            return conv.conv2d_input_grad(dZ, W, X.shape, window) if inputs else None, {}
+        if inputs:
+            dX, dW, db = conv.conv2d_grads(X, dZ, W, window)
+        else:
+            dX, (dW, db) = None, conv.conv2d_param_grads(X, dZ, window)
+        return dX, {"W": dW, "b": db}
 
     def _backward_naive(self, dLdy: Any, retain_grads: bool = True) -> Any:
         """`backward` in loops, to read: slow, the same result (numpy-ml's crashes)."""

@@ -90,12 +90,15 @@ class ConvNode(Node):
                 dZ = k.max_pool2d_relu_backward(dY, argmax, P, shape, around)
             else:
                 dZ = k.max_pool2d_backward(dY, argmax, shape, around)
-        if self._conv.trainable:
-            dW, db = k.conv2d_param_grads(X, dZ, window)
-            self.gradients[0] = {"W": dW, "b": db}
-        if not inputs:
-            return None
-        return k.conv2d_input_grad(dZ, self._conv.parameters["W"], X.shape, window)
+        W = self._conv.parameters["W"]
+        if not self._conv.trainable:
+            return k.conv2d_input_grad(dZ, W, X.shape, window) if inputs else None
+        if inputs:
+            dX, dW, db = k.conv2d_grads(X, dZ, W, window)
+        else:
+            dX, (dW, db) = None, k.conv2d_param_grads(X, dZ, window)
+        self.gradients[0] = {"W": dW, "b": db}
+        return dX
 
     def forget(self) -> None:
         super().forget()

@@ -9,6 +9,7 @@ from gpulayers.ops.compiled import activation, conv, pool, softmax
 from gpulayers.ops.compiled.library import DTYPES
 from gpulayers.ops.compiled.product import product_into, worth_c
 from gpulayers.ops.cpu.fused import CpuFused
+from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
 
 
@@ -30,6 +31,11 @@ class CompiledFused(CpuFused):
         db = workspace.empty(dZ.shape[3:], X.dtype)
         conv.conv2d_weight_grad_into(X, dZ, window, dW, db)
         return dW, db
+
+    def conv2d_grads(
+        self, X: Array, dZ: Array, W: Array, window: Window
+    ) -> tuple[Array, Array, Array]:
+        return ReferenceFused.conv2d_grads(self, X, dZ, W, window)  # one after the other, in C
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         (m, k), n = X.shape, W.shape[1]

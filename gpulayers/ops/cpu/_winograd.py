@@ -76,14 +76,14 @@ def threads_for(few: int) -> contextlib.AbstractContextManager[None]:
     return threaded_blas() if few >= _MANY else contextlib.nullcontext()
 
 
-def _transformed(W: Array) -> Array:
+def transformed(W: Array) -> Array:
     """G applied to the rows of (3, 3, a, b): (6, 3 a, b)."""
     rows = W.reshape(3, -1)
     out = workspace.empty((6, rows.shape[1]), W.dtype)
     return np.matmul(G, rows, out=out).reshape(6, -1, W.shape[3])
 
 
-class _Geometry:
+class Geometry:
     """Sizes of a block of `count` examples: tiles of four output rows, with two more columns than
     the output has, so that the pixels of all tiles form one sequence."""
 
@@ -101,10 +101,10 @@ class _Geometry:
         return (3 * self.thirds + 2) * ch
 
 
-class _Input:
+class Input:
     """B^T d of a block of images, along the rows."""
 
-    def __init__(self, full: _Geometry, ch: int) -> None:
+    def __init__(self, full: Geometry, ch: int) -> None:
         g, N, dtype = full, full.width * ch, np.dtype(np.float32)
         self.ch = ch
         self.padded = workspace.zeros((g.count, g.padded_rows, g.width, ch), dtype)
@@ -114,7 +114,7 @@ class _Input:
         self.seen: Array  # (3, 6, thirds, 3 ch): the matrices of every third position
         self._count = -1
 
-    def _arrange(self, g: _Geometry) -> None:
+    def _arrange(self, g: Geometry) -> None:
         """Views for a block of g.count examples."""
         self._count, ch, N = g.count, self.ch, g.width * self.ch
         padded = self.padded[: g.count].reshape(g.count, g.padded_rows, N)
@@ -147,7 +147,7 @@ class _Input:
             (ch * by_number, by_point, 3 * ch * by_number, by_number),
         )
 
-    def __call__(self, images: Array, g: _Geometry) -> Array:
+    def __call__(self, images: Array, g: Geometry) -> Array:
         if self._count != g.count:
             self._arrange(g)
         T, v = self.T, self.v
@@ -165,16 +165,16 @@ class _Input:
         return self.seen
 
 
-class _Output:
+class Output:
     """y = A^T M of a block, M being the six products."""
 
-    def __init__(self, full: _Geometry, ch: int) -> None:
+    def __init__(self, full: Geometry, ch: int) -> None:
         self.ch = ch
         self.products = workspace.empty((6, 3 * full.thirds, ch), np.float32)
         self.scratch = workspace.empty((4, full.count * full.tiles, full.out_cols * ch), np.float32)
         self._count = -1
 
-    def _arrange(self, g: _Geometry) -> None:
+    def _arrange(self, g: Geometry) -> None:
         self._count, ch = g.count, self.ch
         third = self.products[:, : 3 * g.thirds].reshape(6, g.thirds, 3, ch)
         self.thirds = third.transpose(2, 0, 1, 3)
@@ -189,7 +189,7 @@ class _Output:
         self.s = scratch.reshape(4, g.count, g.tiles, g.out_cols * ch)
 
     def __call__(
-        self, seen: Array, weights: Array, bias: Array | None, Y: Array, g: _Geometry
+        self, seen: Array, weights: Array, bias: Array | None, Y: Array, g: Geometry
     ) -> None:
         if self._count != g.count:
             self._arrange(g)
@@ -221,10 +221,10 @@ class _Output:
         operation(a[:, :tiles], b[:, :tiles], out=out)
 
 
-class _Gradient:
+class Gradient:
     """A dY of a block of output gradients, for dW; zero at the positions that are no output."""
 
-    def __init__(self, full: _Geometry, ch: int) -> None:
+    def __init__(self, full: Geometry, ch: int) -> None:
         self.ch = ch
         self.result = workspace.zeros((6, 3 * full.thirds, ch), np.float32)
         self.scratch = workspace.empty((2, full.count * full.tiles, full.out_cols * ch), np.float32)
@@ -234,7 +234,7 @@ class _Gradient:
             self.padded = workspace.zeros(size, np.float32)
         self._count = -1
 
-    def _arrange(self, g: _Geometry) -> None:
+    def _arrange(self, g: Geometry) -> None:
         self._count, ch = g.count, self.ch
         self.result[:, g.positions : 3 * g.thirds] = 0
         third = self.result[:, : 3 * g.thirds].reshape(6, g.thirds, 3, ch)
@@ -249,7 +249,7 @@ class _Gradient:
         scratch = self.scratch[:, : g.count * g.tiles]
         self.s = scratch.reshape(2, g.count, g.tiles, g.out_cols * ch)
 
-    def __call__(self, dZ: Array, g: _Geometry) -> list[Array]:
+    def __call__(self, dZ: Array, g: Geometry) -> list[Array]:
         if self._count != g.count:
             self._arrange(g)
         rows = dZ.reshape(g.count, g.out_rows, g.out_cols * self.ch)
@@ -277,9 +277,9 @@ class _Gradient:
 # ---------------------------------------------------------------------- the products of a layer
 
 
-def _step(parts: list[slice], window: Window, rows: int, cols: int, ch: int, out_ch: int) -> int:
+def block_of(parts: list[slice], window: Window, rows: int, cols: int, ch: int, out_ch: int) -> int:
     """Examples of a block: a share is cut into blocks of about one size."""
-    g = _Geometry(1, window, rows, cols)
+    g = Geometry(1, window, rows, cols)
     most = max(1, _BLOCK_BYTES // (4 * 6 * g.positions * (ch + out_ch)))
     count = max(part.stop - part.start for part in parts)
     return -(-count // -(-count // most))
@@ -295,19 +295,19 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     n, rows, cols, ch = X.shape
     out_ch = W.shape[3]
     Z = workspace.empty((n, *window.output_size(rows, cols), out_ch), X.dtype)
-    weights = _transformed(W)
+    weights = transformed(W)
     parts = example_shares(n, Z[:1].size * 9 * ch // 2)
-    step = _step(parts, window, rows, cols, ch, out_ch)
-    full = _Geometry(step, window, rows, cols)
+    step = block_of(parts, window, rows, cols, ch, out_ch)
+    full = Geometry(step, window, rows, cols)
     bias = None if b is None else repeated(b, full.out_cols)
-    buffers = [(_Input(full, ch), _Output(full, out_ch)) for _ in parts]
+    buffers = [(Input(full, ch), Output(full, out_ch)) for _ in parts]
     finite = [True] * len(parts)
 
     def work(i: int, part: slice) -> None:
         to_tiles, from_tiles = buffers[i]
         for block in blocks(part, step):
             count = block.stop - block.start
-            g = full if count == step else _Geometry(count, window, rows, cols)
+            g = full if count == step else Geometry(count, window, rows, cols)
             from_tiles(to_tiles(X[block], g), weights, bias, Z[block], g)
             if not all_finite(to_tiles.witness):
                 finite[i] = False
@@ -326,9 +326,9 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
     n, rows, cols, ch = X.shape
     out_ch = dZ.shape[3]
     parts = example_shares(n, dZ[:1].size * 9 * ch // 2)
-    step = _step(parts, window, rows, cols, ch, out_ch)
-    full = _Geometry(step, window, rows, cols)
-    buffers = [(_Input(full, ch), _Gradient(full, out_ch)) for _ in parts]
+    step = block_of(parts, window, rows, cols, ch, out_ch)
+    full = Geometry(step, window, rows, cols)
+    buffers = [(Input(full, ch), Gradient(full, out_ch)) for _ in parts]
     size = (6, 3 * ch, out_ch)
     sums = [workspace.zeros(size, X.dtype) for _ in parts]
     products = [workspace.empty(size, X.dtype) for _ in parts]
@@ -339,7 +339,7 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
         to_tiles, gradient = buffers[i]
         for block in blocks(part, step):
             count = block.stop - block.start
-            g = full if count == step else _Geometry(count, window, rows, cols)
+            g = full if count == step else Geometry(count, window, rows, cols)
             pairs = zip(to_tiles(X[block], g), gradient(dZ[block], g), strict=True)
             for seen, dz in pairs:
                 np.matmul(seen.transpose(0, 2, 1), dz, out=products[i])

@@ -11,7 +11,7 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu import _columns, _winograd, _winograd2d
+from gpulayers.ops.cpu import _columns, _winograd, _winograd2d, _winograd_grads
 from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place
 from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
@@ -140,3 +140,17 @@ def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
         with _winograd.threads_for(min(ch, out_ch)):
             return _winograd.weight_grad(X, dZ, window)
     return None
+
+
+def all_grads(X: Array, dZ: Array, W: Array, window: Window) -> tuple[Array, Array, Array] | None:
+    """(dX, dW, db) by Winograd's algorithm along the rows; None where it does not serve."""
+    ch, out_ch = W.shape[2:]
+    if not _flips(window, ch) or not _winograd.serves(X, out_ch, window):
+        return None
+    back = _flipped_window(window)
+    if not _winograd.serves(dZ, ch, back):
+        return None
+    if _winograd2d.serves(X, out_ch, window) or _winograd2d.serves(dZ, ch, back):
+        return None
+    with _winograd.threads_for(min(ch, out_ch)):
+        return _winograd_grads.gradients(X, dZ, _flipped(W), back)

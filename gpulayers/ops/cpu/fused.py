@@ -13,7 +13,7 @@ from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops.cpu import _dense, _pooled
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
-from gpulayers.ops.cpu.conv import convolve, param_grads
+from gpulayers.ops.cpu.conv import all_grads, convolve, param_grads
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares
@@ -44,6 +44,11 @@ class CpuFused(ReferenceFused):
         if gradients is not None:
             return gradients
         return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
+
+    def conv2d_grads(
+        self, X: Array, dZ: Array, W: Array, window: Window
+    ) -> tuple[Array, Array, Array]:
+        return all_grads(X, dZ, W, window) or super().conv2d_grads(X, dZ, W, window)
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         Z = product(X, W)

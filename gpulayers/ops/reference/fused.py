@@ -25,6 +25,12 @@ class ReferenceFused:
     def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
         return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
 
+    def conv2d_grads(
+        self: Any, X: Array, dZ: Array, W: Array, window: Window
+    ) -> tuple[Array, Array, Array]:
+        dW, db = self.conv2d_param_grads(X, dZ, window)
+        return self.conv2d_input_grad(dZ, W, X.shape, window), dW, db
+
     def dense_forward(self: Any, X: Array, W: Array, b: Array, relu: bool) -> Array:
         Z = product(X, W)
         Z += b

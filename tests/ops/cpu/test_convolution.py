@@ -103,7 +103,11 @@ def test_winograd(
     assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < bound
     fused_dW, db = CPU.conv2d_param_grads(X, dZ, window)
     assert error(fused_dW, dW) < bound
-    assert error(db, dZ.sum(axis=(0, 1, 2), dtype=float)) < DIRECT_BOUND * 4
+    gold_db = dZ.sum(axis=(0, 1, 2), dtype=float)
+    assert error(db, gold_db) < DIRECT_BOUND * 4
+    three = CPU.conv2d_grads(X, dZ, W, window)
+    for actual, wanted, most in zip(three, (dX, dW, gold_db), (bound, bound, 4e-6), strict=True):
+        assert error(actual, wanted) < most
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,11 @@ def test_what_is_not_finite_stays_where_it_belongs(
             ),
             (CPU.conv2d_weight_grad(X, dZ, window), REFERENCE.conv2d_weight_grad(X, dZ, window)),
             (CPU.conv2d_param_grads(X, dZ, window)[0], REFERENCE.conv2d_weight_grad(X, dZ, window)),
+            *zip(
+                CPU.conv2d_grads(X, dZ, W, window),
+                REFERENCE.conv2d_grads(X, dZ, W, window),
+                strict=True,
+            ),
         ]
     for actual, expected in pairs:
         np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
