@@ -73,10 +73,11 @@ def get_kernel(
     kernel = _kernels.get(key)
     if kernel is None:
         job = job_of(name, dtype, index, constants)
-        kernel = _loaded(job)
+        together = table.KERNELS[name].cooperative
+        kernel = _loaded(job, together)
         if kernel is None:
             try:
-                kernel = _compiled(job, _options(dtype, constants))
+                kernel = _compiled(job, _options(dtype, constants), together)
             except OSError as error:
                 raise BackendError(
                     f"kernel {job.expression}: CuPy's cache cannot be used ({error}); set "
@@ -110,8 +111,9 @@ def job_of(name: str, dtype: str, index: str = "int32", constants: str = "") -> 
     )
 
 
-def _loaded(job: Job) -> Callable[..., None] | None:
-    """The kernel from the machine code that `tune` has compiled, if there is any of use."""
+def _loaded(job: Job, together: bool) -> Callable[..., None] | None:
+    """The kernel from the machine code that `tune` has compiled, if there is any of use.
+    `together`: all its blocks run at the same time."""
     import cupy
 
     store = Store()
@@ -119,7 +121,8 @@ def _loaded(job: Job) -> Callable[..., None] | None:
     if found is None:
         return None
     try:
-        kernel = cupy.RawModule(path=str(found.path)).get_function(found.symbol)
+        module = cupy.RawModule(path=str(found.path), enable_cooperative_groups=together)
+        kernel = module.get_function(found.symbol)
         _ = kernel.attributes  # which loads it now
     except Exception as error:  # not for this driver: each has an error of its own
         _log.debug("%s: its stored machine code is left out: %s", job.expression, error)
@@ -128,11 +131,15 @@ def _loaded(job: Job) -> Callable[..., None] | None:
     return kernel
 
 
-def _compiled(job: Job, options: tuple[str, ...]) -> Callable[..., None]:
+def _compiled(job: Job, options: tuple[str, ...], together: bool) -> Callable[..., None]:
     """The kernel from CuPy's cache, or compiled."""
     import cupy
 
-    module = cupy.RawModule(code=job.code, options=options, name_expressions=[job.expression])
+    how: dict[str, Any] = {
+        "name_expressions": [job.expression],
+        "enable_cooperative_groups": together,
+    }
+    module = cupy.RawModule(code=job.code, options=options, **how)
     try:
         return module.get_function(job.expression)
     except Exception as error:
@@ -142,7 +149,7 @@ def _compiled(job: Job, options: tuple[str, ...]) -> Callable[..., None]:
         # another program left. A define that nobody reads makes it another entry of the cache.
         _log.warning("kernel %s is compiled anew, the driver refuses it: %s", job.expression, error)
         options = (*options, "-DGPULAYERS_COMPILED_ANEW")
-        module = cupy.RawModule(code=job.code, options=options, name_expressions=[job.expression])
+        module = cupy.RawModule(code=job.code, options=options, **how)
         return module.get_function(job.expression)
 
 

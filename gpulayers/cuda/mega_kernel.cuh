@@ -4,6 +4,7 @@
 // again, and the next step begins. mega_source.py puts the network in the place of the lines that begin with //:.
 #include "common.cuh"
 #include "activation_functions.cuh"
+#include "barrier.cuh"
 #include "mega_conv.cuh"
 #include "mega_dense.cuh"
 #include "mega_update.cuh"
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             __syncthreads();
         }
         //: give
-        wait(arrived, arrive(arrived));
+        wait(arrived, arrive(arrived, blockIdx.x == 0, gridDim.x));
         const float t = static_cast<float>(updates + step + 1);
         const Update u{param, first, second, rates + step * rates_pitch, rule, a, b, c, d, eps, decay,
                        -expm1(t * log_a), -expm1(t * log_c)};
@@ -59,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         if (blockIdx.x == gridDim.x - 1)
             finish_step(shared + SCRATCH, results, examples, scale, record + 2 * ((recorded + step) % slots));
-        const unsigned before = arrive(arrived);
+        const unsigned before = arrive(arrived, blockIdx.x == 0, gridDim.x);
         const int next = from + batch + blockIdx.x;
         if (blockIdx.x < batch && next < total) fetch(next);
         wait(arrived, before);

@@ -1,26 +1,6 @@
 // What a step of mega.py does between its grid-wide barriers: the sums of the gradients over all examples, each by the
 // block that owns the parameters, which updates them at once. All sums are taken in a fixed order.
 
-// A barrier of all blocks, which must all be resident (a cooperative launch). The highest bit of `arrived` changes when
-// the last one comes, since all of them add up to 2^31: nothing is to be reset, not even between launches. The fences
-// make what any block wrote before `arrive` visible to every block behind `wait`, which takes what `arrive` returned.
-__device__ unsigned arrive(unsigned* arrived)
-{
-    __syncthreads();
-    if (threadIdx.x > 0) return 0u;
-    __threadfence();
-    return atomicAdd(arrived, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1u) : 1u);
-}
-
-__device__ void wait(unsigned* arrived, unsigned before)
-{
-    if (threadIdx.x == 0) {
-        while (((before ^ atomicAdd(arrived, 0u)) & 0x80000000u) == 0u) __nanosleep(20);
-        __threadfence();
-    }
-    __syncthreads();
-}
-
 enum Rule { SGD_RULE, ADAGRAD_RULE, RMSPROP_RULE, ADAM_RULE };
 
 // The parameters, the optimizer's state and the constants of its rule, as flat.cu has them.

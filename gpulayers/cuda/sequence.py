@@ -3,7 +3,9 @@
 Before it the input's products of all steps are one product, after the way back the gradients of
 the weights are another. A block takes some examples through all steps, with the recurrent weights
 in its registers and its shared memory; what does not fit there is read from the L2 cache in each
-step. Step by step go networks with other activations, and those that would read too much.
+step. Weights that are too many for that are kept by many blocks together, which wait for one
+another after each step. Step by step go networks with other activations, and those that the device
+has no room for.
 """
 
 from __future__ import annotations
@@ -16,19 +18,22 @@ from gpulayers.backend import Array
 from gpulayers.cuda.activation import activation_arguments
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.recurrent import CudaRecurrent
+from gpulayers.cuda.table_group import Group, group_of
 from gpulayers.cuda.table_sequence import Way, way_of
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._product import product
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.reference.recurrent import slopes_from_values
 
-__all__ = ["CudaSequence", "ahead", "back", "way_back"]
+__all__ = ["CudaSequence", "ahead", "back", "goes", "way_back"]
 
 States = tuple[Array, ...]
 
 # bytes of weights that a block may read from the L2 cache in each step: the time of the few
-# launches that a step takes otherwise
+# launches that a step takes otherwise; and of a barrier of many blocks
 _MOST_STREAMED = 1 << 20
+_MOST_BESIDE_GROUPS = 1 << 17
+_COUNTER = 32  # numbers that a group has to count on: a line of memory
 
 
 def _rule(kind: str, acts: tuple[Activation, ...]) -> tuple[Any, ...] | None:
@@ -41,26 +46,66 @@ def _rule(kind: str, acts: tuple[Activation, ...]) -> tuple[Any, ...] | None:
 
 def _way(
     kind: str, back: bool, batch: int, hidden: int, dtype: Any, acts: tuple[Activation, ...]
-) -> Way | None:
-    """How one kernel goes; None where it cannot, or step by step is quicker."""
-    if not batch * hidden or _rule(kind, acts) is None:
-        return None
-    shared = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
+) -> Way | Group | str:
+    """How one kernel goes; or why it cannot, or step by step is quicker."""
+    if not batch * hidden:
+        return "nothing to compute"
+    if _rule(kind, acts) is None:
+        return f"no kernel knows {' and '.join(map(str, acts))} in it"
+    device = cupy.cuda.Device().attributes
+    shared = device["MaxSharedMemoryPerBlockOptin"]
     way = way_of(kind, back, batch, hidden, dtype.name, shared)
-    return None if way is None or way.streamed > _MOST_STREAMED else way
+    if way is not None and way.streamed <= _MOST_BESIDE_GROUPS:
+        return way if way.streamed <= _MOST_STREAMED else "it would read too much in each step"
+    sizes = batch, hidden, dtype.name, shared, device["MultiProcessorCount"]
+    group = group_of(kind, back, *sizes)
+    if isinstance(group, str) and way is not None and way.streamed <= _MOST_STREAMED:
+        return way
+    return group
 
 
-def way_back(kind: str, trace: Trace, acts: tuple[Activation, ...]) -> Way | None:
-    """As `_way`, for what was gone through ahead."""
+def goes(kind: str, batch: int, hidden: int, dtype: Any, acts: tuple[Activation, ...]) -> str:
+    """How a network of this kind goes through the steps, in words."""
+    ways = [_way(kind, back, batch, hidden, dtype, acts) for back in (False, True)]
+    return ", ".join(
+        f"{name} {_words(way)}" for name, way in zip(("ahead", "back"), ways, strict=True)
+    )
+
+
+def _words(way: Way | Group | str) -> str:
+    if isinstance(way, str):
+        return f"step by step: {way}"
+    if isinstance(way, Group):
+        return f"in one launch of {way.groups} groups of {way.blocks // way.groups} blocks"
+    return "in one launch"
+
+
+def way_back(kind: str, trace: Trace, acts: tuple[Activation, ...]) -> Way | Group | None:
+    """As `_way`, for what was gone through ahead; None for step by step."""
     _, n, h = trace.states[0].shape
     if any(isinstance(kept, list) for kept in trace.kept):  # went step by step
         return None
-    return _way(kind, True, n, h, trace.X.dtype, acts)
+    way = _way(kind, True, n, h, trace.X.dtype, acts)
+    return None if isinstance(way, str) else way
 
 
-def _run(way: Way, like: Array, arrays: tuple[Array | None, ...], numbers: tuple[Any, ...]) -> None:
+def _run(
+    way: Way | Group,
+    like: Array,
+    arrays: tuple[Array | None, ...],
+    sizes: tuple[int, ...],
+    lying: tuple[int, ...],
+    numbers: tuple[Any, ...],
+) -> None:
+    """Launch it; `lying`: the strides of the weights, for a block that has them to itself."""
     none = cupy.empty(0, dtype=like.dtype)
-    args = (*(none if array is None else array for array in arrays), *numbers)
+    if isinstance(way, Group):
+        between = cupy.empty(way.between, dtype="float32")
+        arrived = cupy.zeros(_COUNTER * way.groups, dtype="uint32")
+        arrays, lying = (*arrays, *((between,) if way.between else ()), arrived), way.sizes
+    else:
+        lying = (*lying, way.fours)
+    args = (*(none if array is None else array for array in arrays), *sizes, *lying, *numbers)
     grid = (way.blocks,)
     launch(*(way.kernel, like.dtype, grid, args, "int32"), block=way.threads, shared=way.shared)
 
@@ -76,7 +121,7 @@ def ahead(
     """All steps ahead; None where they go one by one."""
     (n_t, n, n_in), (h, width) = X.shape, weights.recurrent.shape
     way, rule = _way(kind, False, n, h, X.dtype, acts), _rule(kind, acts)
-    if way is None or rule is None:
+    if isinstance(way, str) or rule is None:
         return None
     gates = product(X.reshape(n_t * n, n_in), weights.input).reshape(n_t, n, width)
     count = 2 if kind == "lstm" else 1
@@ -84,8 +129,8 @@ def ahead(
     M = (cupy.empty((n_t, n, h), dtype=X.dtype),) if kind == "gru" else ()
     given = (None,) * count if first is None else first
     arrays = (gates, weights.recurrent, *weights.biases, *given, _bytes(mask), *M, *states)
-    lying = (1, h, width, way.fours)
-    _run(way, X, arrays, (n_t, n, h, *lying, first is not None, mask is not None, *rule))
+    flags = first is not None, mask is not None
+    _run(way, X, arrays, (n_t, n, h), (1, h, width), (*flags, *rule))
     kept = {"rnn": (gates,), "lstm": (gates, None, None), "gru": (gates, *M, None)}[kind]
     return Trace(X, mask, states, kept)
 
@@ -108,16 +153,16 @@ def back(
     count = len(trace.states)
     dZ = cupy.empty((n_t, n, width + h if kind == "gru" else width), dtype=trace.X.dtype)
     states = tuple(cupy.empty((n, h), dtype=trace.X.dtype) for _ in range(count))
-    W, lying = weights.recurrent, (width, h, 1, way.fours)
-    if way.streamed:  # neighbouring threads read neighbouring numbers in each step
-        W, lying = cupy.ascontiguousarray(W.T), (1, h * h, h, way.fours)
+    W, lying = weights.recurrent, (width, h, 1)
+    if isinstance(way, Way) and way.streamed:  # neighbouring threads read neighbouring numbers
+        W, lying = cupy.ascontiguousarray(W.T), (1, h * h, h)
     states_read = {"rnn": (), "lstm": trace.states[1:], "gru": trace.states}[kind]
     kept = (*(array for array in trace.kept if array is not None), *states_read)
     given = (None,) * count if last is None else last
     some = sum((state is not None) << k for k, state in enumerate(given))
     flags = dA is not None, some, trace.mask is not None, truncate or 0
     arrays = (dA, *kept, W, _bytes(trace.mask), *given, dZ, *states)
-    _run(way, trace.X, arrays, (n_t, n, h, *lying, *flags, *rule))
+    _run(way, trace.X, arrays, (n_t, n, h), lying, (*flags, *rule))
     return dZ, states
 
 

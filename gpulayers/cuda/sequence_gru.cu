@@ -3,9 +3,30 @@
 #include "common.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
+#include "barrier.cuh"
+#include "sequence_group.cuh"
 
 #define GRU_GATES 3
 #define GRU_BLOCKS 4
+
+// The gates' values in place of their pre-activations, and the candidate's product, rounded to what is stored of them.
+// value: candidate, z, r without their products; sum: the products of z, r, candidate.
+template <typename T, typename Acc>
+__device__ __forceinline__ void open_gates(Acc (&value)[GRU_GATES], const Acc (&sum)[GRU_GATES], Acc bias, T* gate, T* m,
+                                           int hidden)
+{
+#pragma unroll
+    for (int k = 1; k < GRU_GATES; ++k) {
+        const T stored = static_cast<T>(logistic(value[k] + sum[k - 1]));
+        gate[k * hidden] = stored;
+        value[k] = static_cast<Acc>(stored);
+    }
+    const T product = static_cast<T>(sum[2] + bias);
+    const T candidate = static_cast<T>(tanh(value[0] + value[2] * static_cast<Acc>(product)));
+    gate[0] = candidate;
+    m[0] = product;
+    value[0] = static_cast<Acc>(candidate);
+}
 
 // gates (steps, batch, 3 hidden): X W on entry, their values on return. a (steps + 1, batch, hidden): before the first
 // step and after each; where the mask is zero it stays. m = a_prev W + bias, candidate = tanh(x + r m),
@@ -48,19 +69,14 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
             Acc sum[ROWS][GRU_GATES];
             multiply(w, now, unit, sum);
             if (!works) continue;
+            Acc products[GRU_GATES];
 #pragma unroll
-            for (int k = 1; k < GRU_GATES; ++k) {
-                const T stored = static_cast<T>(logistic(value[k] + of_row(sum, seat.lane, k - 1)));
-                gate[k * hidden] = stored;
-                value[k] = static_cast<Acc>(stored);
-            }
-            const T product = static_cast<T>(of_row(sum, seat.lane, 2) + static_cast<Acc>(bias[3 * hidden + unit]));
-            const T candidate = static_cast<T>(tanh(value[0] + value[2] * static_cast<Acc>(product)));
-            gate[0] = candidate;
-            m[example * hidden + unit] = product;
+            for (int k = 0; k < GRU_GATES; ++k) products[k] = of_row(sum, seat.lane, k);
+            open_gates(value, products, static_cast<Acc>(bias[3 * hidden + unit]), gate, m + example * hidden + unit,
+                       hidden);
             const bool stays = has_mask && mask[example] == 0;
             const int spot = seat.lane * apart + place_of(w.cut, unit);
-            const Acc mixed = (static_cast<Acc>(1) - value[1]) * static_cast<Acc>(candidate) + value[1] * now[spot];
+            const Acc mixed = (static_cast<Acc>(1) - value[1]) * value[0] + value[1] * now[spot];
             const T shown = static_cast<T>(stays ? now[spot] : mixed);
             a[(example + batch) * hidden + unit] = shown;
             next[spot] = static_cast<Acc>(shown);
@@ -90,6 +106,26 @@ __device__ __forceinline__ GruStep<Acc> read_gru_step(const T* gates, const T* m
     step.da = has_da ? static_cast<Acc>(da[example * hidden + unit]) : static_cast<Acc>(0);
     step.left_out = has_mask && mask[example] == 0;
     return step;
+}
+
+// The gradients of the blocks, and of the state before the step but for what goes through the products.
+template <typename Acc>
+struct GruGradient {
+    Acc dz[GRU_BLOCKS], da;
+};
+
+template <typename Acc>
+__device__ __forceinline__ GruGradient<Acc> gru_gradient(const GruStep<Acc>& step, Acc da_next)
+{
+    const Acc one = static_cast<Acc>(1);
+    const Acc candidate = step.gate[0];
+    const Acc update = step.gate[1];
+    const Acc reset = step.gate[2];
+    const Acc total = step.da + da_next;
+    const Acc dn = total * (one - update) * (one - candidate * candidate);
+    return {{dn, total * (step.a_prev - candidate) * update * (one - update),
+             dn * step.m * reset * (one - reset), dn * reset},
+            total * update};
 }
 
 // dz (steps, batch, 4 hidden); da_first (batch, hidden): the gradient of the state before the first step. last_a: that
@@ -127,22 +163,15 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
             if (!ONE_UNIT)
                 step = read_gru_step<T, Acc>(gates, m, a, da, mask, example, hidden, unit, has_da, has_mask);
             if (ends_stretch(t, steps, truncate)) da_next[unit] = static_cast<Acc>(0);
-            const Acc one = static_cast<Acc>(1);
-            const Acc candidate = step.gate[0];
-            const Acc update = step.gate[1];
-            const Acc reset = step.gate[2];
-            const Acc total = step.da + da_next[unit];
-            const Acc dn = total * (one - update) * (one - candidate * candidate);
-            const Acc found[GRU_BLOCKS] = {dn, total * (step.a_prev - candidate) * update * (one - update),
-                                           dn * step.m * reset * (one - reset), dn * reset};
+            const GruGradient<Acc> found = gru_gradient(step, da_next[unit]);
             const int spot = seat.lane * GRU_GATES * apart + place_of(w.cut, unit);
 #pragma unroll
             for (int k = 0; k < GRU_BLOCKS; ++k) {
-                const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found[k]);
+                const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
                 dz[(example * GRU_BLOCKS + k) * hidden + unit] = stored;
                 if (k > 0) now[spot + (k - 1) * apart] = static_cast<Acc>(stored);
             }
-            if (!step.left_out) da_next[unit] = total * update;  // what does not go through the products
+            if (!step.left_out) da_next[unit] = found.da;  // what does not go through the products
         }
         __syncthreads();
         const bool left_out = step.left_out;
@@ -158,4 +187,98 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
     }
     for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units)
         da_first[static_cast<long long>(seat.row) * hidden + unit] = static_cast<T>(da_next[unit]);
+}
+
+// As gru_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    gru_group_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
+                      const T* __restrict__ first_a, const unsigned char* __restrict__ mask, T* __restrict__ m, T* a,
+                      unsigned* arrived, int steps, int batch, int hidden, int units, int rows, int chunk, int has_first,
+                      int has_mask)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<GRU_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    T* const vectors = keep<GRU_GATES>(kept, me, weights);  // a before this step
+    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
+    clear(vectors, chunk * me.pitch);
+    begin(me, a, first_a, has_first);
+    meet(me, arrived);
+    for (int t = 0; t < steps; ++t) {
+        const long long state = static_cast<long long>(t) * batch * hidden;
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            const long long example = static_cast<long long>(t) * batch + spot.example;
+            const int unit = me.first_unit + spot.unit;
+            T* const gate = gates + example * GRU_GATES * hidden + unit;
+            Acc value[GRU_GATES];  // asked for before the products, there after them
+#pragma unroll
+            for (int k = 0; k < GRU_GATES; ++k)
+                value[k] = spot.works ? static_cast<Acc>(gate[k * hidden]) + static_cast<Acc>(bias[k * hidden + unit])
+                                      : static_cast<Acc>(0);
+            const T* const from = a + state + (me.first_row + first) * hidden;
+            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            if (spot.works) {
+                Acc products[GRU_GATES];
+#pragma unroll
+                for (int k = 0; k < GRU_GATES; ++k)
+                    products[k] = sums[spot.row * me.columns + spot.unit * GRU_GATES + k];
+                open_gates(value, products, static_cast<Acc>(bias[3 * hidden + unit]), gate,
+                           m + example * hidden + unit, hidden);
+                const bool stays = has_mask && mask[example] == 0;
+                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
+                const Acc mixed = (static_cast<Acc>(1) - value[1]) * value[0] + value[1] * a_prev;
+                a[state + static_cast<long long>(batch) * hidden + spot.number] =
+                    static_cast<T>(stays ? a_prev : mixed);
+            }
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+}
+
+// As gru_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    gru_group_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ m,
+                       const T* __restrict__ a, const T* __restrict__ weights,
+                       const unsigned char* __restrict__ mask, const T* __restrict__ last_a, T* __restrict__ dz,
+                       T* __restrict__ da_first, Acc* between, unsigned* arrived, int steps, int batch, int hidden,
+                       int units, int rows, int chunk, int has_da, int has_last, int has_mask, int truncate)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<GRU_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    Acc* const now = reinterpret_cast<Acc*>(keep<GRU_GATES>(kept, me, weights));  // dz of this step: z, r, m
+    Acc* const carried = now + chunk * me.columns;
+    clear(now, chunk * me.columns);
+    carry(me, carried, last_a, has_last);
+    __syncthreads();
+    for (int t = steps - 1; t >= 0; --t) {
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            const long long example = static_cast<long long>(t) * batch + spot.example;
+            const int unit = me.first_unit + spot.unit;
+            if (spot.works) {
+                const GruStep<Acc> step =
+                    read_gru_step<T, Acc>(gates, m, a, da, mask, example, hidden, unit, has_da, has_mask);
+                const int row = first + spot.row;
+                const Acc da_next = come_back(me, between, carried[spot.own], t, steps, truncate, row, spot.unit);
+                const GruGradient<Acc> found = gru_gradient(step, da_next);
+#pragma unroll
+                for (int k = 0; k < GRU_BLOCKS; ++k) {
+                    const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
+                    dz[(example * GRU_BLOCKS + k) * hidden + unit] = stored;
+                    if (k > 0) now[spot.row * me.columns + spot.unit * GRU_GATES + k - 1] = static_cast<Acc>(stored);
+                }
+                carried[spot.own] = step.left_out ? da_next : found.da;
+            }
+            __syncthreads();
+            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+    finish(me, da_first, between, carried);
 }

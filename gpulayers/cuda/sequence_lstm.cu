@@ -2,8 +2,22 @@
 #include "common.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
+#include "barrier.cuh"
+#include "sequence_group.cuh"
 
 #define LSTM_GATES 4
+
+// The gates' values in place of their pre-activations, rounded to what is stored of them.
+template <typename T, typename Acc>
+__device__ __forceinline__ void open_gates(Acc (&value)[LSTM_GATES], T* gate, int hidden)
+{
+#pragma unroll
+    for (int k = 0; k < LSTM_GATES; ++k) {
+        const T stored = static_cast<T>(k == 2 ? tanh(value[k]) : logistic(value[k]));
+        gate[k * hidden] = stored;
+        value[k] = static_cast<Acc>(stored);
+    }
+}
 
 // gates (steps, batch, 4 hidden): X W on entry, their values on return. a, c (steps + 1, batch, hidden): before the
 // first step and after each; where the mask is zero a state stays. c = f c_prev + u candidate, a = o tanh(c).
@@ -49,12 +63,8 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
             multiply(w, now, unit, sum);
             if (!works) continue;
 #pragma unroll
-            for (int k = 0; k < LSTM_GATES; ++k) {
-                const Acc z = value[k] + of_row(sum, seat.lane, k);
-                const T stored = static_cast<T>(k == 2 ? tanh(z) : logistic(z));
-                gate[k * hidden] = stored;
-                value[k] = static_cast<Acc>(stored);
-            }
+            for (int k = 0; k < LSTM_GATES; ++k) value[k] += of_row(sum, seat.lane, k);
+            open_gates(value, gate, hidden);
             const bool stays = has_mask && mask[example] == 0;
             const int spot = seat.lane * apart + place_of(w.cut, unit);
             const T memory_cell = static_cast<T>(stays ? state[unit] : value[0] * state[unit] + value[1] * value[2]);
@@ -90,6 +100,28 @@ __device__ __forceinline__ LstmStep<Acc> read_lstm_step(const T* gates, const T*
     step.da = has_da ? static_cast<Acc>(da[example * hidden + unit]) : static_cast<Acc>(0);
     step.left_out = has_mask && mask[example] == 0;
     return step;
+}
+
+// The gradients of the pre-activations, and of the memory cell before the step.
+template <typename Acc>
+struct LstmGradient {
+    Acc dz[LSTM_GATES], dc;
+};
+
+template <typename Acc>
+__device__ __forceinline__ LstmGradient<Acc> lstm_gradient(const LstmStep<Acc>& step, Acc da_next, Acc dc_next)
+{
+    const Acc one = static_cast<Acc>(1);
+    const Acc forget = step.gate[0];
+    const Acc update = step.gate[1];
+    const Acc candidate = step.gate[2];
+    const Acc output = step.gate[3];
+    const Acc squashed = tanh(step.squashed);
+    const Acc total = step.da + da_next;
+    const Acc dc = dc_next + total * output * (one - squashed * squashed);
+    return {{dc * step.c_prev * forget * (one - forget), dc * candidate * update * (one - update),
+             dc * update * (one - candidate * candidate), total * squashed * output * (one - output)},
+            dc * forget};
 }
 
 // dz (steps, batch, 4 hidden) of all gates; da_first and dc_first (batch, hidden): the gradients of the states before the
@@ -132,25 +164,15 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
             if (!ONE_UNIT)
                 step = read_lstm_step<T, Acc>(gates, c, da, mask, example, batch, hidden, unit, has_da, has_mask);
             if (ends_stretch(t, steps, truncate)) da_next[unit] = dc_next[unit] = static_cast<Acc>(0);
-            const Acc one = static_cast<Acc>(1);
-            const Acc forget = step.gate[0];
-            const Acc update = step.gate[1];
-            const Acc candidate = step.gate[2];
-            const Acc output = step.gate[3];
-            const Acc squashed = tanh(step.squashed);
-            const Acc total = step.da + da_next[unit];
-            const Acc dc = dc_next[unit] + total * output * (one - squashed * squashed);
-            const Acc found[LSTM_GATES] = {
-                dc * step.c_prev * forget * (one - forget), dc * candidate * update * (one - update),
-                dc * update * (one - candidate * candidate), total * squashed * output * (one - output)};
+            const LstmGradient<Acc> found = lstm_gradient(step, da_next[unit], dc_next[unit]);
             const int spot = seat.lane * LSTM_GATES * apart + place_of(w.cut, unit);
 #pragma unroll
             for (int k = 0; k < LSTM_GATES; ++k) {
-                const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found[k]);
+                const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
                 dz[(example * LSTM_GATES + k) * hidden + unit] = stored;
                 now[spot + k * apart] = static_cast<Acc>(stored);
             }
-            if (!step.left_out) dc_next[unit] = dc * forget;
+            if (!step.left_out) dc_next[unit] = found.dc;
         }
         __syncthreads();
         const bool left_out = step.left_out;
@@ -168,5 +190,109 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
         const long long number = static_cast<long long>(seat.row) * hidden + unit;
         da_first[number] = static_cast<T>(da_next[unit]);
         dc_first[number] = static_cast<T>(dc_next[unit]);
+    }
+}
+
+// As lstm_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    lstm_group_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
+                       const T* __restrict__ first_a, const T* __restrict__ first_c,
+                       const unsigned char* __restrict__ mask, T* a, T* __restrict__ c, unsigned* arrived, int steps,
+                       int batch, int hidden, int units, int rows, int chunk, int has_first, int has_mask)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<LSTM_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    T* const vectors = keep<LSTM_GATES>(kept, me, weights);  // a before this step
+    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
+    clear(vectors, chunk * me.pitch);
+    begin(me, a, first_a, has_first);
+    begin(me, c, first_c, has_first);
+    meet(me, arrived);
+    for (int t = 0; t < steps; ++t) {
+        const long long state = static_cast<long long>(t) * batch * hidden;
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            const long long example = static_cast<long long>(t) * batch + spot.example;
+            const int unit = me.first_unit + spot.unit;
+            T* const gate = gates + example * LSTM_GATES * hidden + unit;
+            Acc value[LSTM_GATES];  // asked for before the products, there after them
+#pragma unroll
+            for (int k = 0; k < LSTM_GATES; ++k)
+                value[k] = spot.works ? static_cast<Acc>(gate[k * hidden]) + static_cast<Acc>(bias[k * hidden + unit])
+                                      : static_cast<Acc>(0);
+            const Acc c_prev = spot.works ? static_cast<Acc>(c[state + spot.number]) : static_cast<Acc>(0);
+            const T* const from = a + state + (me.first_row + first) * hidden;
+            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            if (spot.works) {
+#pragma unroll
+                for (int k = 0; k < LSTM_GATES; ++k)
+                    value[k] += sums[spot.row * me.columns + spot.unit * LSTM_GATES + k];
+                open_gates(value, gate, hidden);
+                const bool stays = has_mask && mask[example] == 0;
+                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
+                const T memory_cell = static_cast<T>(stays ? c_prev : value[0] * c_prev + value[1] * value[2]);
+                const long long number = state + static_cast<long long>(batch) * hidden + spot.number;
+                c[number] = memory_cell;
+                a[number] = static_cast<T>(stays ? a_prev : value[3] * tanh(static_cast<Acc>(memory_cell)));
+            }
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+}
+
+// As lstm_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    lstm_group_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ c,
+                        const T* __restrict__ weights, const unsigned char* __restrict__ mask,
+                        const T* __restrict__ last_a, const T* __restrict__ last_c, T* __restrict__ dz,
+                        T* __restrict__ da_first, T* __restrict__ dc_first, Acc* between, unsigned* arrived, int steps,
+                        int batch, int hidden, int units, int rows, int chunk, int has_da, int has_last, int has_mask,
+                        int truncate)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<LSTM_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    Acc* const now = reinterpret_cast<Acc*>(keep<LSTM_GATES>(kept, me, weights));  // dz of this step
+    Acc* const carried_a = now + chunk * me.columns;
+    Acc* const carried_c = carried_a + rows * units;
+    clear(now, chunk * me.columns);
+    carry(me, carried_a, last_a, has_last % 2 > 0);
+    carry(me, carried_c, last_c, has_last / 2 > 0);
+    __syncthreads();
+    for (int t = steps - 1; t >= 0; --t) {
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            const long long example = static_cast<long long>(t) * batch + spot.example;
+            const int unit = me.first_unit + spot.unit;
+            if (spot.works) {
+                const LstmStep<Acc> step =
+                    read_lstm_step<T, Acc>(gates, c, da, mask, example, batch, hidden, unit, has_da, has_mask);
+                const int row = first + spot.row;
+                const Acc da_next = come_back(me, between, carried_a[spot.own], t, steps, truncate, row, spot.unit);
+                if (ends_stretch(t, steps, truncate)) carried_c[spot.own] = static_cast<Acc>(0);
+                const LstmGradient<Acc> found = lstm_gradient(step, da_next, carried_c[spot.own]);
+#pragma unroll
+                for (int k = 0; k < LSTM_GATES; ++k) {
+                    const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
+                    dz[(example * LSTM_GATES + k) * hidden + unit] = stored;
+                    now[spot.row * me.columns + spot.unit * LSTM_GATES + k] = static_cast<Acc>(stored);
+                }
+                carried_a[spot.own] = step.left_out ? da_next : static_cast<Acc>(0);
+                if (!step.left_out) carried_c[spot.own] = found.dc;
+            }
+            __syncthreads();
+            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+    finish(me, da_first, between, carried_a);
+    for (int i = threadIdx.x; i < me.rows * me.units; i += blockDim.x) {
+        const Place place = place_in(me, i);
+        dc_first[place.number] = static_cast<T>(carried_c[place.own]);
     }
 }

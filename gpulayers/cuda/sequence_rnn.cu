@@ -2,6 +2,8 @@
 #include "common.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
+#include "barrier.cuh"
+#include "sequence_group.cuh"
 
 #define RNN_GATES 1
 
@@ -115,4 +117,88 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
     }
     for (int unit = seat.first_unit; seat.works && unit < hidden; unit += seat.units)
         da_first[static_cast<long long>(seat.row) * hidden + unit] = static_cast<T>(da_next[unit]);
+}
+
+// As rnn_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    rnn_group_forward(T* __restrict__ z, const T* __restrict__ weights, const T* __restrict__ ba,
+                      const T* __restrict__ bx, const T* __restrict__ first_a, const unsigned char* __restrict__ mask,
+                      T* a, unsigned* arrived, int steps, int batch, int hidden, int units, int rows, int chunk,
+                      int has_first, int has_mask, int act, Acc alpha, Acc beta)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<RNN_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    T* const vectors = keep<RNN_GATES>(kept, me, weights);  // a before this step
+    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
+    clear(vectors, chunk * me.pitch);
+    begin(me, a, first_a, has_first);
+    meet(me, arrived);
+    for (int t = 0; t < steps; ++t) {
+        const long long state = static_cast<long long>(t) * batch * hidden;
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            const int unit = me.first_unit + spot.unit;
+            const long long number = state + spot.number;
+            Acc value = static_cast<Acc>(0);  // asked for before the products, there after them
+            if (spot.works)
+                value = static_cast<Acc>(z[number]) + static_cast<Acc>(ba[unit]) + static_cast<Acc>(bx[unit]);
+            const T* const from = a + state + (me.first_row + first) * hidden;
+            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            if (spot.works) {
+                const T stored = static_cast<T>(value + sums[spot.row * me.columns + spot.unit]);
+                z[number] = stored;
+                const bool stays = has_mask && mask[static_cast<long long>(t) * batch + spot.example] == 0;
+                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
+                a[number + static_cast<long long>(batch) * hidden] = static_cast<T>(
+                    stays ? a_prev : activation_value(act, static_cast<Acc>(stored), alpha, beta));
+            }
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+}
+
+// As rnn_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(GROUP_BOUNDS)
+    rnn_group_backward(const T* __restrict__ da, const T* __restrict__ z, const T* __restrict__ weights,
+                       const unsigned char* __restrict__ mask, const T* __restrict__ last_a, T* __restrict__ dz,
+                       T* __restrict__ da_first, Acc* between, unsigned* arrived, int steps, int batch, int hidden,
+                       int units, int rows, int chunk, int has_da, int has_last, int has_mask, int truncate, int act,
+                       Acc alpha, Acc beta)
+{
+    SHARED_MEMORY;
+    const Member me = member_of<RNN_GATES>(batch, hidden, units, rows);
+    T* const kept = reinterpret_cast<T*>(memory);
+    Acc* const now = reinterpret_cast<Acc*>(keep<RNN_GATES>(kept, me, weights));  // dz of this step
+    Acc* const carried = now + chunk * me.columns;
+    clear(now, chunk * me.columns);
+    carry(me, carried, last_a, has_last);
+    __syncthreads();
+    for (int t = steps - 1; t >= 0; --t) {
+        const long long state = static_cast<long long>(t) * batch * hidden;
+        for (int first = 0; first < me.rows; first += chunk) {
+            const Spot spot = spot_of(me, first, chunk);
+            if (spot.works) {
+                const long long number = state + spot.number;
+                const Acc preactivation = static_cast<Acc>(z[number]);
+                const Acc upstream = has_da ? static_cast<Acc>(da[number]) : static_cast<Acc>(0);
+                const bool left_out = has_mask && mask[static_cast<long long>(t) * batch + spot.example] == 0;
+                const int row = first + spot.row;
+                const Acc da_next = come_back(me, between, carried[spot.own], t, steps, truncate, row, spot.unit);
+                const Acc found = (upstream + da_next) * activation_slope(act, preactivation, alpha, beta);
+                const T stored = static_cast<T>(left_out ? static_cast<Acc>(0) : found);
+                dz[number] = stored;
+                now[spot.row * me.columns + spot.unit] = static_cast<Acc>(stored);
+                carried[spot.own] = left_out ? da_next : static_cast<Acc>(0);
+            }
+            __syncthreads();
+            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            __syncthreads();
+        }
+        meet(me, arrived);
+    }
+    finish(me, da_first, between, carried);
 }

@@ -56,6 +56,9 @@ class KernelSpec:
     barriers, atomics : bool
         Whether the kernel waits at barriers, and whether it uses atomics (then its sums differ in
         the last bits from run to run).
+    cooperative : bool
+        Whether blocks wait for one another, so that all of them have to run at the same time; they
+        count on atomics, but sum nothing up with them.
     oldest : int
         The compute capability that it needs, 80 for 8.0; 0: any.
     runs : bool
@@ -72,6 +75,7 @@ class KernelSpec:
     shared: int = 0
     barriers: bool = False
     atomics: bool = False
+    cooperative: bool = False
     oldest: int = 0
     runs: bool = False
 

@@ -22,6 +22,7 @@ from gpulayers.cuda.spec import (
     KernelSpec,
 )
 from gpulayers.cuda.table_feed import SPECS as _FEED
+from gpulayers.cuda.table_group import SPECS as _GROUP
 from gpulayers.cuda.table_plan import SPECS as _PLAN
 from gpulayers.cuda.table_sequence import SPECS as _SEQUENCE
 from gpulayers.cuda.table_tiles import tiled
@@ -292,6 +293,7 @@ _SPECS = (
     *_FEED,
     *_PLAN,
     *_SEQUENCE,
+    *_GROUP,
 )
 
 #: name -> KernelSpec

@@ -20,6 +20,7 @@ from gpulayers.models.graph_layers import DropoutStep
 from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
 from gpulayers.models.graph_program import Program
 from gpulayers.models.graph_scale import LossScale
+from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_node import Node, backward_through, contiguous
@@ -81,7 +82,11 @@ class GraphNetwork(CompiledNetwork):
         return refusal(self._shown())
 
     def _shown(self) -> list[Node]:
-        return on_gpu(list(nodes_of(self.network.layers)))
+        nodes = on_gpu(list(nodes_of(self.network.layers)))
+        for node in leaves(nodes):
+            if isinstance(node, SequenceStep):
+                node.say(self.batch_shape[0], np.dtype(self.network.dtype))
+        return nodes
 
     # ------------------------------------------------------------------------------------ building
 

@@ -20,7 +20,7 @@ _KINDS: dict[type[Any], str] = {RNN: "rnn", LSTM: "lstm", GRU: "gru"}
 
 class SequenceStep(Fused):
     """A recurrent layer: three launches forward and two back, one each more for all the outputs or
-    the input's gradient.
+    the input's gradient, and one each for the counters of blocks that keep the weights together.
 
     Ahead: time to the front and the weights side by side; the input's products; all steps. Back:
     all steps; the gradients of all parameters. States begin at zero, as in a call of the layer
@@ -51,6 +51,14 @@ class SequenceStep(Fused):
     def _acts(self) -> tuple[Any, ...]:
         layer = self.layers[0]
         return (layer.act_fn,) if self._kind == "rnn" else (layer.act_fn, layer.gate_fn)
+
+    def say(self, batch: int, dtype: Any) -> None:
+        """Have the name tell how it goes through the steps of so many examples."""
+        from gpulayers.cuda import sequence  # needs CuPy
+
+        layer = self.layers[0]
+        how = sequence.goes(self._kind, batch, layer.n_out, dtype, self._acts())
+        self.name = f"{type(layer).__name__}: {how}"
 
     def places(self) -> list[Place]:
         from gpulayers.cuda.sequence_plan import PLACES  # needs CuPy

@@ -1,5 +1,6 @@
 """sequence_*.cu: all steps, both ways, with weights in registers, in shared memory and read anew;
 blocks of 32 threads, so that a thread has several units, and blocks that are not full of examples.
+And by groups of blocks, the last ones of which have fewer examples and units than the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.cuda import table
+from gpulayers.cuda.table_group import BAND, SIDE
 from gpulayers.cuda.table_sequence import KINDS, LANES, variants
 from tests.kernels import gold
 from tests.kernels.arrays import (
@@ -23,6 +25,7 @@ from tests.kernels.arrays import (
     random,
     rounded,
 )
+from tests.support import sample
 
 Arrays = dict[str, np.ndarray]
 BIASES = {"rnn": (1, 1), "lstm": (4,), "gru": (4,)}
@@ -111,8 +114,23 @@ class Setting:
             2 * KINDS[kind].vectors[way] * LANES * pitch + KINDS[kind].states[way] * self.h
         )
         self.numbers = numbers + fours * self.gates * LANES * self.h * 4
+        self.blocks = -(-self.n // self.variant.rows)
+        self.lying: tuple[int, ...] = ()
+        self.together: tuple[np.ndarray, ...] = ()  # what groups of blocks have besides
         act = (table.ACTIVATIONS.index(ACT[0]), *ACT[1:])
         self.act = act if kind == "rnn" else ()
+
+    def in_groups(self, way: int, dtype: str, units: int, rows: int, chunk: int) -> None:
+        """From now on blocks of so many units are a group for so many examples."""
+        self.name = f"{self.kind}_group_{('forward', 'backward')[way]}"
+        members, groups = -(-self.h // units), -(-self.n // rows)
+        self.blocks, self.lying = groups * members, (units, rows, chunk)
+        columns, pitch = -(-units * self.gates // SIDE) * SIDE, -(-self.h // BAND) * BAND
+        mine = (chunk * pitch, KINDS[self.kind].states[1] * rows * units)[way]
+        self.numbers = columns * (pitch + chunk) + mine
+        between = poisoned(2 * groups * members**2 * rows * units, WIDE[dtype])
+        arrived = np.zeros(32 * groups, np.uint32)
+        self.together = (between, arrived) if way else (arrived,)
 
     def draw(self, dtype: str, *shape: int, seed: str, scale: float = 1.0) -> Any:
         return rounded(random(*shape, seed=f"{self.name}{seed}", scale=scale), dtype)
@@ -126,7 +144,7 @@ class Setting:
 
     def launch(self, launcher: Launcher, dtype: str, index: str, args: tuple[Any, ...]) -> None:
         wide = np.dtype(WIDE[dtype]).itemsize
-        grid = (-(-self.n // self.variant.rows),)
+        grid = (self.blocks,)
         options = {"shared_mem": self.numbers * wide, "block": self.block}
         launcher.launch(self.name, dtype, index, grid, args, **options)
 
@@ -141,8 +159,11 @@ def forward(
     dtype: str = "float32",
     index: str = "int32",
     given: bool = True,
+    groups: tuple[int, int, int] | None = None,
 ) -> None:
     s = Setting(kind, which, 0, size, block, fours)
+    if groups:
+        s.in_groups(0, dtype, *groups)
     x, projected = s.draw(dtype, s.steps, s.n, s.gates * s.h, seed="x")
     w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
     biases = [s.draw(dtype, k * s.h, seed=f"b{i}") for i, k in enumerate(BIASES[kind])]
@@ -151,8 +172,17 @@ def forward(
     states = [poisoned((s.steps + 1, s.n, s.h), dtype) for _ in range(s.states)]
     m = poisoned((s.steps, s.n, s.h), dtype)
     kept = (m,) if kind == "gru" else ()
-    arrays = (x, w, *(b for b, _ in biases), *(f for f, _ in firsts), mask, *kept, *states)
-    lying = (1, s.h, s.gates * s.h, s.fours)
+    arrays = (
+        x,
+        w,
+        *(b for b, _ in biases),
+        *(f for f, _ in firsts),
+        mask,
+        *kept,
+        *states,
+        *s.together,
+    )
+    lying = s.lying or (1, s.h, s.gates * s.h, s.fours)
     s.launch(launcher, dtype, index, (*arrays, s.steps, s.n, s.h, *lying, given, given, *s.act))
     for k, state in enumerate(states):
         first = firsts[k][1] if given else np.zeros((s.n, s.h))
@@ -184,8 +214,11 @@ def backward(
     given: bool = True,
     turned: bool = False,
     truncate: int = 0,
+    groups: tuple[int, int, int] | None = None,
 ) -> None:
     s = Setting(kind, which, 1, size, block, fours)
+    if groups:
+        s.in_groups(1, dtype, *groups)
     blocks = 4 if kind == "gru" else s.gates
     d, dA = s.draw(dtype, s.steps, s.n, s.h, seed="da")
     values = random(s.steps, s.n, s.gates * s.h, seed="gates")
@@ -195,13 +228,14 @@ def backward(
     lasts = [s.draw(dtype, s.n, s.h, seed=f"last{k}") for k in range(s.states)]
     w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
     lying = (1, s.h * s.h, s.h, s.fours) if turned else (s.gates * s.h, s.h, 1, s.fours)
+    lying = s.lying or lying
     mask = s.mask(given)
     dz = poisoned((s.steps, s.n, blocks * s.h), dtype)
     firsts = [poisoned((s.n, s.h), dtype) for _ in range(s.states)]
     kept = {"rnn": (g,), "lstm": (g, states[-1][0]), "gru": (g, mm, states[0][0])}[kind]
     arrays = (
         *(d, *kept, np.ascontiguousarray(w.T) if turned else w, mask),
-        *(*(last for last, _ in lasts), dz, *firsts),
+        *(*(last for last, _ in lasts), dz, *firsts, *s.together),
     )
     every = 2**s.states - 1
     numbers = (s.steps, s.n, s.h, *lying, given, given * every, given, truncate)
@@ -250,6 +284,33 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
         case(backward, kind, 0, (5, 2, 2), given=False, index="int64", truncate=3),
         case(forward, kind, 1, (2, 3, 5), index="int32"),
         case(backward, kind, 1, (3, 2, 5), index="int32", truncate=1),
+        # groups of blocks: two, the second of one example; the third block of a group has one unit
+        *(
+            case(f, kind, 2, (4, 11, 9), block=64, dtype=d, groups=(4, 10, 8), **how)
+            for f, how in ((forward, {}), (backward, {"truncate": 2}))
+            for d in sorted(sample.dtypes_met(table.KERNELS[f"{kind}_group_{f.__name__}"]))
+        ),
+        # numbers of 16 bytes at a time; nothing given
+        *(
+            case(
+                f,
+                kind,
+                2,
+                (2, 2, 8),
+                block=64,
+                dtype=d,
+                groups=(2, 1, 8),
+                index="int64",
+                given=False,
+            )
+            for f in (forward, backward)
+            for d in sorted(sample.dtypes_met(table.KERNELS[f"{kind}_group_{f.__name__}"]))
+        ),
     ]
     for kind in KINDS
 }
+# more units than a warp reads at once, more examples than a tile has, and all warps
+CASES["sequence_rnn.cu"] += [
+    case(forward, "rnn", 2, (1, 9, 192), block=256, groups=(16, 9, 16)),
+    case(backward, "rnn", 2, (1, 9, 140), block=256, groups=(16, 9, 16), dtype="float16"),
+]

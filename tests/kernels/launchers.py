@@ -63,7 +63,8 @@ class EmulatedLauncher:
         packed = spec.pack(dtype, index, args)
         kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
         shape = tuple(grid), (block or spec.block,)
-        kernel(*shape, packed, shared_mem=shared_mem, **self.options)
+        options = {"cooperative": spec.cooperative, **self.options}
+        kernel(*shape, packed, shared_mem=shared_mem, **options)
 
     def _build(self, file: str, expressions: Sequence[str], dtypes: Sequence[str]) -> None:
         from tests.support.cuda_on_cpu import HostModule

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpulayers import activations
+from gpulayers.cuda.table_group import GROUP_KINDS, Group, group_of
 from gpulayers.cuda.table_sequence import KINDS
 from gpulayers.ops import sequence, use_engine
 from gpulayers.ops.sequence import Weights
@@ -101,8 +102,11 @@ def test_against_the_reference(
         assert all(instance in k.split("<")[1] for k in found)
 
 
-def with_shared(monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
-    attributes = {"MaxSharedMemoryPerBlockOptin": shared}
+def with_shared(monkeypatch: pytest.MonkeyPatch, shared: int, multiprocessors: int = 132) -> None:
+    attributes = {
+        "MaxSharedMemoryPerBlockOptin": shared,
+        "MultiProcessorCount": multiprocessors,
+    }
     monkeypatch.setattr(fake_cupy.cupy.cuda.Device, "attributes", attributes)
 
 
@@ -166,3 +170,82 @@ def test_a_way_of_every_device(kind: str) -> None:
     assert way_of("lstm", False, 32, 128, "float32", 99 << 10).streamed > 0
     assert way_of(kind, False, 128, 64, "float32", 99 << 10).blocks == 128
     assert way_of(kind, False, 129, 64, "float32", 99 << 10).blocks == 65
+
+
+# ------------------------------------------------------- weights that many blocks keep together
+
+
+def in_groups(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
+    """Let a few blocks share what one would have room for."""
+    module = importlib.import_module("gpulayers.cuda.sequence")
+    monkeypatch.setattr(module, "_MOST_BESIDE_GROUPS", -1)
+    with_shared(monkeypatch, 64 << 10, multiprocessors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("rnn", "float32"), ("lstm", "float32"), ("gru", "float32"), ("lstm", "float16")],
+)
+def test_groups_against_the_reference(
+    emulated: Backend, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_groups(monkeypatch, 5)
+    with emulated.count() as events:
+        Call(kind, (3, 11, 4), 10, dtype, truncate=2).check(emulated)
+    found = [k.split(":")[1].split("<")[0] for k in events if "_group_" in k or "_sequence_" in k]
+    assert sorted(found) == [f"{kind}_group_backward", f"{kind}_group_forward"]
+
+
+def test_groups_give_the_same_bits(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each run; ahead also where more blocks share the work."""
+    call, found = Call("lstm", (3, 9, 3), 8, "float32"), []
+    for multiprocessors, seed in ((2, 0), (2, 1), (5, 0)):
+        in_groups(monkeypatch, multiprocessors)
+        monkeypatch.setattr(fake_cupy.state, "seed", seed)
+        found.append(call.run(emulated.asarray))
+    for name, array in found[0].items():
+        assert_same_bits(found[1][name], array)
+    for name in ("state 0", "state 1"):
+        assert_same_bits(found[2][name], found[0][name])
+
+
+def test_no_group_but_one_block(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that cannot hold it in groups goes as it would without them."""
+    in_groups(monkeypatch, 0)
+    with emulated.count() as events:
+        Call("gru", (2, 3, 4), 6, "float32").check(emulated)
+    assert len([k for k in events if "gru_sequence_" in k]) == 2
+
+
+#: multiprocessors and bytes of a block: 8.0, 8.6, 8.9, 9.0, 10.0, 12.0
+DEVICES = ((108, 163), (82, 99), (128, 99), (132, 227), (148, 227), (170, 99))
+
+
+@pytest.mark.parametrize("kind", GROUP_KINDS)
+def test_groups_of_every_device(kind: str) -> None:
+    """All blocks run at once and have room for what they take; all examples have a place."""
+    gates = GROUP_KINDS[kind].gates
+    assert gates == KINDS[kind].gates
+    for multiprocessors, shared in DEVICES:
+        for back in (False, True):
+            for batch, h in ((1, 200), (32, 512), (256, 512), (33, 1000)):
+                device = shared << 10, multiprocessors
+                for dtype in ("float32", "bfloat16"):
+                    group = group_of(kind, back, batch, h, dtype, *device)
+                    if h == 1000 and isinstance(group, str):
+                        assert "no room for the recurrent weights of 1000 units" in group
+                        continue
+                    assert isinstance(group, Group), group
+                    members = -(-h // group.units)
+                    assert group.blocks == group.groups * members <= multiprocessors
+                    assert group.rows * (group.groups - 1) < batch <= group.rows * group.groups
+                    assert group.shared <= shared << 10
+                    assert group.chunk * group.units <= group.threads
+                    assert group.chunk % 8 == 0
+                    weights = gates * group.units * h * (4 if dtype == "float32" else 2)
+                    assert group.shared > weights
+    assert group_of("lstm", False, 32, 512, "float32", 227 << 10, 132)[4:8] == (4, 16, 8, 8)
+    assert group_of("lstm", False, 256, 512, "float32", 227 << 10, 132)[4:7] == (4, 16, 64)
+    assert "float64" in group_of("lstm", True, 32, 512, "float64", 227 << 10, 132)
+    assert "leave more than 64 MB" in group_of("lstm", True, 2048, 512, "float32", 227 << 10, 132)
+    assert "40 multiprocessors" in group_of("lstm", False, 32, 512, "float32", 64 << 10, 40)

@@ -146,6 +146,23 @@ def test_frozen(emulated: Backend) -> None:
     planned.check(plain)
 
 
+@pytest.mark.parametrize("name", ["gru", "two"])
+def test_in_groups_of_blocks(emulated: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for weights that one block has no room for: a memset each way more."""
+    module = importlib.import_module("gpulayers.cuda.sequence")
+    monkeypatch.setattr(module, "_MOST_BESIDE_GROUPS", -1)
+    monkeypatch.setitem(fake_cupy.cuda.ATTRIBUTES, "MultiProcessorCount", 3)
+    layers, launches = NETWORKS[name]
+    plain, planned = pair(emulated, layers)
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
+    planned.check(plain)
+    graph = next(iter(planned.plan._programs.values())).graphs[True]
+    assert graph._recording.launches == launches + (4 if name == "two" else 2)
+    said = planned.plan.describe()
+    assert "\nGRU: ahead in one launch of 1 groups of 3 blocks, back in one launch of 1" in said
+
+
 @pytest.mark.parametrize("name", ["lstm", "two"])
 def test_step_by_step(emulated: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are too many, and activations without a kernel, are captured all the same."""
@@ -157,6 +174,7 @@ def test_step_by_step(emulated: Backend, name: str, monkeypatch: pytest.MonkeyPa
     planned.check(plain)
     graph = next(iter(planned.plan._programs.values())).graphs[True]
     assert graph._recording.launches > 2 * 2 * N_T
+    assert ": ahead step by step: it would read too much" in planned.plan.describe()
 
 
 def test_other_activations(emulated: Backend) -> None:
@@ -178,12 +196,16 @@ def test_a_layer_with_methods_of_its_own_is_called(emulated: Backend) -> None:
     assert "one by one: LSTM does not treat each" in run.plan.describe()
 
 
-def test_a_classifier_of_usual_size(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launches and bytes of its arrays; only one block of each kernel is computed."""
+@pytest.mark.parametrize(("hidden", "n_ex"), [(128, 32), (512, 32), (512, 256)])
+def test_a_classifier_of_usual_size(
+    emulated: Backend, hidden: int, n_ex: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches and bytes of its arrays; only one block of each kernel is computed, and none of
+    those that wait for one another."""
     random.seed(0)
-    network: Any = Sequential([LSTM(128, **LAST), FullyConnected(10)], SGD)
-    X = emulated.asarray(np.zeros((32, 28, 8), np.float32))
-    labels = emulated.asarray(np.zeros(32, np.int64))
+    network: Any = Sequential([LSTM(hidden, **LAST), FullyConnected(10)], SGD)
+    X = emulated.asarray(np.zeros((n_ex, 28, 8), np.float32))
+    labels = emulated.asarray(np.zeros(n_ex, np.int64))
     monkeypatch.setattr(fake_cupy.state, "launch_options", {"only_blocks": 1})
     plan = network.compile(X.shape)
     plan.step(X, labels)
@@ -191,5 +213,5 @@ def test_a_classifier_of_usual_size(emulated: Backend, monkeypatch: pytest.Monke
         plan.step(X, labels)
     nodes = sum(n for event, n in captured.items() if event.startswith("kernel:"))
     found = {"nodes": nodes, "kernel_bytes": captured["kernel_bytes"]}
-    assert found == BUDGET["graph"]["lstm 128 b32"]
-    assert nodes <= 10
+    assert found == BUDGET["graph"][f"lstm {hidden} b{n_ex}"]
+    assert nodes <= 11

@@ -22,7 +22,11 @@ __all__ = ["checked"]  # the fixture that runs kernels under the checker
 
 #: the network that sees it, what stands there, and what is planted in its place
 FAULTS: dict[str, tuple[Callable[[], list[Any]], str, str]] = {
-    "nobody waits for the gradients": (pooled, "wait(arrived, arrive(arrived));", ""),
+    "nobody waits for the gradients": (
+        pooled,
+        "wait(arrived, arrive(arrived, blockIdx.x == 0, gridDim.x));",
+        "",
+    ),
     "nobody waits for the parameters": (pooled, "wait(arrived, before);", ""),
     "nobody sees to it that others read what is new": (
         pooled,

@@ -39,7 +39,7 @@ EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
 EVERY |= {"gemm.cu": 24, "conv.cu": 48, "tile.cuh": 48, "flat.cu": 24, "feed.cu": 24}
 EVERY |= {"judge.cu": 24, "flat.cuh": 12, "norm.cu": 24, "dropout.cu": 12, "philox.cuh": 12}
 EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 48)
-EVERY |= {"sequence_plan.cu": 24, "large.cuh": 96}
+EVERY |= {"sequence_plan.cu": 24, "sequence_group.cuh": 48, "large.cuh": 96}
 OTHERS_EVERY = 12
 
 # ------------------------------------------------------------------------------- making of mutants

@@ -136,15 +136,19 @@ class RawKernel:
         kernel = self._source.module()[self.name]
         kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
         options: dict[str, Any] = {"seed": state.seed, **state.launch_options}
+        alone = False
         if self.enable_cooperative_groups:
             _check_resident(self.name, grid, block, shared_mem)
             options["cooperative"] = True
+            alone = bool(options.pop("only_blocks", 0))
         if state.flavour == "check":  # reading what nobody wrote is an error
             options["uninitialised"] = [
                 i for i, a in enumerate(args) if isinstance(a, ndarray) and is_poisoned(a._a)
             ]
 
         def work() -> None:
+            if alone:  # blocks that would wait for those that are left out
+                return
             counters = kernel(grid, block, values, shared_mem=shared_mem, **options)
             state.launch_log.append((self.name, counters))
 
