@@ -70,7 +70,7 @@ class Recorder:
             self._renew()
 
     def _renew(self) -> None:
-        """Another stream; a lost device refuses that too, but the first error is the one to tell."""
+        """Another stream; a lost device refuses that too, but the first error is to be told."""
         with contextlib.suppress(Exception):
             self._stream = cupy.cuda.Stream(non_blocking=True)
 
