@@ -219,7 +219,7 @@ def no_matmul_in_a_capture(cp, put):
 @claim(Raises(NotImplementedError, "cuBLAS API during stream capture"))
 def no_tensordot_in_a_capture(cp, put):
     x = put(grid())
-    _captured(cp, lambda: cp.tensordot(x, x))
+    _captured(cp, lambda: cp.tensordot(x, x.T, 1))  # the sum of all products needs no cuBLAS
 
 
 @claim(Raises(NotImplementedError, "cuBLAS API during stream capture"))
@@ -352,7 +352,7 @@ def blocks_that_wait_for_one_another(cp, put):
     return y.get().tolist()
 
 
-@claim(Raises(RuntimeError, "COOPERATIVE_LAUNCH_TOO_LARGE"))
+@claim(Raises(UserWarning, "The grid size will be reduced from 1048576 to"))
 def more_such_blocks_than_the_device_has_room_for(cp, put):
     kernel = cp.RawKernel(MEETING, "meeting", enable_cooperative_groups=True)
     kernel((1 << 20,), (1,), (cp.zeros(1, np.uint32), cp.zeros(1 << 20, np.float32)))

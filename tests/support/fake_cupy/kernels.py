@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class RawKernel:
         options: dict[str, Any] = {"seed": state.seed, **state.launch_options}
         alone = False
         if self.enable_cooperative_groups:
-            _check_resident(self.name, grid, block, shared_mem)
+            grid = _resident_grid(grid, block, shared_mem)
             options["cooperative"] = True
             alone = bool(options.pop("only_blocks", 0))
         if state.flavour == "check":  # reading what nobody wrote is an error
@@ -161,8 +162,9 @@ class RawKernel:
         state.write(arrays[0] if arrays else np.empty(0), work, f"kernel {self.name}")
 
 
-def _check_resident(kernel: str, grid: tuple, block: tuple, shared_mem: int) -> None:
-    """All blocks of a cooperative launch must fit on the device at once (registers aside)."""
+def _resident_grid(grid: tuple, block: tuple, shared_mem: int) -> tuple:
+    """The grid of a cooperative launch, whose blocks must all fit on the device at once (registers
+    aside): CuPy cuts off what does not, and warns."""
     properties = _device_properties()
     threads, reserved = math.prod(block), 1 << 10  # bytes that each block takes besides its own
     at_once = min(
@@ -170,12 +172,17 @@ def _check_resident(kernel: str, grid: tuple, block: tuple, shared_mem: int) -> 
         properties["maxThreadsPerMultiProcessor"] // threads,
         properties["sharedMemPerMultiprocessor"] // (shared_mem + reserved),
     )
-    if math.prod(grid) > at_once * properties["multiProcessorCount"]:
-        raise CUDADriverError(
-            720,
-            "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
-            f"too many blocks in cooperative launch ({kernel}: {math.prod(grid)})",
-        )
+    most, blocks = at_once * properties["multiProcessorCount"], math.prod(grid)
+    if blocks <= most:
+        return grid
+    if blocks > grid[0]:
+        raise ValueError(f"The specified grid size ({grid}) exceeds the limit ({most}).")
+    warnings.warn(
+        f"The grid size will be reduced from {blocks} to {most}, as the specified grid size "
+        "exceeds the limit.",
+        stacklevel=3,
+    )
+    return (most,)
 
 
 def _device_properties() -> dict[str, Any]:
