@@ -24,6 +24,7 @@ from threadpoolctl import ThreadpoolController
 from gpulayers.errors import ParameterError
 
 __all__ = [
+    "blas_libraries",
     "is_serial",
     "run_shares",
     "shares",
@@ -128,8 +129,8 @@ def _quota() -> int:
 
 
 @cache
-def _blas() -> list[Any]:
-    """The BLAS libraries NumPy loaded that can be told how many threads to use."""
+def blas_libraries() -> list[Any]:
+    """Return threadpoolctl's controllers of the BLAS libraries that are loaded."""
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
@@ -146,7 +147,7 @@ class _Holders:
 
     def change(self, single: int = 0, threaded: int = 0, count: int | None = None) -> None:
         """Add to the users of each kind, and tell the libraries what follows."""
-        libraries = _blas()
+        libraries = blas_libraries()
         with self.lock:
             if not self.single and not self.threaded:
                 self.before = [library.get_num_threads() for library in libraries]
@@ -286,7 +287,7 @@ def _forget_after_fork() -> None:
     _pool, _inside = _Pool(), threading.local()
     if held.single or held.threaded:  # those that would have given BLAS its number back
         held.single = held.threaded = 0  # are not here
-        held.tell(_blas())
+        held.tell(blas_libraries())
 
 
 if hasattr(os, "register_at_fork"):

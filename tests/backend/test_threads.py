@@ -47,7 +47,7 @@ class FakeBlas:
 @pytest.fixture
 def blas(monkeypatch: pytest.MonkeyPatch) -> FakeBlas:
     fake = FakeBlas(7)
-    monkeypatch.setattr(threads, "_blas", lambda: [fake])
+    monkeypatch.setattr(threads, "blas_libraries", lambda: [fake])
     return fake
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gpulayers import activations
 from gpulayers.ops import Window
-from gpulayers.ops.cpu import Cpu
+from gpulayers.ops.cpu import Cpu, _blas
 from gpulayers.ops.reference import Reference
 from tests.ops.cpu.conftest import normal
 from tests.support.compare import assert_close, assert_same_bits
@@ -204,10 +204,20 @@ def test_standardizing_any_axes(axes: tuple[int, ...], count: int, small_blocks:
 
 @pytest.mark.parametrize("shape", [(), (1,), (7, 3), (1001,), (2, 3, 50)], ids=str)
 @dtypes
-@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rmsprop", "adam"])
+@pytest.mark.parametrize(
+    "rule", ["sgd", "adagrad", "rmsprop", "adam", "sgd of NumPy", "adam of NumPy"]
+)
 def test_updates(
-    shape: tuple[int, ...], dtype: str, rule: str, count: int, small_blocks: None
+    shape: tuple[int, ...],
+    dtype: str,
+    rule: str,
+    count: int,
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    rule, _, by_numpy = rule.partition(" of ")
+    if by_numpy:
+        monkeypatch.setattr(_blas, "_functions", lambda dtype: None)
     settings = {
         "sgd": (0.1, 0.9),
         "adagrad": (0.1, 1e-7),
@@ -223,3 +233,24 @@ def test_updates(
         getattr(REFERENCE, f"{rule}_update")(gold[0], grad.astype(float), *gold[1:], *settings)
     for actual, expected in zip(arrays, gold, strict=True):
         assert_close(actual, expected)
+
+
+@pytest.mark.skipif(_blas._functions(np.dtype("float32")) is None, reason="a BLAS without axpby")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_multiples_by_blas(dtype: str, count: int, small_blocks: None) -> None:
+    x, y = normal((40_001,), 1, dtype), normal((40_001,), 2, dtype)
+    total = y.copy()
+    _blas.add_multiple(-0.25, x, total)
+    assert_close(total, y.astype(float) - 0.25 * x)
+    _blas.weigh(3.0, x, 0.5, total)
+    assert_close(total, 3.0 * x.astype(float) + 0.5 * (y.astype(float) - 0.25 * x))
+    assert _blas.serves((total,), (0.5,))
+    assert not _blas.serves((total, y), (0.5,))  # y is read-only: NumPy will say so
+    assert not _blas.serves((total.astype("float16"),), (0.5,))
+
+
+def test_nothing_times_nan_is_nan(count: int, small_blocks: None) -> None:
+    param, grad, velocity = (np.ones(100, np.float32) for _ in range(3))
+    grad[7], velocity[9] = np.nan, np.nan
+    CPU.sgd_update(param, grad, velocity, 0.0, 0.0)
+    assert np.flatnonzero(np.isnan(param)).tolist() == [7, 9]

@@ -1,0 +1,85 @@
+"""Sums of multiples by BLAS: one pass over memory where NumPy's operations take two or three.
+
+NumPy does not offer them, but OpenBLAS, which its wheels bring along, has them under C names. They
+are looked up in the library whose threads `gpulayers.threads` controls; where there is no such
+library, or not those names, NumPy computes. BLAS takes a factor of zero to mean that there is
+nothing to read, so that NaN and infinity would be lost: those go to NumPy, too. The arrays must be
+contiguous.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpulayers.backend import Array
+from gpulayers.ops.cpu import _blocks
+from gpulayers.threads import blas_libraries
+
+# OpenBLAS is built with names of its own, so that two of them can live in one process.
+_NAMES = ("scipy_cblas_{}64_", "cblas_{}64_", "scipy_cblas_{}", "cblas_{}")
+
+
+class _Functions(NamedTuple):
+    axpy: Callable[..., None]  # (n, a, x, 1, y, 1)
+    axpby: Callable[..., None]  # (n, a, x, 1, b, y, 1)
+
+
+@cache
+def _functions(dtype: np.dtype) -> _Functions | None:
+    if dtype.char not in "fd":
+        return None
+    letter, number = ("s", ctypes.c_float) if dtype.char == "f" else ("d", ctypes.c_double)
+    for library in blas_libraries():
+        if library.internal_api != "openblas":
+            continue
+        for name in _NAMES:
+            axpy, axpby = (
+                getattr(library.dynlib, name.format(letter + field), None)
+                for field in _Functions._fields
+            )
+            if axpy is not None and axpby is not None:
+                return _Functions(_typed(axpy, number, 1), _typed(axpby, number, 2))
+    return None
+
+
+def _typed(function: Any, number: Any, factors: int) -> Callable[..., None]:
+    # a library of 32-bit integers reads the lower half of these
+    vector = (ctypes.c_void_p, ctypes.c_int64)
+    function.argtypes = (ctypes.c_int64, *(number, *vector) * factors, *vector * (2 - factors))
+    function.restype = None
+    return function
+
+
+def serves(written: Iterable[Array], factors: Iterable[float]) -> bool:
+    """Whether sums with these factors, written to these arrays of one size, are BLAS's."""
+    arrays = list(written)
+    number = arrays[0].dtype.type
+    return (
+        arrays[0].size > _blocks.SMALL
+        and _functions(arrays[0].dtype) is not None
+        and all(array.flags.writeable for array in arrays)  # BLAS would not ask
+        and all(number(factor) != 0 for factor in factors)
+    )
+
+
+def add_multiple(a: float, x: Array, y: Array) -> None:
+    """y += a x."""
+    functions = _functions(x.dtype)
+    if functions is not None:
+        functions.axpy(x.size, a, _place(x), 1, _place(y), 1)
+
+
+def weigh(a: float, x: Array, b: float, y: Array) -> None:
+    """y = a x + b y."""
+    functions = _functions(x.dtype)
+    if functions is not None:
+        functions.axpby(x.size, a, _place(x), 1, b, _place(y), 1)
+
+
+def _place(array: Array) -> int:
+    return array.__array_interface__["data"][0]
