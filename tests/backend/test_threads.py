@@ -340,7 +340,7 @@ def test_a_blas_without_control_gets_no_threads_either(blas: FakeBlas) -> None:
 
 
 def test_no_blas_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_blas", list)
+    monkeypatch.setattr(threads, "blas_libraries", list)
     with single_threaded_blas():
         pass
 
@@ -372,7 +372,7 @@ def step(X: np.ndarray, W: np.ndarray) -> list[np.ndarray]:
 def test_threads_of_the_user(engine: str) -> None:
     """Calls from several threads at once give what they give one by one, bit for bit."""
     batches = [batch(seed) for seed in range(4)]
-    before = [library.get_num_threads() for library in threads._blas()]
+    before = [library.get_num_threads() for library in threads.blas_libraries()]
 
     def run(k: int) -> list[list[np.ndarray]]:
         with use_threads(3), use_engine(engine):
@@ -385,7 +385,7 @@ def test_threads_of_the_user(engine: str) -> None:
         for result in together[k]:
             for array, expected in zip(result, alone[k], strict=True):
                 assert_same_bits(array, expected)
-    assert [library.get_num_threads() for library in threads._blas()] == before
+    assert [library.get_num_threads() for library in threads.blas_libraries()] == before
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -504,12 +504,12 @@ def test_a_fork_while_the_workers_are_busy(engine: str) -> None:
 @can_fork
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_within_a_share_leaves_blas_its_threads_in_the_child() -> None:
-    libraries = threads._blas()
+    libraries = threads.blas_libraries()
     before = [library.get_num_threads() for library in libraries]
     statuses = []
 
     def compute() -> None:
-        assert [library.get_num_threads() for library in threads._blas()] == before
+        assert [library.get_num_threads() for library in threads.blas_libraries()] == before
         with use_threads(3):
             assert len(shares(1000)) == 3  # it is in no share of its own
 
