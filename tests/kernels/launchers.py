@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import load_source
@@ -95,8 +96,11 @@ class DeviceLauncher:
         import cupy
 
         from gpulayers.cuda.compile import get_kernel
+        from gpulayers.cuda.precision import capability
 
         spec = table.KERNELS[name]
+        if spec.oldest > capability():
+            pytest.skip(f"needs compute capability {spec.oldest / 10}")
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
         kernel: Any = get_kernel(name, dtype, index)
