@@ -15,7 +15,9 @@ from gpulayers.ops import workspace
 from gpulayers.ops.cpu import _blas
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, blocks, row_shares
 from gpulayers.ops.reference.update import ReferenceUpdate
-from gpulayers.threads import run_shares, threaded_blas
+from gpulayers.threads import run_shares, shares
+
+_ALONE = 1 << 22  # elements of two sums that one thread has done before a second is awake
 
 Rule = Callable[..., None]
 
@@ -49,10 +51,13 @@ class CpuUpdate(ReferenceUpdate):
         if param.dtype.itemsize < 4:
             return super().sgd_update(param, grad, velocity, lr, momentum)
         if _blas.serves((param, velocity), (lr, momentum)):
-            with threaded_blas():  # its threads need not be woken by Python
-                _blas.weigh(lr, grad, momentum, velocity)
-                _blas.add_multiple(-1.0, velocity, param)
-            return
+            p, g, v = (array.reshape(-1) for array in (param, grad, velocity))
+
+            def work(_: int, part: slice) -> None:
+                _blas.weigh(lr, g[part], momentum, v[part])
+                _blas.add_multiple(-1.0, v[part], p[part])
+
+            return run_shares(work, shares(p.size, _ALONE))
         rate, keep = (param.dtype.type(value) for value in (lr, momentum))
 
         def rule(p: Array, g: Array, v: Array, step: Array) -> None:

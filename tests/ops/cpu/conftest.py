@@ -37,6 +37,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             ("SMALL", 0),
             ("_FEW", 0),
             ("_SHARE", 1),
+            ("_ALONE", 1),
             ("_WIDE", 24),
             ("_LONG", 16),
         ):
