@@ -74,7 +74,10 @@ def _apply(layer: Layer, x: Any, w: dict[str, Any]) -> Any:
         return x.reshape(x.shape[0], -1)
     if kind in ("rnn", "lstm"):
         return _recurrent(kind, x, w)
-    return {"relu": jax.nn.relu, "tanh": jnp.tanh}[kind](x)
+    if kind == "gate":
+        shape, gate = jnp.split(x, 2, axis=-1)
+        return jnp.tanh(shape) * jax.nn.sigmoid(gate)
+    return jax.nn.relu(x)
 
 
 def _forward(

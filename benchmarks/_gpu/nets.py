@@ -2,7 +2,8 @@
 
 A network is a list of layers, each a tuple: ("conv", filters, size, pad), ("bn",), ("relu",),
 ("pool", size), ("flatten",), ("dense", outputs), ("skip", layers), ("rnn", states),
-("lstm", states) with the last state put out, ("conv1d", filters, taps, spacing) causal, ("tanh",).
+("lstm", states) with the last state put out, ("conv1d", filters, taps, spacing) causal, ("gate",):
+tanh of the first half of the channels times the logistic function of the second.
 """
 
 from __future__ import annotations
@@ -48,12 +49,15 @@ def _active(filters: int) -> tuple[Layer, ...]:
 
 
 def _wavenet(width: int = 32, depth: int = 10) -> tuple[Layer, ...]:
+    """Van den Oord et al. (2016), figure 4: a dilated convolution for filter and gate at once, and
+    one of a tap behind it that serves the residual and the skip connection both, so that all the
+    skips together are what the residuals add up to; then two more of a tap, behind ReLUs."""
     blocks = tuple(
-        ("skip", (("conv1d", width, 2, 2**i), ("tanh",), ("conv1d", width, 1, 1)))
+        ("skip", (("conv1d", 2 * width, 2, 2**i), ("gate",), ("conv1d", width, 1, 1)))
         for i in range(depth)
     )
-    head: tuple[Layer, ...] = (("relu",), ("flatten",), ("dense", CLASSES))
-    return (("conv1d", width, 1, 1), *blocks, *head)
+    head: tuple[Layer, ...] = (("relu",), ("conv1d", width, 1, 1), ("relu",))
+    return (("conv1d", width, 1, 1), *blocks, *head, ("flatten",), ("dense", CLASSES))
 
 
 POOL: Layer = ("pool", 2)
@@ -147,15 +151,17 @@ def ours(net: Net, optimizer: str | None = None) -> Any:
 
 def _ours(chain: tuple[Layer, ...]) -> Iterator[Any]:
     from gpulayers import layers
-    from gpulayers.models import Activation, Residual
+    from gpulayers.models import Activation, GatedActivation, Residual
 
     for kind, *n in chain:
         if kind == "conv":
             yield layers.Conv2D(n[0], (n[1], n[1]), pad=n[2])
         elif kind == "conv1d":
             yield layers.Conv1D(n[0], n[1], pad="causal", dilation=n[2] - 1)
-        elif kind in ("relu", "tanh"):
-            yield Activation({"relu": "ReLU", "tanh": "Tanh"}[kind])
+        elif kind == "relu":
+            yield Activation("ReLU")
+        elif kind == "gate":
+            yield GatedActivation()
         elif kind == "bn":
             yield layers.BatchNorm2D()
         elif kind == "pool":
@@ -217,8 +223,9 @@ def work(net: Net, batch: int) -> tuple[float, float, int]:
     Operations: products alone, back twice those forward, less the first layer's input gradient.
     Bytes: each activation written, read by the next layer and by the backward pass, its gradient
     written and read; what an activation function or pooling makes of a product takes the product's
-    place; states and gates of all times of a recurrent layer written and read; the input read
-    twice; each weight read twice, and updated with one state.
+    place, and what a gate makes of it is worked out anew where it is needed; states and gates of
+    all times of a recurrent layer written and read; the input read twice; each weight read twice,
+    and updated with one state.
     """
     flops, passed, parameters, first = 0.0, 0.0, 0, True
     last = 0.0  # of the layer before, where this one may take its place
@@ -227,9 +234,9 @@ def work(net: Net, batch: int) -> tuple[float, float, int]:
         parameters += count
         flops += 2.0 * products * (2 if first and products else 3)
         first = first and not products
-        if kind[0] in ("flatten", "skip"):
+        if kind[0] in ("flatten", "gate", "skip"):
             continue
-        if kind[0] in ("relu", "tanh", "pool"):
+        if kind[0] in ("relu", "pool"):
             passed -= last
         last = 5.0 * math.prod(after)
         if kind[0] in ("rnn", "lstm"):
@@ -268,6 +275,8 @@ def _walk(chain: tuple[Layer, ...], shape: Shape) -> Iterator[tuple[Layer, Shape
             shape = (*(s + 2 * n[2] - n[1] + 1 for s in shape[:2]), n[0])
         elif kind == "conv1d":
             shape = (shape[0], n[0])
+        elif kind == "gate":
+            shape = (*shape[:-1], shape[-1] // 2)
         elif kind == "pool":
             shape = (shape[0] // n[0], shape[1] // n[0], shape[2])
         elif kind == "flatten":

@@ -49,6 +49,14 @@ class Causal(nn.Module):
         return self.conv(functional.pad(x, (self.pad, 0)) if self.pad else x)
 
 
+class Gate(nn.Module):
+    """Channels in two halves: tanh of the first times the logistic function of the second."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape, gate = x.chunk(2, dim=1)
+        return torch.tanh(shape) * torch.sigmoid(gate)
+
+
 class Last(nn.Module):
     """The last state of a recurrent layer, for inputs (time, n, n_in)."""
 
@@ -73,7 +81,7 @@ def _module(layer: Layer, before: nets.Shape) -> nn.Module:
     makers: dict[str, Callable[[], nn.Module]] = {
         "bn": lambda: nn.BatchNorm2d(before[-1], eps=1e-5, momentum=0.1),
         "relu": nn.ReLU,
-        "tanh": nn.Tanh,
+        "gate": Gate,
         "pool": lambda: nn.MaxPool2d(n[0]),
         "flatten": nn.Flatten,
         "dense": lambda: nn.Linear(before[0], n[0]),

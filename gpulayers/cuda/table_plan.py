@@ -43,6 +43,9 @@ SPECS = (
         f"dropout_backward<{_MAP}>",
         (*(ARRAY,) * 4, INDEX, REAL),
     ),
+    # ---- gate.cu
+    KernelSpec("gate_forward", "gate.cu", f"gate_forward<{_MAP}>", (*(ARRAY,) * 2, INDEX, INT)),
+    KernelSpec("gate_backward", "gate.cu", f"gate_backward<{_MAP}>", (*(ARRAY,) * 3, INDEX, INT)),
     # ---- softmax.cu
     KernelSpec(
         "cross_entropy_step",

@@ -16,7 +16,7 @@ from gpulayers import layers
 from gpulayers.backend import Array
 from gpulayers.interchange._onnx_activations import activated
 from gpulayers.interchange._onnx_graph import Graph, Value, as_given, channels_first
-from gpulayers.models import Activation
+from gpulayers.models import Activation, GatedActivation
 from gpulayers.ops.window import Window
 
 Converter = Callable[..., Any]
@@ -292,6 +292,17 @@ def activation(graph: Graph, layer: Any, X: Value) -> Value:
     return activated(graph, X, layer.act_fn)
 
 
+def gated_activation(graph: Graph, layer: Any, X: Value) -> Value:
+    """The two halves of the channels, wherever those lie."""
+    channels = X.shape[-1]
+    if channels is None or channels % 2:
+        raise graph.refuse(f"expected an even number of channels, got shape {X.shape}")
+    parts = graph.add("Split", [X.name], outputs=2, axis=X.axis(-1))
+    shape = (*X.shape[:-1], channels // 2)
+    F, G = (Value(part, shape, X.order) for part in parts)
+    return graph.both("Mul", graph.each("Tanh", F), graph.each("Sigmoid", G))
+
+
 def add(graph: Graph, layer: Any, *Xs: Value) -> Value:
     return _merged(graph, layer, "Add", Xs)
 
@@ -327,6 +338,7 @@ def dot_product_attention(graph: Graph, layer: Any, Q: Value, K: Value, V: Value
 
 CONVERTERS: dict[type, Converter] = {
     Activation: activation,
+    GatedActivation: gated_activation,
     layers.Add: add,
     layers.BatchNorm1D: batch_norm,
     layers.BatchNorm2D: batch_norm,

@@ -1,7 +1,7 @@
 """Networks: how layers are put together, and a few well-known ones ready to train."""
 
 from gpulayers.models._model import Model
-from gpulayers.models.blocks import Activation, Residual
+from gpulayers.models.blocks import Activation, GatedActivation, Residual
 from gpulayers.models.composite import Composite
 from gpulayers.models.network import Sequential
 from gpulayers.models.pixels import Pixels
@@ -19,6 +19,7 @@ __all__ = [
     "Activation",
     "BernoulliVAE",
     "Composite",
+    "GatedActivation",
     "Model",
     "Pixels",
     "Profile",

@@ -1,4 +1,5 @@
-"""Blocks of layers that the classical networks need: the residual block, a bare activation."""
+"""Blocks of layers that the classical networks need: the residual block, a bare activation, the
+gate of WaveNet."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpulayers._types import is_list, is_sequence
-from gpulayers.backend import Array
+from gpulayers.activations import Sigmoid, Tanh
+from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
 from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers.base import LayerBase
@@ -14,7 +16,10 @@ from gpulayers.models.composite import Composite
 from gpulayers.models.network import Sequential
 from gpulayers.ops import activation as _ops
 
-__all__ = ["Activation", "Residual"]
+__all__ = ["Activation", "GatedActivation", "Residual"]
+
+_TANH: Any = Tanh()
+_SIGMOID: Any = Sigmoid()
 
 
 class Activation(LayerBase):
@@ -52,6 +57,51 @@ class Activation(LayerBase):
         if not inputs:
             return None, {}
         return _ops.activation_backward(dLdY, saved["Z"], self.act_fn), {}
+
+
+class GatedActivation(LayerBase):
+    """The gated activation unit: Y = tanh(F) * sigmoid(G), where X = [F, G] along the last axis.
+
+    Behind one convolution of 2 c channels it is WaveNet's gate, with a filter and a gate of c
+    channels each. (numpy-ml has no such layer; in its WaveNet block both are the same channels.)
+
+    Parameters
+    ----------
+    optimizer : optional
+        Unused; every layer has one.
+
+    Notes
+    -----
+    Input (n_ex, ..., 2 c), output (n_ex, ..., c), floating; an odd number of channels raises
+    ShapeError. Source: van den Oord et al., "WaveNet: a generative model for raw audio" (2016),
+    equation 2.
+    """
+
+    def __init__(self, optimizer: Any = None) -> None:
+        super().__init__(optimizer)
+
+    def _forward(self, X: Array, training: bool) -> tuple[Array, dict[str, Any]]:
+        if X.shape[-1] % 2:
+            raise ShapeError(
+                f"{self._name}: expected an even number of channels, half of them the gates', got "
+                f"shape {X.shape}"
+            )
+        xp, channels = xp_of(X), X.shape[-1] // 2
+        F, G = (xp.ascontiguousarray(half) for half in (X[..., :channels], X[..., channels:]))
+        T = _ops.bias_activation(F, None, _TANH)
+        S = _ops.bias_activation(G, None, _SIGMOID)
+        return T * S, {"T": T, "S": S}
+
+    def _backward(
+        self, dLdY: Array, saved: dict[str, Any], params: bool, inputs: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """dF = dL/dY * S * (1 - T^2);  dG = dL/dY * T * S * (1 - S)"""
+        if not inputs:
+            return None, {}
+        T, S = saved["T"], saved["S"]
+        dS = dLdY * S
+        halves = dS * (1 - T * T), dS * T * (1 - S)
+        return xp_of(dLdY).concatenate(halves, axis=-1), {}
 
 
 class Residual(Composite):

@@ -15,7 +15,7 @@ from typing import Any
 
 from gpulayers import layers
 from gpulayers.activations import Identity
-from gpulayers.models.blocks import Activation
+from gpulayers.models.blocks import Activation, GatedActivation
 
 Shape = tuple[int, ...]
 
@@ -97,6 +97,7 @@ def _of_input(count: int) -> Callable[[Any, list[Shape], Shape], int]:
 
 _COUNTS: dict[type, Callable[[Any, list[Shape], Shape], int]] = {
     Activation: lambda layer, inputs, output: _activated(layer, output),
+    GatedActivation: _of_output(3),  # tanh, sigmoid, product
     layers.Add: _merge,
     layers.BatchNorm1D: _of_output(STANDARDIZE),
     layers.BatchNorm2D: _of_output(STANDARDIZE),

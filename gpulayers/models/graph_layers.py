@@ -1,5 +1,5 @@
 """Layers of a planned network on a GPU that are neither convolution nor dense, with what follows
-them: batch normalisation, dropout, global average pooling."""
+them: batch normalisation, dropout, global average pooling, gates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gpulayers.activations import ReLU
 from gpulayers.backend import Array
 from gpulayers.layers import BatchNorm1D, BatchNorm2D, Dropout, GlobalAvgPool2D, Pool2D
-from gpulayers.models.blocks import Activation
+from gpulayers.models.blocks import Activation, GatedActivation
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.plan_conv import is_halving
 from gpulayers.models.plan_node import Node, contiguous
@@ -17,7 +17,7 @@ from gpulayers.models.plan_nodes import LayerNode
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["DropoutStep", "GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
+__all__ = ["DropoutStep", "GateStep", "GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
 
 
 class NormStep(Fused):
@@ -141,6 +141,29 @@ class GlobalPoolStep(Fused):
         return kernels_for(dY).avg_pool2d_backward(dY, shape, window)
 
 
+class GateStep(Fused):
+    """tanh(F) * sigmoid(G) of two halves of the channels, a launch each way."""
+
+    takes_slope = False
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__([layer], type(layer).__name__)
+
+    def places(self) -> list[Place]:
+        return []
+
+    def forward(self, X: Array) -> Array:
+        from gpulayers.cuda import gate  # needs CuPy
+
+        self._saved = contiguous(X)
+        return gate.forward(self._saved)
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        from gpulayers.cuda import gate  # needs CuPy
+
+        return gate.backward(contiguous(dY), self._saved) if inputs else None
+
+
 def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
     """A node for the layers from node `i` on, and of how many nodes it takes the place; None where
     they stay what they are."""
@@ -149,6 +172,8 @@ def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
         return GlobalPoolStep(layer), 1
     if type(layer) is Dropout:
         return DropoutStep(layer), 1
+    if type(layer) is GatedActivation:
+        return GateStep(layer), 1
     if type(layer) not in (BatchNorm1D, BatchNorm2D) or not layer.trainable:
         return None, 0
     layers = [layer]

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpulayers import backend
+from gpulayers.activations import Identity, ReLU
 from gpulayers.backend import Array
-from gpulayers.layers import Flatten
+from gpulayers.layers import Conv1D, Flatten
 from gpulayers.layers import _arguments as check
 from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.graph_sequence import SequenceStep, sequence_step
 from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import Node, contiguous
-from gpulayers.models.plan_nodes import DenseNode, ResidualNode
+from gpulayers.models.plan_nodes import DenseNode, LayerNode, ResidualNode
 from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops.window import Window
 
 __all__ = ["Fused", "leaves", "on_gpu", "places_of", "refusal"]
 
@@ -44,7 +46,7 @@ class _Product(Fused):
 class ConvStep(_Product):
     """A convolution with bias, ReLU and 2 x 2 max pooling, one launch forward, two back."""
 
-    def __init__(self, node: ConvNode, relu: bool, pooled: bool) -> None:
+    def __init__(self, node: Node, relu: bool, pooled: bool) -> None:
         super().__init__(node.layers, node.name)
         self._conv, self._relu, self._pooled = node.layers[0], relu, pooled
         self.ends_with_relu = relu and not pooled
@@ -53,17 +55,22 @@ class ConvStep(_Product):
         layer = self._conv
         return layer.kernel_shape, layer.stride, layer.pad, layer.dilation
 
+    def _window(self, X: Array) -> Window:
+        layer = self._conv
+        return check.window_2d(
+            layer.kernel_shape, layer.stride, layer.pad, layer.dilation, X.shape[1:3], self.name
+        )
+
+    @property
+    def _weight(self) -> Array:
+        return self._conv.parameters["W"]
+
     def forward(self, X: Array) -> Array:
         from gpulayers.cuda import conv  # needs CuPy
 
-        layer = self._conv
-        window = check.window_2d(
-            layer.kernel_shape, layer.stride, layer.pad, layer.dilation, X.shape[1:3], self.name
-        )
-        p = layer.parameters
+        window, b = self._window(X), self._conv.parameters["b"].reshape(-1)
         Y, winners = conv.forward(
-            *(contiguous(X), p["W"], p["b"].reshape(-1), window, self._relu, self._pooled),
-            special=True,
+            *(contiguous(X), self._weight, b, window, self._relu, self._pooled), special=True
         )
         self._saved = contiguous(X), window, Y, winners if self._pooled else None
         return Y
@@ -90,8 +97,32 @@ class ConvStep(_Product):
         if not inputs:
             return None
         mask = X if self.masks_input else None
-        W = self._conv.parameters["W"]
-        return conv.input_grad(dY, W, X.shape, window, winners, mask, special=True)
+        return conv.input_grad(dY, self._weight, X.shape, window, winners, mask, special=True)
+
+
+class RowStep(ConvStep):
+    """A convolution along time with bias and ReLU, as one of images of one row."""
+
+    def settings(self) -> Any:
+        layer = self._conv
+        return layer.kernel_width, layer.stride, layer.pad, layer.dilation
+
+    def _window(self, X: Array) -> Window:
+        layer = self._conv
+        return check.window_1d(
+            layer.kernel_width, layer.stride, layer.pad, layer.dilation, X.shape[2], self.name
+        )
+
+    @property
+    def _weight(self) -> Array:
+        return self._conv.parameters["W"][None]
+
+    def forward(self, X: Array) -> Array:
+        return super().forward(X[:, None])[:, 0]
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        dX = super().backward(dY, inputs)
+        return None if dX is None else dX[:, 0]
 
 
 class DenseStep(_Product):
@@ -189,6 +220,10 @@ def _replacement(node: Any) -> Iterator[Node]:
         yield ConvStep(node, node._relu, node.halves)
     elif isinstance(node, DenseNode):
         yield DenseStep(node, node._relu)
+    elif type(node) is LayerNode and type(node.layers[0]) is Conv1D:
+        relu = type(node.layers[0].act_fn) is ReLU
+        known = relu or type(node.layers[0].act_fn) is Identity
+        yield RowStep(node, relu, False) if known else node
     else:
         yield node
 

@@ -34,7 +34,7 @@ from gpulayers.layers import (
 )
 from gpulayers.layers._group import LayerGroup
 from gpulayers.layers.base import LayerBase
-from gpulayers.models.blocks import Activation, Residual
+from gpulayers.models.blocks import Activation, GatedActivation, Residual
 from gpulayers.models.network import Sequential
 from gpulayers.models.plan_conv import ConvNode, PooledNode
 from gpulayers.models.plan_node import BySize, Node, backward_through, contiguous
@@ -52,6 +52,7 @@ _BY_EXAMPLE = (
     Deconv2D,
     Flatten,
     FullyConnected,
+    GatedActivation,
     GlobalAvgPool2D,
     GroupNorm,
     LayerNorm1D,

@@ -54,8 +54,8 @@ CHAINS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
         (12, 1),
         (
             ("conv1d", 3, 1, 1),
-            ("skip", (("conv1d", 3, 2, 4), ("tanh",), ("conv1d", 3, 1, 1))),
-            *(("relu",), ("flatten",), ("dense", 10)),
+            ("skip", (("conv1d", 6, 2, 4), ("gate",), ("conv1d", 3, 1, 1))),
+            *(("relu",), ("conv1d", 3, 1, 1), ("relu",), ("flatten",), ("dense", 10)),
         ),
     ),
     "dense": ((2, 2, 1), (("conv", 2, 1, 0), ("flatten",), ("dense", 10))),

@@ -117,6 +117,8 @@ def _layers() -> Iterator[Case]:
     yield _case("Embedding", lambda: L.Embedding(4, 11), (5,), ids=11)
     yield _case("Embedding, sum", lambda: L.Embedding(4, 11, pool="sum"), (5,), ids=11)
     yield _case("Embedding, mean", lambda: L.Embedding(4, 11, pool="mean"), (5,), ids=11)
+    yield _case("GatedActivation", models.GatedActivation, (5, 6))
+    yield _case("GatedActivation, of images", models.GatedActivation, (3, 4, 6))
     yield _case("Flatten", L.Flatten, image)
     yield _case("Flatten, last", lambda: L.Flatten("last"), image)
     yield _case("Flatten, all", lambda: L.Flatten(-1), image)
