@@ -19,6 +19,7 @@ from gpulayers.errors import GPULayersError, ParameterError, suggest
 __all__ = ["main"]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_OF_THE_GPU = ("CUDARuntimeError", "CUDADriverError")  # CuPy's, which is not imported here
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", FAILED)
     except Exception as error:
+        if type(error).__name__ in _OF_THE_GPU:
+            return _complain(
+                f"the GPU or its driver failed: {error}; a training that was under way goes on "
+                "from its last checkpoint with --resume",
+                FAILED,
+            )
         text = f"{type(error).__name__}: {error} (unexpected; --debug shows the traceback)"
         return _complain(text, FAILED)
 

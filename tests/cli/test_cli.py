@@ -340,6 +340,17 @@ def test_a_missing_gpu_is_told_before_anything_else(capsys, monkeypatch, tmp_pat
     assert code == 1 and "there is none here" in text and "plug one in" in text
 
 
+def test_errors_of_the_gpu_say_what_can_be_done(tiny, capsys, monkeypatch):
+    kind = type("CUDARuntimeError", (RuntimeError,), {})
+
+    def broken(*arguments, **options):
+        raise kind("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    monkeypatch.setattr(train_module, "data_of", broken)
+    code, text = failing(capsys, "train", "--data", tiny)
+    assert code == 1 and "cudaErrorIllegalAddress" in text and "--resume" in text
+
+
 def test_unexpected_errors_are_short_and_debug_lets_them_through(tiny, capsys, monkeypatch):
     def broken(*arguments, **options):
         raise ZeroDivisionError("a bug")
