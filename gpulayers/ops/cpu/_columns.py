@@ -27,7 +27,7 @@ from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu, repeat
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, shares, threaded_blas
 
-_BLOCK_BYTES = 16 << 20  # columns of one block: fewer, longer calls are worth more than the cache
+_BLOCK_BYTES = 3 << 20  # columns of one block: few long calls, on what the cache still holds
 _SHARE_WORK = 1 << 24  # multiplications that make a thread of its own worth while
 _BAND_WIDTH = 32  # columns of W below which BLAS runs far under its speed
 _BAND_COST = 2.3  # most multiplications a band may add
