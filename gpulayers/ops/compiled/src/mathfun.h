@@ -39,6 +39,12 @@ INLINE void store_lanes(real *p, vec v, i64 n) {
         store_part(p, v, n);
 }
 
+/* Ask for memory that a pass will come to soon. By itself the processor looks no further than to the
+ * end of a page, and a pass over large arrays waits at the beginning of each. */
+#define AHEAD 8192 /* bytes */
+INLINE void soon(const real *p) { __builtin_prefetch((const void *)((uintptr_t)p + AHEAD)); }
+INLINE void soon_written(real *p) { __builtin_prefetch((const void *)((uintptr_t)p + AHEAD), 1); }
+
 INLINE real sum_lanes(vec v) {
     real lanes[VEC_BYTES / sizeof(real)];
     store(lanes, v);

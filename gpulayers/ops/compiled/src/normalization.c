@@ -49,6 +49,8 @@ INLINE void column_sums(const real *x, const real *other, i64 rows, i64 stride, 
     for (i64 r = 0; r < rows; r++) {
         for (i64 v = 0; v < vectors; v++) {
             vec d = load_lanes(x + r * stride + v * VW, lanes) - p[v];
+            soon(x + r * stride + v * VW);
+            if (other) soon(other + r * stride + v * VW);
             s[v] = s[v] + d;
             q[v] = q[v] + d * (other ? load_lanes(other + r * stride + v * VW, lanes) : d);
         }
@@ -176,6 +178,9 @@ INLINE void normalize_lanes(const job_t *job, i64 at, i64 column, i64 lanes) {
     store_lanes(job->out + at, x_hat, lanes);
     vec y = load_lanes(job->d + column, lanes) * x_hat + load_lanes(job->e + column, lanes);
     store_lanes(job->y + at, y, lanes);
+    soon(job->x + at);
+    soon_written(job->out + at);
+    soon_written(job->y + at);
 }
 
 static void normalize_task(void *arguments, i64 begin, i64 end, int share) {
@@ -220,6 +225,9 @@ INLINE void gradient_lanes(const job_t *job, i64 at, i64 column, i64 lanes) {
     vec along = load_lanes(job->x_hat + at, lanes) * load_lanes(job->c + column, lanes);
     vec inner = load_lanes(job->x + at, lanes) - load_lanes(job->b + column, lanes) - along;
     store_lanes(job->out + at, load_lanes(job->a + column, lanes) * inner, lanes);
+    soon(job->x + at);
+    soon(job->x_hat + at);
+    soon_written(job->out + at);
 }
 
 static void gradient_task(void *arguments, i64 begin, i64 end, int share) {

@@ -21,11 +21,13 @@ INLINE void pool_vector(const job_t *job, int kind, const real *x, i64 rows, i64
     const window_t *w = job->w;
     i64 down = w->dr * w->cols * w->ch, right = w->dc * w->ch;
     vec best = load(x);
+    soon(x);
     mask winner = splat_bits((bits)number);
     for (i64 i = 0; i < rows; i++) {
         for (i64 j = 0; j < cols; j++) {
             if (i == 0 && j == 0) continue;
             vec v = load(x + i * down + j * right);
+            soon(x + i * down + j * right);
             if (kind == AVERAGE) {
                 best = best + v;
             } else {

@@ -129,12 +129,15 @@ static void gather_task(void *arguments, i64 begin, i64 end, int share) {
 INLINE void spread_vector(const job_t *job, i64 at, real *top, real *bottom, i64 kept, int max,
                           int relu) {
     vec g = incoming(job, at, relu);
+    soon(job->dy + at);
     mask winner = max ? load_winners(job->winners + at) : splat_bits(0);
     if (!max) g = g * splat(job->share);
     /* from left to right, as what is written beyond a pixel belongs to the next one */
     for (int tap = 0; tap < 4; tap++) {
         mask won = max ? winner == splat_bits(tap) : splat_bits(-1);
-        store_lanes((tap < 2 ? top : bottom) + tap % 2 * job->w->ch, (vec)(won & (mask)g), kept);
+        real *dx = (tap < 2 ? top : bottom) + tap % 2 * job->w->ch;
+        store_lanes(dx, (vec)(won & (mask)g), kept);
+        soon_written(dx);
     }
 }
 
@@ -182,6 +185,92 @@ static void spread_task(void *arguments, i64 begin, i64 end, int share) {
         spread_rows(job, begin, end, 1, 0);
     else
         spread_rows(job, begin, end, 1, 1);
+}
+
+/* ------------------------------------------------- max of windows of 3 x 3, two apart: cells
+ *
+ * With the padding counted, pixels (2 r, 2 c) to (2 r + 1, 2 c + 1) are a cell. No other windows than
+ * (r, c), its left one, its upper one and the one between those see it, the last ones only what is
+ * even. So a pixel is written once, whatever it won.
+ */
+
+/* A window's gradient and winner, of VW channels. */
+typedef struct {
+    vec g;
+    mask winner;
+} output_t;
+
+/* Window `col` of a line of outputs, counted over all images; nothing where there is none. */
+INLINE output_t output_at(const job_t *job, i64 line, i64 col, i64 channel, int relu) {
+    output_t none = {splat(0), splat_bits(-1)};
+    if (line < 0 || col < 0 || col >= job->w->out_cols) return none;
+    i64 at = (line * job->w->out_cols + col) * job->w->ch + channel;
+    return (output_t){incoming(job, at, relu), load_winners(job->winners + at)};
+}
+
+INLINE vec part(output_t o, int tap) {
+    return (vec)((o.winner == splat_bits(tap)) & (mask)o.g);
+}
+
+INLINE void write_pixel(real *row, i64 at, vec g) {
+    if (!row) return;
+    store(row + at, g);
+    soon_written(row + at);
+}
+
+/* A row of cells: `here` and `above` are lines of outputs, or -1; `top` and `bottom` rows of pixels,
+ * or NULL. A pixel's gradients are added in the order of the taps. */
+INLINE void cell_row(const job_t *job, i64 here, i64 above, real *top, real *bottom, i64 channel,
+                     int relu) {
+    const window_t *w = job->w;
+    i64 first = w->left / 2, last = (w->cols - 1 + w->left) / 2;
+    output_t left = output_at(job, here, first - 1, channel, relu);
+    output_t upper_left = output_at(job, above, first - 1, channel, relu);
+    for (i64 c = first; c <= last; c++) {
+        output_t own = output_at(job, here, c, channel, relu);
+        output_t upper = output_at(job, above, c, channel, relu);
+        i64 x = 2 * c - w->left, at = x * w->ch + channel;
+        vec zero = splat(0);
+        if (x >= 0) {
+            write_pixel(top, at, zero + part(own, 0) + part(left, 2) + part(upper, 6) +
+                                     part(upper_left, 8));
+            write_pixel(bottom, at, zero + part(own, 3) + part(left, 5));
+        }
+        if (x + 1 < w->cols) {
+            write_pixel(top, at + w->ch, zero + part(own, 1) + part(upper, 7));
+            write_pixel(bottom, at + w->ch, zero + part(own, 4));
+        }
+        left = own;
+        upper_left = upper;
+    }
+}
+
+static i64 cells(const window_t *w) { return (w->rows - 1 + w->top) / 2 - w->top / 2 + 1; }
+
+/* Rows of cells [begin, end), counted over all images. */
+INLINE void cell_rows(const job_t *job, i64 begin, i64 end, int relu) {
+    const window_t *w = job->w;
+    i64 width = w->cols * w->ch, count = cells(w);
+    for (i64 q = begin; q < end; q++) {
+        i64 image = q / count, r = q % count + w->top / 2, y = 2 * r - w->top;
+        i64 line = image * w->out_rows + r;
+        real *top = job->dx + (image * w->rows + y) * width;
+        for (i64 k = 0; k < w->ch; k += VW)
+            cell_row(job, r < w->out_rows ? line : -1, r > 0 ? line - 1 : -1, y >= 0 ? top : NULL,
+                     y + 1 < w->rows ? top + width : NULL, k, relu);
+    }
+}
+
+static void cell_task(void *arguments, i64 begin, i64 end, int share) {
+    const job_t *job = arguments;
+    (void)share;
+    job->y ? cell_rows(job, begin, end, 1) : cell_rows(job, begin, end, 0);
+}
+
+static int has_cells(const job_t *job) {
+    const window_t *w = job->w;
+    return job->winners && w->ch % VW == 0 && w->fr == 3 && w->fc == 3 && w->sr == 2 &&
+           w->sc == 2 && w->dr == 1 && w->dc == 1;
 }
 
 /* ------------------------------------------------------------------- overlapping windows, max */
@@ -255,6 +344,10 @@ static int pool_backward(job_t *job) {
     if (w->fr == 2 && w->fc == 2 && w->sr == 2 && w->sc == 2 && w->dr == 1 && w->dc == 1 &&
         w->top == 0 && w->left == 0 && w->out_rows == w->rows / 2 && w->out_cols == w->cols / 2) {
         gl_pieces(w->n * w->out_rows, 1 + 32768 / max_i64(1, 2 * row), PIECES, spread_task, job);
+        return 0;
+    }
+    if (has_cells(job)) {
+        gl_pieces(w->n * cells(w), 1 + 32768 / max_i64(1, 2 * row), PIECES, cell_task, job);
         return 0;
     }
     if (adds(job)) {

@@ -53,6 +53,8 @@ INLINE real exponentials(const real *x, real *y, i64 width, real most) {
         vec e = vector_exp_below_zero(load(x + k) - splat(most));
         store(y + k, e);
         sums = sums + e;
+        soon(x + k);
+        soon_written(y + k);
     }
     if (k < width) { /* the last vector again, and what it has more counts */
         vec e = vector_exp_below_zero(load(x + width - VW) - splat(most));
@@ -136,7 +138,11 @@ static void subtract_task(void *arguments, i64 begin, i64 end, int share) {
         const real *p = job->x + row * width;
         real *dx = job->out + row * width;
         i64 k = 0, label = job->labels[row];
-        for (; k + VW <= width; k += VW) store(dx + k, load(p + k) * splat(job->scale));
+        for (; k + VW <= width; k += VW) {
+            store(dx + k, load(p + k) * splat(job->scale));
+            soon(p + k);
+            soon_written(dx + k);
+        }
         for (; k < width; k++) dx[k] = p[k] * job->scale;
         if (label >= 0 && label < width) dx[label] = (p[label] - 1) * job->scale;
     }
