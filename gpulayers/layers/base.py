@@ -132,7 +132,12 @@ class LayerBase(LayerState, ABC):
         A frozen layer passes dLdX through and accumulates nothing (numpy-ml raises, so that nothing
         below a frozen layer can be trained).
         """
-        return self._run_backward(self._backward, dLdY, retain_grads, input_grad)
+        return self._run_backward(self._backward_step, dLdY, retain_grads, input_grad)
+
+    def _backward_step(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
+        """`_backward`, for a layer that adds some gradients of parameters to `gradients` itself and
+        returns the others."""
+        return self._backward(dLdY, saved, params=params, inputs=inputs)
 
     def _run_backward(
         self, step: Callable[..., Backward], dLdY: Any, retain_grads: bool, input_grad: bool
@@ -141,7 +146,7 @@ class LayerBase(LayerState, ABC):
         dLdXs: list[Array | None] = []
         for dLdy, retained in zip(self._check_gradients(dLdY), self._retained, strict=True):
             dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
-            if params:
+            if params:  # those that the step has not added itself
                 self._accumulate(grads)
             dLdXs.append(dLdX if input_grad else None)
         return dLdXs[0] if len(dLdXs) == 1 else dLdXs

@@ -13,7 +13,7 @@ from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
 from gpulayers.ops import activation, conv
 from gpulayers.ops._kernels import kernels_for
-from gpulayers.ops._product import product
+from gpulayers.ops._product import add_product, product
 
 
 class FullyConnected(LayerBase):
@@ -88,13 +88,26 @@ class FullyConnected(LayerBase):
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dZ = dY * act'(Z);  dW = X^T dZ;  db = sum of dZ over the examples;  dX = dZ W^T."""
-        act: object = self.act_fn
-        dZ = dLdY
-        if type(act) is not Identity:
-            dZ = activation.activation_backward(dLdY, saved["Z"], self.act_fn)
+        dZ = self._through_activation(dLdY, saved)
         grads = {"W": product(saved["X"].T, dZ), "b": conv.bias_grad(dZ)} if params else {}
         dX = product(dZ, self.parameters["W"].T) if inputs else None
         return dX, grads
+
+    def _backward_step(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
+        """The same, dW being added up where it is to go."""
+        if type(self)._backward is not FullyConnected._backward:  # a subclass has its own
+            return super()._backward_step(dLdY, saved, params, inputs)
+        dZ = self._through_activation(dLdY, saved)
+        if params:
+            add_product(self.gradients["W"], saved["X"].T, dZ)
+        dX = product(dZ, self.parameters["W"].T) if inputs else None
+        return dX, {"b": conv.bias_grad(dZ)} if params else {}
+
+    def _through_activation(self, dLdY: Array, saved: Saved) -> Array:
+        act: object = self.act_fn
+        if type(act) is Identity:
+            return dLdY
+        return activation.activation_backward(dLdY, saved["Z"], self.act_fn)
 
     def _bwd2(
         self, dLdy: Array, X: Array, dLdy_bwd: Array, input_grad: bool = False

@@ -41,6 +41,9 @@ class Kernels(Protocol):
 
     # ---- op(A) op(B), op the matrix or its transpose; rows may lie apart, their numbers do not
     def matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array: ...
+    def add_matmul(
+        self, total: Array, A: Array, B: Array, transpose_a: bool, transpose_b: bool
+    ) -> None: ...  # total += op(A) op(B)
 
     # ---- convolution: columns are (n*out_rows*out_cols, fr*fc*ch), within a row tap by tap
     def im2col(self, X: Array, window: Window) -> Array: ...

@@ -19,6 +19,20 @@ def product(A: Array, B: Array) -> Array:
     return kernels_for(A, B).matmul(A, B, transpose_a, transpose_b)
 
 
+def add_product(total: Array, A: Array, B: Array) -> None:
+    """Add A B to `total`, a C-contiguous matrix of its shape, for operands as `product` takes them.
+
+    Where an implementation can, without an array for A B.
+    """
+    fits = A.ndim == B.ndim == 2 and A.shape[1] == B.shape[0]
+    if not fits or not A.dtype == B.dtype == total.dtype:
+        total += product(A, B)
+        return
+    A, transpose_a = _as_it_lies(A)
+    B, transpose_b = _as_it_lies(B)
+    kernels_for(total, A, B).add_matmul(total, A, B, transpose_a, transpose_b)
+
+
 def _as_it_lies(A: Array) -> tuple[Array, bool]:
     """`A`, or its transpose where that one has its rows in one piece, and whether it is that."""
     if A.flags.c_contiguous:

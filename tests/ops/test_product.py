@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers.ops._product import product
+from gpulayers.ops._product import add_product, product
 from tests.ops.conftest import Engine, eighths
 from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, host, scrambled
 
@@ -28,6 +28,18 @@ def operands(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.nda
     for i in range(k):
         gold += A[:, i, None] * B[None, i]
     return A, B, gold
+
+
+@sizes
+def test_added_to_what_is_there(size: tuple[int, int, int], engine: Engine) -> None:
+    A, B, gold = operands(size)
+    start = eighths(gold.shape, 5)
+    for dtype in ("float32", "float64"):
+        total = engine.array(start, dtype)
+        at, b = engine.array(A.T, dtype), engine.array(B, dtype)
+        add_product(total, at.T, b)
+        add_product(total, at.T, b)
+        assert_same_bits(total, (start + 2 * gold).astype(dtype))
 
 
 @sizes

@@ -10,11 +10,13 @@ from gpulayers.ops.compiled.library import DTYPES, bind, is_watched
 from gpulayers.ops.cpu.product import CpuProduct
 
 _product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
+_product_onto = bind("gl_product_onto", "pinpinpiiii", ctypes.c_int)
 _two_products = bind("gl_two_products", "pppippiiii", ctypes.c_int)
 
 # Multiplications from which C is taken. BLAS has its own threads from about twice that number on,
 # which go on looking for work when a product is done and so slow down what follows it.
 SMALL = 1 << 17
+_NO_MEMORY = "matrix product: no memory for packed blocks"
 _FEW = 4  # rows or columns below which the product is bound by reading the other matrix once
 
 
@@ -29,6 +31,25 @@ class CompiledProduct(CpuProduct):
         out = workspace.empty((m, n), A.dtype)
         product_into(A, B, out, transpose_a, transpose_b)
         return out
+
+    def add_matmul(
+        self, total: Array, A: Array, B: Array, transpose_a: bool, transpose_b: bool
+    ) -> None:
+        m, k = A.shape[::-1] if transpose_a else A.shape
+        n = B.shape[0 if transpose_b else 1]
+        if (
+            total.shape != (m, n)
+            or not worth_c(m, n, k)
+            or A.dtype not in DTYPES
+            or not _usable(total, A, B)
+            or not total.flags.writeable
+        ):
+            super().add_matmul(total, A, B, transpose_a, transpose_b)
+        elif _product_onto(
+            A.dtype, A, _between_rows(A), transpose_a, B, _between_rows(B), transpose_b,
+            total, _between_rows(total), m, n, k,
+        ):  # fmt: skip
+            raise MemoryError(_NO_MEMORY)
 
 
 def worth_c(m: int, n: int, k: int) -> bool:
@@ -76,7 +97,7 @@ def product_into(
         A.dtype, A, _between_rows(A), transpose_a, B, _between_rows(B), transpose_b,
         bias, relu, out, _between_rows(out), m, n, k,
     ):  # fmt: skip
-        raise MemoryError("matrix product: no memory for packed blocks")
+        raise MemoryError(_NO_MEMORY)
 
 
 def two_products_into(A: Array, X: Array, B: Array, out_a: Array, out_x: Array) -> None:
@@ -95,4 +116,4 @@ def two_products_into(A: Array, X: Array, B: Array, out_a: Array, out_x: Array) 
     """
     (k, m), (n_in, n) = A.shape, out_x.shape
     if _two_products(A.dtype, A, X, B, _between_rows(B), out_a, out_x, m, n_in, n, k):
-        raise MemoryError("matrix product: no memory for packed blocks")
+        raise MemoryError(_NO_MEMORY)

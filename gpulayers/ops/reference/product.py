@@ -16,3 +16,8 @@ class ReferenceProduct:
             return xp.matmul(A, B, out=workspace.empty((A.shape[0], B.shape[1]), A.dtype))
         # NumPy's product of bfloat16 matrices comes out as float32
         return (A @ B).astype(A.dtype, copy=False)
+
+    def add_matmul(
+        self, total: Array, A: Array, B: Array, transpose_a: bool, transpose_b: bool
+    ) -> None:
+        total += self.matmul(A, B, transpose_a, transpose_b)

@@ -1,4 +1,5 @@
-/* The matrix product C = relu(op(A) op(B) + bias), op the matrix itself or its transpose.
+/* The matrix product C = relu(op(A) op(B) + bias), op the matrix itself or its transpose; and
+ * C += op(A) op(B).
  *
  * Blocked for the caches as Goto & van de Geijn, "Anatomy of high-performance matrix
  * multiplication" (2008): a panel of B, packed, stays in the first-level cache while the tiles of a
@@ -34,7 +35,7 @@ typedef struct {
     const real *B, *bias;
     i64 ldb, N, K;
     i64 block, last_block, blocks; /* of k: those at work, out of how many */
-    int lefts, A_transposed, B_transposed, relu, by_rows, failed;
+    int lefts, A_transposed, B_transposed, relu, onto, by_rows, failed;
 } product_t;
 
 static const i64 zero = 0;
@@ -50,7 +51,7 @@ static void panel_product(const product_t *p, const left_t *l, i64 t0, i64 t1, i
     i64 m0 = left_begin(l->M, t0), m1 = left_begin(l->M, t1);
     edge_t edge = {.relu = p->relu && k0 + kc == p->K};
     real *c = l->C + m0 * l->ldc + j;
-    if (k0 > 0) edge.start = c, edge.start_step = l->ldc;
+    if (k0 > 0 || p->onto) edge.start = c, edge.start_step = l->ldc;
     else if (p->bias) edge.start = p->bias + j;
     if (l->packed) {
         const real *block = l->packed + (k0 - block_begin(p, p->block)) * l->M;
@@ -148,6 +149,7 @@ static void pack_share(void *arguments, i64 begin, i64 end, int share) {
 
 /* Without k nothing is added up: C is the bias. */
 static void product_of_nothing(const product_t *p) {
+    if (p->onto) return;
     for (const left_t *l = p->left; l < p->left + p->lefts; l++)
         for (i64 i = 0; i < l->M; i++)
             for (i64 j = 0; j < p->N; j++) {
@@ -229,6 +231,14 @@ EXPORT int GL(gl_product)(const real *A, i64 lda, int A_transposed, const real *
     product_t p = {.left = {{A, C, lda, ldc, M}}, .lefts = 1, .B = B, .bias = bias, .ldb = ldb,
                    .N = N, .K = K, .A_transposed = A_transposed, .B_transposed = B_transposed,
                    .relu = relu};
+    return run_product(&p);
+}
+
+/* The same, without bias, added to what C holds. */
+EXPORT int GL(gl_product_onto)(const real *A, i64 lda, int A_transposed, const real *B, i64 ldb,
+                               int B_transposed, real *C, i64 ldc, i64 M, i64 N, i64 K) {
+    product_t p = {.left = {{A, C, lda, ldc, M, NULL}}, .lefts = 1, .B = B, .ldb = ldb, .N = N,
+                   .K = K, .A_transposed = A_transposed, .B_transposed = B_transposed, .onto = 1};
     return run_product(&p);
 }
 
