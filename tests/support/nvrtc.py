@@ -6,6 +6,7 @@ figures that were looked at and accepted::
 
     python -m tests.support.nvrtc                   # a table of all figures
     python -m tests.support.nvrtc --write-budget    # accept them: writes tests/static/budget.json
+    python -m tests.support.occupancy --write       # and the tables that are made of them
 """
 
 from __future__ import annotations
