@@ -192,7 +192,7 @@ class GraphNetwork(CompiledNetwork):
     def _staged(self, X: Array, labels: Array) -> Program:
         """The program for such a batch, which is copied to where that takes it from."""
         X = self._checked(X)
-        self._check_labels(labels, len(X))
+        self._check_labels(labels, X)
         self._ready()
         program = self._program(X.shape)
         program.X[...] = X

@@ -142,7 +142,7 @@ class MegaNetwork(CompiledNetwork):
         from gpulayers.cuda.mega import Data, Record  # needs CuPy
 
         X = self._checked(X)
-        self._check_labels(labels, len(X))
+        self._check_labels(labels, X)
         if not len(X):
             return super().step(X, labels)
         xp = backend.module("cupy")

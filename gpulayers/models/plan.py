@@ -157,7 +157,7 @@ class CompiledNetwork:
         """The first half of `step`: forward, loss and backward, ready for `update`."""
         X = self._checked(X)
         if self._plain_loss:
-            self._check_labels(labels, len(X))
+            self._check_labels(labels, X)
         scale = 1.0
         if self._plain_loss and self.loss.reduction == "mean":
             scale = 1.0 / max(len(X), 1)
@@ -334,14 +334,18 @@ class CompiledNetwork:
         dtype = self.network.dtype
         return backend.xp_of(X).ascontiguousarray(X.astype(dtype, copy=False))
 
-    def _check_labels(self, labels: Any, n: int) -> None:
-        name = self.network.name
+    def _check_labels(self, labels: Any, X: Array) -> None:
+        name, n = self.network.name, len(X)
         if len(self.output_shape) != 1:
             raise ShapeError(
                 f"{name}: cross-entropy needs outputs (n_ex, n_classes), the network gives "
                 f"(n_ex, {', '.join(map(str, self.output_shape))})"
             )
-        home = backend.backend_of(labels)
+        home, place = backend.backend_of(labels), backend.backend_of(X)
+        if home != place:
+            raise BackendError(
+                f"{name}: the batch is a {place} array, the labels are a {home} array"
+            )
         if labels.dtype.kind not in "iu":
             raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
         if labels.shape != (n,):

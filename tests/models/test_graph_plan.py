@@ -277,6 +277,8 @@ def test_a_batch_that_does_not_fit_changes_nothing(emulated: Backend) -> None:
         planned.plan.step(planned.X[:, 1:], planned.labels)
     with pytest.raises(ShapeError, match="expected labels of shape"):
         planned.plan.step(planned.X, planned.labels[1:])
+    with pytest.raises(BackendError, match="the labels are a numpy array"):
+        planned.plan.step(planned.X, planned.labels.get())
     for name, array in planned.parameters().items():
         np.testing.assert_array_equal(array, before[name])
 
