@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.cuda_on_cpu import HostModule, KernelError, LaunchError
-from tests.support.fake_cupy import installed
+from tests.support.fake_cupy import CUDARuntimeError, installed
 
 pytestmark = pytest.mark.emulated
 
