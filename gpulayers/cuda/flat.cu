@@ -12,7 +12,9 @@ __global__ void sum_sections(const Acc* __restrict__ work, const long long* __re
 {
     const int number = thread_number<int>();
     if (number >= total) return;
-    const Acc sum = gradient_at(work, sections + section_of(sections, count, number) * NUMBERS, number);
+    const long long* section = sections + section_of(sections, count, number) * NUMBERS;
+    if (number >= section[4]) return;
+    const Acc sum = gradient_at(work, section, number);
     gradient[number] = scaled ? sum / scale[0] : sum;
 }
 
@@ -66,6 +68,7 @@ __global__ void flat_update(Acc* __restrict__ param, Acc* __restrict__ first, Ac
     if (number >= total) return;
     if (scaled && good[0] == 0) return;
     const int section = section_of(sections, count, number);
+    if (number >= sections[section * NUMBERS + 4]) return;
     const Treatment<Acc> treatment = {factors, inverse, clips_norm != 0, scaled != 0, limit, pull};
     const Acc old = weight_of<T, Acc>(param, narrow, number);
     const Acc g = treated(treatment, gradient_at(work, sections + section * NUMBERS, number), section, old);

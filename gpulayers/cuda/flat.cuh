@@ -1,10 +1,11 @@
 // Parameters one after the other in one array, and their gradients' parts: for flat.cu and judge.cu.
 //
-// `sections` has four numbers for each parameter: where it starts in `param`; where its gradient starts in `work`, into
-// how many parts the sums of that are cut, and how far apart those lie.
+// `sections` has five numbers for each parameter: where it starts in `param`; where its gradient starts in `work`, into
+// how many parts the sums of that are cut, and how far apart those lie; and the end in `param`, behind which there may
+// be room that belongs to no parameter, so that the next one can be read 16 bytes at a time.
 
 #define FLAT_BLOCK 256
-#define NUMBERS 4
+#define NUMBERS 5
 
 __device__ __forceinline__ int section_of(const long long* __restrict__ sections, int count, long long number)
 {

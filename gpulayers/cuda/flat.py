@@ -73,7 +73,7 @@ class ScaleState(NamedTuple):
 
 
 def sum_sections(work: Array, sections: Array, out: Array, scale: Array | None = None) -> None:
-    """out = the gradients, whose parts lie in `work` as `sections` (count, 4) says, divided by
+    """out = the gradients, whose parts lie in `work` as `sections` (count, 5) says, divided by
     `scale` (1,)."""
     divisor = cupy.empty(0, dtype=out.dtype) if scale is None else scale
     args = (work, sections, divisor, out, out.size, len(sections), scale is not None)

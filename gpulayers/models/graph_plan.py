@@ -32,6 +32,8 @@ __all__ = ["GraphNetwork"]
 
 # sizes of batches whose graphs are kept: whole ones, the last one of an epoch, and two more
 _KEPT = 4
+# numbers between the beginnings of parameters: 16 bytes of a half type, what one load can bring
+_APART = 8
 
 
 class GraphNetwork(CompiledNetwork):
@@ -115,11 +117,12 @@ class GraphNetwork(CompiledNetwork):
         dtype = self.network.dtype
         if dtype == np.float16 and self._scale is None:
             self._scale = self._new_scale()
-        self._flat = FlatUpdate(self._places, dtype, self._scale) if self._places else None
-        if self._flat is not None:
+        self._flat = None
+        if self._places:
+            self._flat = FlatUpdate(self._places, dtype, self._scale, apart=_APART)
             xp = backend.module("cupy")
             self._sums = xp.empty(self._flat.total, dtype=self._flat.wide)
-            rows = [(start, start, 1, 0) for start in self._flat.starts]
+            rows = [self._flat.section(i, at, 1, 0) for i, at in enumerate(self._flat.starts)]
             self._whole = xp.asarray(np.array(rows, dtype=np.int64))
 
     def _new_scale(self) -> LossScale:
@@ -133,7 +136,7 @@ class GraphNetwork(CompiledNetwork):
         """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
         offset = 0
         regions: list[tuple[int, int, int]] = []
-        rows: list[tuple[int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         places = iter(range(len(self._places)))
         flat_update = self._flat
         if flat_update is None:
@@ -148,12 +151,12 @@ class GraphNetwork(CompiledNetwork):
             regions.append((offset, parts, stride))
             start = offset
             for i in sizes:
-                rows.append((flat_update.starts[i], start, parts, stride))
+                rows.append(flat_update.section(i, start, parts, stride))
                 start += flat_update.sizes[i]
             offset += parts * stride
         xp = backend.module("cupy")
         program.work = xp.empty(offset, dtype=flat_update.wide)
-        program.sections = xp.empty((len(rows), 4), dtype="int64")
+        program.sections = xp.empty((len(rows), 5), dtype="int64")
         if not program.dry:
             program.sections[...] = xp.asarray(np.array(rows, dtype=np.int64))
         program.grads = [

@@ -91,6 +91,10 @@ class FlatUpdate:
     places : list of (layer, name)
         The parameters that learn, in the order of their gradients.
     dtype : of all of them
+    scale : LossScale, optional
+        The loss scale of a half type.
+    apart : int
+        Each parameter starts at a multiple of so many numbers.
 
     Attributes
     ----------
@@ -100,14 +104,17 @@ class FlatUpdate:
         That gradients come in and rules compute in.
     """
 
-    def __init__(self, places: list[Place], dtype: Any, scale: LossScale | None = None) -> None:
+    def __init__(
+        self, places: list[Place], dtype: Any, scale: LossScale | None = None, apart: int = 1
+    ) -> None:
         self.places, self.scale = places, scale
         self.xp = backend.module("cupy")
         self.shapes = [layer.parameters[name].shape for layer, name in places]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        self.starts = [sum(self.sizes[:i]) for i in range(len(places))]
+        room = [-(-size // apart) * apart for size in self.sizes]
+        self.starts = [sum(room[:i]) for i in range(len(places))]
         self.dtype = dtype
-        self.total = sum(self.sizes)
+        self.total = self.starts[-1] + self.sizes[-1]
         self.numbers = numbers_of(places[0][0].optimizer)
         self.wide = np.dtype(np.float32) if is_half(dtype) else dtype
         self.param = self.xp.empty(self.total, dtype=self.wide)
@@ -290,6 +297,10 @@ class FlatUpdate:
             for i in range(len(self.places)):
                 self._entry(i)["t"] -= steps
             self._sent_step -= steps
+
+    def section(self, i: int, start: int, parts: int, stride: int) -> tuple[int, ...]:
+        """A row of `sections` (see `cuda/flat.cuh`): where parameter i and its gradient lie."""
+        return self.starts[i], start, parts, stride, self.starts[i] + self.sizes[i]
 
     def judge(self, work: Array, sections: Array, scaled: bool) -> None:
         """Find out what the update needs to know of all gradients, if anything; see `launch`."""

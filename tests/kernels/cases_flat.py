@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,9 @@ EPS, DECAY1, DECAY2, SHRINK = 1e-3, 0.7, 0.95, 0.3
 #: sizes of the parameters, parts of their gradients, where those start (a gap at first), rates
 SIZES, PARTS, STARTS, RATES = (130, 1, 141), (2, 1, 3), (700, 690, 5), (0.05, 0.1, 0.02)
 FACTORS = (0.5, 1.0, 0.125)
-TOTAL = sum(SIZES)
+BEGINS = (0, 136, 140)  # the first two with room behind them
+TOTAL = BEGINS[-1] + SIZES[-1]
+FILLED = np.concatenate([np.arange(a, a + n) for a, n in zip(BEGINS, SIZES, strict=True)])
 HALVES = (
     ("sgd", ("float16", "int32")),
     ("adam", ("float16", "int64")),
@@ -34,8 +37,9 @@ HALVES = (
 
 
 def _sections() -> np.ndarray:
-    starts = np.cumsum((0, *SIZES[:-1]))
-    return np.array(list(zip(starts, STARTS, PARTS, (n + 3 for n in SIZES), strict=True)), "i8")
+    ends = [a + n for a, n in zip(BEGINS, SIZES, strict=True)]
+    rows = zip(BEGINS, STARTS, PARTS, (n + 3 for n in SIZES), ends, strict=True)
+    return np.array(list(rows), "i8")
 
 
 def _work(dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,12 +53,21 @@ def _work(dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return store(work, dtype), np.concatenate(sums)
 
 
+def _spread(values: Any) -> np.ndarray:
+    """Numbers of the parameters, in their places; 0 between them."""
+    out = np.zeros(TOTAL)
+    out[FILLED] = values
+    return out
+
+
 def summed(launcher: Launcher, scaled: bool, dtype: str, index: str) -> None:
     work, want = _work(dtype)
     gradient, scale = poisoned(TOTAL, dtype), store(np.array([4.0]), dtype)
     args = (work, _sections(), scale, gradient, TOTAL, len(SIZES), scaled)
     launcher.launch("sum_sections", dtype, index, blocks(TOTAL, "sum_sections"), args)
-    close(gradient, want / 4 if scaled else want, dtype)
+    close(gradient[FILLED], want / 4 if scaled else want, dtype)
+    room = np.setdiff1d(np.arange(TOTAL), FILLED)
+    np.testing.assert_array_equal(gradient[room], poisoned(TOTAL, dtype)[room])
 
 
 def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool = False) -> None:
@@ -64,7 +77,7 @@ def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool 
     limit, pull = (0.2, 0.01) if treated else (0.0, 0.0)
     if treated:
         g = np.clip(g / 4, -limit, limit) * np.repeat(FACTORS, SIZES)
-    rates = np.repeat(RATES, SIZES)
+    g, rates, filled = _spread(g), _spread(np.repeat(RATES, SIZES)), _spread(1) == 1
     narrow, p = rounded(random(TOTAL, seed="param"), dtype)
     param = store(p * (1 + 1e-4), wide)  # rounds to the weight of a half type
     if dtype != wide:
@@ -75,6 +88,7 @@ def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool 
         narrow, p = narrow[:0], param.astype("f8")
     first, m = rounded(random(TOTAL, seed="first") ** 2, wide)
     second, v = rounded(random(TOTAL, seed="second") ** 2, wide)
+    before = p, m, v
     for t in (3, 4):
         old, pulled = p, g + pull * p
         if rule in ("sgd", "nesterov"):
@@ -95,6 +109,7 @@ def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool 
             m, v = DECAY1 * m + (1 - DECAY1) * pulled, DECAY2 * v + (1 - DECAY2) * pulled**2
             m_hat, v_hat = m / (1 - DECAY1**t), v / (1 - DECAY2**t)
             p = p - rates * SHRINK * old - rates * m_hat / (np.sqrt(v_hat) + EPS)
+        p, m, v = (np.where(filled, *pair) for pair in zip((p, m, v), before, strict=True))
         step, rate = np.array([t], "i4"), store(np.array(RATES), wide)
         factors, inverse = (store(np.array(x), wide) for x in (FACTORS, [0.25]))
         args = (param, first, second, narrow, work, _sections(), rate, step, factors, inverse)

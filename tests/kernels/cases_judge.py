@@ -19,7 +19,7 @@ def _gradients(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parts in memory, two of the first gradient's, one of the others'; sections; the values."""
     first, values = rounded(random(2, SIZES[0], seed="first"), dtype)
     others, more = rounded(random(41, seed="others"), dtype)
-    sections = [(0, 0, 2, 3000), (3000, 6000, 1, 0), (3001, 6001, 1, 0)]
+    sections = [(0, 0, 2, 3000, 3000), (3000, 6000, 1, 0, 3001), (3001, 6001, 1, 0, 3041)]
     work = np.concatenate([first.reshape(-1), others])
     return work, np.array(sections, "i8"), np.concatenate([values.sum(axis=0), more])
 
