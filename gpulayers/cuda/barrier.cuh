@@ -11,10 +11,18 @@ __device__ unsigned arrive(unsigned* arrived, bool first, unsigned blocks)
     return atomicAdd(arrived, first ? 0x80000000u - (blocks - 1u) : 1u);
 }
 
+// Leaves the multiprocessor to others for a while; before Volta there is no such thing.
+__device__ void pause()
+{
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+    __nanosleep(20);
+#endif
+}
+
 __device__ void wait(unsigned* arrived, unsigned before)
 {
     if (threadIdx.x == 0) {
-        while (((before ^ atomicAdd(arrived, 0u)) & 0x80000000u) == 0u) __nanosleep(20);
+        while (((before ^ atomicAdd(arrived, 0u)) & 0x80000000u) == 0u) pause();
         __threadfence();
     }
     __syncthreads();
