@@ -88,8 +88,9 @@ class Trainer:
         Plain values to keep in the checkpoints.
     compile : bool or "mega", optional
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
-        the CPU yes, on a GPU if it has memory for the training images. "mega": by that engine, up
-        to `log_every` steps a launch; an error says what is in the way.
+        the CPU yes, on a GPU if it has memory for the training images; should it fail there, the
+        layers go on, with a warning. "mega": by that engine, up to `log_every` steps a launch; an
+        error says what is in the way.
     clip_global_norm : float, optional
         Scale longer gradients of a step down to this norm, see `optimizers.clip_global_norm`.
     accumulate : int
