@@ -19,8 +19,10 @@
 #define PACKED_ROWS ((i64)1 << 12)          /* of that many rows at most */
 #define GRAIN ((i64)1 << 17)                /* multiplications worth a thread */
 #define PACK_GRAIN ((i64)1 << 13)           /* numbers to pack that are worth a thread */
-#define MOST_PIECES 4                       /* for a thread */
-#define WIDE ((i64)8)                       /* panels of a piece that passes over all of A */
+#define WIDE (8 * PANEL)                    /* columns that an A in place is packed for */
+#define MOST_PIECES 4                       /* for a thread, where each reads what others do */
+#define FINE_PIECES 16                      /* with A packed, of columns: each packs its own B */
+#define NARROW ((i64)2)                     /* panels of such a piece at least */
 
 /* A and its product. */
 typedef struct {
@@ -171,7 +173,7 @@ static int shares_rows(i64 M, i64 N) {
 static int packs_left(const product_t *p, i64 rows) {
     i64 depth = ceil_div(p->K, p->blocks);
     if (depth < DEEP || p->N < MANY_COLUMNS || rows <= SHORT) return 0;
-    return p->A_transposed || (p->N >= WIDE * PANEL && rows * p->K >= LARGE);
+    return p->A_transposed || (p->N >= WIDE && rows * p->K >= LARGE);
 }
 
 /* All of a product that has something to add up. */
@@ -187,7 +189,8 @@ static int run_blocks(product_t *p, i64 rows, int packs) {
     }
     i64 items = p->by_rows ? left_tiles(M) : panel_count(p->N), most = MOST_PIECES;
     i64 grain = ceil_div(GRAIN * items, rows * p->N * p->K);
-    if (packs && !p->by_rows) most = min_i64(most, items / (gl_shares(items, grain) * WIDE));
+    if (packs && !p->by_rows)
+        most = min_i64(FINE_PIECES, items / (gl_shares(items, grain) * NARROW));
     for (p->block = 0; p->block < p->blocks; p->block = p->last_block) {
         p->last_block = min_i64(p->block + at_once, p->blocks);
         if (packs) {
