@@ -54,11 +54,12 @@ def test_rows_apart_in_operands_and_result(size: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(71, 137, 931), (1024, 49, 1100), (4100, 50, 130), (37, 300, 2100)]
+    "size",
+    [(71, 137, 931), (1024, 49, 1100), (4100, 50, 130), (37, 300, 2100), (2003, 40, 30)],
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_blocks_of_a_packed_left_matrix(size: tuple[int, int, int], transposed: bool) -> None:
-    """Rows and k beyond what is packed at a time, with heights and columns that leave a rest."""
+    """Rows and k beyond what is packed at a time, and many rows, all with a rest."""
     A, B, gold = operands(size)
     a = A.T.astype(np.float32, order="C") if transposed else A.astype(np.float32)
     bias = eighths((1, size[1]), 3, spread=400).astype(np.float32)

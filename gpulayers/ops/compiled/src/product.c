@@ -21,8 +21,10 @@
 #define PACK_GRAIN ((i64)1 << 13)           /* numbers to pack that are worth a thread */
 #define WIDE (8 * PANEL)                    /* columns that an A in place is packed for */
 #define MOST_PIECES 4                       /* for a thread, where each reads what others do */
-#define FINE_PIECES 16                      /* with A packed, of columns: each packs its own B */
-#define NARROW ((i64)2)                     /* panels of such a piece at least */
+#define FINE_PIECES 16                      /* where that costs little: of many rows; of columns, */
+#define LONG_PIECE ((i64)256)               /* rows of such a piece at least */
+#define NARROW ((i64)2)                     /* with A packed, panels of such a piece at least */
+#define TOWER ((i64)16)                     /* rows for each column where threads share the rows */
 
 /* A and its product. */
 typedef struct {
@@ -161,11 +163,12 @@ static void product_of_nothing(const product_t *p) {
 }
 
 /* Threads share the columns, whose panels each then packs for itself; the rows where that would
- * leave one of them with much less than another. */
+ * leave one of them with much less than another, or where reading all of A costs more than packing
+ * all of B. */
 static int shares_rows(i64 M, i64 N) {
     i64 panels = panel_count(N), threads = gl_shares(INT64_MAX, 1);
     i64 longest = ceil_div(panels, threads) * threads;
-    return M >= threads * SHORT && longest * 8 > panels * 9;
+    return M >= threads * SHORT && (longest * 8 > panels * 9 || M >= TOWER * N);
 }
 
 /* Whether A is worth packing: the rows of an A^T lie apart for every k, those of an A only take up
@@ -189,8 +192,9 @@ static int run_blocks(product_t *p, i64 rows, int packs) {
     }
     i64 items = p->by_rows ? left_tiles(M) : panel_count(p->N), most = MOST_PIECES;
     i64 grain = ceil_div(GRAIN * items, rows * p->N * p->K);
-    if (packs && !p->by_rows)
-        most = min_i64(FINE_PIECES, items / (gl_shares(items, grain) * NARROW));
+    int shares = gl_shares(items, grain);
+    if (p->by_rows) most = max_i64(most, min_i64(FINE_PIECES, M / (shares * LONG_PIECE)));
+    else if (packs) most = min_i64(FINE_PIECES, items / (shares * NARROW));
     for (p->block = 0; p->block < p->blocks; p->block = p->last_block) {
         p->last_block = min_i64(p->block + at_once, p->blocks);
         if (packs) {
