@@ -71,13 +71,15 @@ def probe() -> tuple[ModuleType | None, str, str, bool]:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        return (
-            None,
-            f"CuPy {version} is installed, but no usable NVIDIA driver: {error}",
-            "install or update the NVIDIA driver (nvidia-smi must list the GPU), "
-            "or the CuPy build for it: " + _INSTALL,
-            shutil.which("nvidia-smi") is not None,
-        )
+        if "cudaErrorNoDevice" not in str(error):  # which is how the driver says zero
+            return (
+                None,
+                f"CuPy {version} is installed, but no usable NVIDIA driver: {error}",
+                "install or update the NVIDIA driver (nvidia-smi must list the GPU), "
+                "or the CuPy build for it: " + _INSTALL,
+                shutil.which("nvidia-smi") is not None,
+            )
+        count = 0
     if count == 0:
         return (
             None,

@@ -32,7 +32,9 @@ class ndarray:
 def device_count():
     if {fault!r} == "no driver":
         raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
-    return 0 if {fault!r} == "no device" else 1
+    if {fault!r} == "no device":
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    return 1
 def zeros(*args, **kwargs):
     if {fault!r} == "no memory":
         raise MemoryError("Out of memory allocating 512 bytes")
