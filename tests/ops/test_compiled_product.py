@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpulayers import threads
+from gpulayers.ops.compiled import product as compiled
 from gpulayers.ops.compiled.product import product_into, two_products_into
 from tests.ops.conftest import eighths
 from tests.ops.test_product import operands, sizes
@@ -69,6 +70,12 @@ def test_blocks_of_a_packed_left_matrix(size: tuple[int, int, int], transposed: 
             product_into(a, B.astype(np.float32), out[:-1], transposed, bias=bias)
         assert_same_bits(out[:-1], (gold + bias).astype(np.float32))
         assert (out[-1] == 99).all()
+
+
+def test_adding_a_product_of_nothing_changes_nothing() -> None:
+    out, empty = np.full((7, 5), 3, np.float32), np.empty((0, 7), np.float32)
+    assert compiled._product_onto(out.dtype, empty, 7, True, empty, 5, False, out, 5, 7, 5, 0) == 0
+    assert (out == 3).all()
 
 
 def test_relu_keeps_nan(numpy_backend: Any) -> None:
