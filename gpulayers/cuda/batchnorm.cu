@@ -10,25 +10,15 @@ __global__ void column_moments(const T* __restrict__ x, Acc* __restrict__ sums, 
                                int channels, int width, Index span)
 {
     __shared__ Acc part[BLOCK];
-    const Share<Index> share = share_of(rows, channels, width, span);
+    const Stretch<Index> share = stretch_of(rows, channels, width, span);
     const T* own = x + share.column;
     const Acc origin = static_cast<Acc>(share.last > share.first ? own[0] : T());
-
-    Acc sum = static_cast<Acc>(0);
-    for (Index row = share.first; row < share.last; row += BLOCK / width)
-        sum += static_cast<Acc>(own[row * channels]) - origin;
-    sum = add_lines(sum, part, width);
-    const Acc mean = sum / static_cast<Acc>(rows_of<Index>(blockIdx.y, rows, span));
-    Acc square = static_cast<Acc>(0);
-    for (Index row = share.first; row < share.last; row += BLOCK / width) {
-        const Acc centred = static_cast<Acc>(own[row * channels]) - origin - mean;
-        square += centred * centred;
-    }
-    square = add_lines(square, part, width);
+    const Acc count = static_cast<Acc>(rows_of<Index>(blockIdx.y, rows, span));
+    const Distances<Acc> found = distances_of(own, origin, share.first, share.last, count, channels, width, part);
     if (share.writes) {
         const Index place = static_cast<Index>(share.column) * gridDim.y + blockIdx.y;
-        sums[place] = sum;
-        squares[place] = square;
+        sums[place] = found.sum;
+        squares[place] = found.squares;
     }
 }
 
@@ -87,7 +77,7 @@ __global__ void gradient_sums(const T* __restrict__ dy, const T* __restrict__ x_
                               Index rows, int channels, int width, Index span)
 {
     __shared__ Acc part[BLOCK];
-    const Share<Index> share = share_of(rows, channels, width, span);
+    const Stretch<Index> share = stretch_of(rows, channels, width, span);
 
     Acc sum = static_cast<Acc>(0);
     Acc product = static_cast<Acc>(0);

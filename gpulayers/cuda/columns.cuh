@@ -1,4 +1,4 @@
-// Sums over the columns of (rows, channels) in a fixed order: for batchnorm.cu and norm.cu. Needs rows.cuh.
+// Sums over the columns of (rows, channels) in a fixed order: for batchnorm.cu, norm.cu, conv_step.cu. Needs rows.cuh.
 //
 // Block row k of a grid takes the rows from k * span on, `span` of them or what is left; its blocks take `width`
 // columns each (a power of two up to 32, so that a warp reads whole lines), 256 / width rows at a time.
@@ -26,18 +26,43 @@ __device__ __forceinline__ Index rows_of(int k, Index rows, Index span)
     return span < left ? span : left;
 }
 
+// Of rows of which this thread has `first`, `first` + 256 / width, ... before `last`, in all `count`: the sum of the
+// distances from `origin`, and that of the squared distances from the rows' own mean. Neither cancels where the mean is
+// far from zero, if `origin` is a number of the column.
+template <typename Acc>
+struct Distances {
+    Acc sum, squares;
+};
+
+template <typename T, typename Acc, typename Index>
+__device__ __forceinline__ Distances<Acc> distances_of(const T* column, Acc origin, Index first, Index last, Acc count,
+                                                       int channels, int width, Acc* part)
+{
+    Distances<Acc> found = {static_cast<Acc>(0), static_cast<Acc>(0)};
+    for (Index row = first; row < last; row += BLOCK / width)
+        found.sum += static_cast<Acc>(column[row * channels]) - origin;
+    found.sum = add_lines(found.sum, part, width);
+    const Acc mean = found.sum / count;
+    for (Index row = first; row < last; row += BLOCK / width) {
+        const Acc centred = static_cast<Acc>(column[row * channels]) - origin - mean;
+        found.squares += centred * centred;
+    }
+    found.squares = add_lines(found.squares, part, width);
+    return found;
+}
+
 // What a thread adds up: every (256 / width)-th row from first on, before last; nothing past the last column.
 template <typename Index>
-struct Share {
+struct Stretch {
     int column;
     Index first, last;
     bool writes;  // one thread a column does
 };
 
 template <typename Index>
-__device__ __forceinline__ Share<Index> share_of(Index rows, int channels, int width, Index span)
+__device__ __forceinline__ Stretch<Index> stretch_of(Index rows, int channels, int width, Index span)
 {
-    Share<Index> share;
+    Stretch<Index> share;
     const int line = threadIdx.x / width;
     share.column = static_cast<int>(blockIdx.x) * width + threadIdx.x % width;
     const bool inside = share.column < channels;

@@ -37,7 +37,7 @@ SPECIALISED = True
 
 
 def constants_of(numbers: Sequence[int], filters: int, pooled: bool) -> str:
-    """The parameters of conv.cu that stay, as `compile.get_kernel` takes them: the numbers of
+    """The parameters of the kernels that stay, as `compile.get_kernel` takes them: the numbers of
     `window_arguments`, and how many filters there are."""
     known = (
         *zip(table.WINDOW_NAMES, numbers, strict=True),
@@ -56,12 +56,30 @@ def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool
     return fits and str(dtype) in table.KERNELS["conv2d_forward"].dtypes
 
 
-def _key(op: str, dtype: Any, x_shape: Shape4, filters: int, window: Window, *flags: bool) -> Key:
+def conv_key(
+    op: str, dtype: Any, x_shape: Shape4, filters: int, window: Window, *flags: bool
+) -> Key:
     """What a kernel is chosen by; the last flag is `special`."""
     shape = (*x_shape, filters)
     detail = (*window.kernel, *window.stride, *window.pad, *window.dilation)
     numbers = (int(flag) for flag in (*flags[:-1], flags[-1] and SPECIALISED))
     return Key(op, shape, dtype.name, (*detail, *numbers), named_precision(dtype))
+
+
+def forward_choice(
+    x_shape: Shape4, filters: int, window: Window, pooled: bool, special: bool, dtype: Any
+) -> Candidate:
+    """The kernel of `forward`."""
+    n, rows, cols, channels = x_shape
+    out = window.output_size(rows, cols)
+    pixels = n * (4 * (out[0] // 2) * (out[1] // 2) if pooled else math.prod(out))
+    return choose(
+        conv_key("conv2d_forward", dtype, x_shape, filters, window, pooled, special),
+        lambda: candidates(
+            *("conv2d_forward", dtype, pixels, filters, window.taps * channels, False),
+            come_in_runs(dtype, channels, filters),
+        ),
+    )
 
 
 def forward(
@@ -77,7 +95,7 @@ def forward(
 
     With `pooled`, Z is the maximum over the windows of `POOLING` and winners (uint8, of its shape)
     the place in the window that gave it, 2 i + j; 4 where ReLU left zero. Else winners is empty.
-    `special`: by a kernel compiled for this shape, if `SPECIALISED`; as for the gradients below.
+    `special`: by a kernel compiled for this shape, if `SPECIALISED`.
     """
     n, rows, cols, _ = X.shape
     out, filters = window.output_size(rows, cols), W.shape[3]
@@ -89,14 +107,7 @@ def forward(
     winners = cupy.empty(Z.shape if pooled else 0, dtype=cupy.uint8)
     if Z.size:
         none = cupy.empty(0, dtype=X.dtype)
-        terms = window.taps * X.shape[3]
-        choice = choose(
-            _key("conv2d_forward", X.dtype, X.shape, filters, window, pooled, special),
-            lambda: candidates(
-                *("conv2d_forward", X.dtype, pixels, filters, terms, False),
-                come_in_runs(X.dtype, X.shape[3], filters),
-            ),
-        )
+        choice = forward_choice(X.shape, filters, window, pooled, special, X.dtype)
         X, W = aligned(choice, X, W)
         numbers = window_arguments(X.shape, window)
         args = (
@@ -109,105 +120,44 @@ def forward(
     return Z, winners
 
 
-def input_grad(
-    dZ: Array,
-    W: Array,
-    x_shape: Shape4,
-    window: Window,
-    winners: Array | None = None,
-    mask: Array | None = None,
-    special: bool = False,
-) -> Array:
-    """Return dX; `winners`: dZ is that of `forward`'s pooled Z; `mask`: dX counts only where
-    this (X, the output of a ReLU) is positive."""
+def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
+    """Return dX."""
     dX = cupy.empty(x_shape, dtype=dZ.dtype)
     if dX.size:
-        none, pixels = cupy.empty(0, dtype=dZ.dtype), math.prod(x_shape[:3])
-        filters, channels = W.shape[3], x_shape[3]
-        numbers, pooled = window_arguments(x_shape, window), winners is not None
-        terms = window.taps * filters
+        pixels, channels, filters = math.prod(x_shape[:3]), x_shape[3], W.shape[3]
         choice = choose(
-            _key("conv2d_input_grad", dZ.dtype, x_shape, filters, window, pooled, special),
+            conv_key("conv2d_input_grad", dZ.dtype, x_shape, filters, window, False, False),
             lambda: candidates(
-                *("conv2d_input_grad", dZ.dtype, pixels, channels, terms, False),
+                *("conv2d_input_grad", dZ.dtype, pixels, channels, window.taps * filters, False),
                 come_in_runs(dZ.dtype, channels, filters),
             ),
         )
-        dZ, W = aligned(choice, dZ, W)
-        args = (
-            *(dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, W),
-            *(none if mask is None else mask, dX, pixels, filters),
-            *(mask is not None, pooled, *numbers),
-        )
+        args = (*aligned(choice, dZ, W), dX, pixels, filters, *window_arguments(x_shape, window))
         grid = (-(-pixels // choice.rows), -(-channels // choice.cols))
-        constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
-        launch(choice.kernel, dZ.dtype, grid, args, "int32", constants)
+        launch(choice.kernel, dZ.dtype, grid, args, "int32")
     return dX
 
 
-def weight_choice(
-    x_shape: Shape4,
-    dz_shape: Shape4,
-    window: Window,
-    bias: bool,
-    pooled: bool,
-    special: bool,
-    dtype: Any,
-) -> Candidate:
-    """The kernel of `weight_grad`, and in how many parts its sums over pixels come."""
-    filters = dz_shape[3]
-    rows = window.taps * x_shape[3] + bias
-    pixels = math.prod(dz_shape[:3]) * (4 if pooled else 1)
-    return choose(
-        _key("conv2d_weight_grad", dtype, x_shape, filters, window, bias, pooled, special),
+def weight_grad(X: Array, dZ: Array, window: Window, bias: bool) -> Array:
+    """Return dW as (taps * channels, filters), with `bias` the bias's gradient as one row more."""
+    filters = dZ.shape[3]
+    rows, pixels = window.taps * X.shape[3] + bias, math.prod(dZ.shape[:3])
+    whole = cupy.empty((rows, filters), dtype=X.dtype)
+    if not whole.size:
+        return whole
+    choice = choose(
+        conv_key("conv2d_weight_grad", X.dtype, X.shape, filters, window, bias, False, False),
         lambda: candidates(
-            *("conv2d_weight_grad", dtype, rows, filters, pixels, True),
-            come_in_runs(dtype, x_shape[3], filters),
+            *("conv2d_weight_grad", X.dtype, rows, filters, pixels, True),
+            come_in_runs(X.dtype, X.shape[3], filters),
         ),
     )
-
-
-def weight_grad(
-    X: Array,
-    dZ: Array,
-    window: Window,
-    bias: bool,
-    winners: Array | None = None,
-    grads: Array | None = None,
-    special: bool = False,
-) -> Array:
-    """Return dW as (taps * channels, filters), with `bias` the bias's gradient as one row more;
-    `winners` as for `input_grad`.
-
-    With `grads` (parts, rows, filters), that is filled and returned: the parts of the sums, as many
-    as `weight_choice` says, are not added up; several are of the type of the sums.
-    """
-    filters = dZ.shape[3]
-    rows = window.taps * X.shape[3] + bias
-    pixels = math.prod(dZ.shape[:3]) * (1 if winners is None else 4)
-    pooled = winners is not None
-    choice = weight_choice(X.shape, dZ.shape, window, bias, pooled, special, X.dtype)
-    parts = choice.parts
-    X, dZ = aligned(choice, X, dZ)
-    none = cupy.empty(0, dtype=X.dtype)
-    if grads is not None:
-        whole, partial = (none, grads) if parts > 1 else (grads, partial_sums(1, 0, 0, X))
-    else:
-        whole = cupy.empty((rows, filters), dtype=X.dtype)
-        partial = partial_sums(parts, rows, filters, X)
-        if not whole.size:
-            return whole
-    numbers = window_arguments(X.shape, window)
-    args = (
-        *(X, dZ, cupy.empty(0, dtype=cupy.uint8) if winners is None else winners, whole, partial),
-        *(pixels, filters, choice.span, bias, pooled, *numbers),
-    )
-    grid = (-(-rows // choice.rows), -(-filters // choice.cols), parts)
-    constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
-    launch(choice.kernel, X.dtype, grid, args, "int32", constants)
-    if grads is not None:
-        return grads
-    if parts > 1:
+    partial = partial_sums(choice.parts, rows, filters, X)
+    numbers = (pixels, filters, choice.span, bias, *window_arguments(X.shape, window))
+    args = (*aligned(choice, X, dZ), whole, partial, *numbers)
+    grid = (-(-rows // choice.rows), -(-filters // choice.cols), choice.parts)
+    launch(choice.kernel, X.dtype, grid, args, "int32")
+    if choice.parts > 1:
         add_up(partial, whole, None, False, None)
     return whole
 

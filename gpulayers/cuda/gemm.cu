@@ -19,12 +19,12 @@ __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* 
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, terms, span);
 }
 
-// The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out dw, which is
-// (inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
+// The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out grads, which is
+// (parts, inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
 template <typename T, typename Acc, typename Tile>
 __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ dz,
-                               T* __restrict__ dw, Acc* __restrict__ partial, T* __restrict__ dx, int batch, int inputs,
-                               int outputs, int span, int parts, int weight_blocks, int masked)
+                               Acc* __restrict__ grads, T* __restrict__ dx, int batch, int inputs, int outputs,
+                               int span, int parts, int weight_blocks, int masked)
 {
     const int block = static_cast<int>(blockIdx.x);
     if (block < weight_blocks) {
@@ -33,8 +33,8 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
         const Share share = {tile % down, tile / down, block % parts, parts};
         const Matrix<T, Acc> left = {x, inputs, 1, inputs, inputs, false};
         const Matrix<T, Acc> right = {dz, outputs, 1, outputs, -1, false};
-        const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, inputs + 1,
-                                       outputs, false,   false,   false,   false};
+        const Target<T, Acc> target = {nullptr, grads, nullptr, nullptr, nullptr, inputs + 1, outputs,
+                                       false,   false, false,   false,   nullptr, true};
         work_out<T, Acc, Tile>(share, left, right, target, batch, span);
     } else {
         const int down = (batch + Tile::HEIGHT - 1) / Tile::HEIGHT;

@@ -250,14 +250,24 @@ __device__ __forceinline__ void add(Sums<Tile, false>& sums, const unsigned (&a)
     }
 }
 
+// As factor_in_shared_memory, both halves of it.
+template <int WHICH, typename Half>
+__device__ __forceinline__ auto& both_halves()
+{
+    __shared__ __align__(16) Half shared[2];
+    return shared;
+}
+
 // The sums over from <= k < to, and where they go.
 template <typename T, typename Tile, typename Left, typename Right>
 __device__ __forceinline__ void work_out_large(const Share& share, const Left& left, const Right& right,
                                                const Target<T, float>& target, int from, int to)
 {
     constexpr int TERMS = TERM_WORDS * (Tile::TENSOR ? 4 / sizeof(T) : 1);
-    __shared__ __align__(16) unsigned a[2][TERM_WORDS][Tile::HEIGHT + SKEW];
-    __shared__ __align__(16) unsigned b[2][TERM_WORDS][Tile::WIDTH + SKEW];
+    using ByHeight = unsigned[TERM_WORDS][Tile::HEIGHT + SKEW];
+    using ByWidth = unsigned[TERM_WORDS][Tile::WIDTH + SKEW];
+    ByHeight(&a)[2] = both_halves<0, ByHeight>();
+    ByWidth(&b)[2] = both_halves<1, ByWidth>();
     const int first_row = share.row * Tile::HEIGHT, first_col = share.col * Tile::WIDTH;
     unsigned next_a[Tile::HEIGHT * TERM_WORDS / 4 / TILE_BLOCK][4];
     unsigned next_b[Tile::WIDTH * TERM_WORDS / 4 / TILE_BLOCK][4];
@@ -283,10 +293,19 @@ __device__ __forceinline__ void work_out_large(const Share& share, const Left& l
             put(target, share, first_row + row_of(sums, i), first_col + col_of(sums, j), sums.sum[i][j]);
 }
 
+// What is done with a tile when it has been put where it belongs: an overload of follow(what, target, share).
+struct Nothing {};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ void follow(const Nothing&, const Target<T, Acc>&, const Share&)
+{
+}
+
 // A block's share of left * right; a part is `span` of the `terms`.
-template <typename T, typename Acc, typename Tile, typename Left, typename Right>
+template <typename T, typename Acc, typename Tile, typename Left, typename Right, typename After = Nothing>
 __device__ __forceinline__ void work_out(const Share& share, const Left& left, const Right& right,
-                                         const Target<T, Acc>& target, int terms, int span)
+                                         const Target<T, Acc>& target, int terms, int span,
+                                         const After& after = After())
 {
     const int from = share.part * span;
     const int to = terms - from < span ? terms : from + span;
@@ -300,4 +319,5 @@ __device__ __forceinline__ void work_out(const Share& share, const Left& left, c
         const int col = OWN * (static_cast<int>(threadIdx.x) % (Tile::WIDTH / OWN));
         put(target, share, first_row + row, first_col + col, sum);
     }
+    follow(after, target, share);
 }

@@ -1,83 +1,41 @@
 // Batch normalisation inside a planned step, with what follows it there: ReLU, 2 x 2 max pooling and the sum with a
 // shortcut. Two launches forward (column_moments of batchnorm.cu, norm_forward), two back (norm_gradient_sums,
 // norm_input_grad): a launch cannot read sums over all rows before the one that makes them has ended, so each second
-// one first adds up the parts that the first left, for its own columns.
-//
-// x is the input (pixels, channels). `pooled`: outputs are windows of 2 x 2 pixels of images of `image_rows` x
-// `image_cols`, and `winners` holds which of the four won, 4 where ReLU left zero. x_hat is not kept: it is worked out
-// anew from x, of which a column is kept as `shift`, the distance of its mean from its first number, and `inverse`.
+// one first adds up the parts that the first left, for its own columns. Where a convolution stands before the layer or
+// behind it, that one's kernel makes the sums (conv_step.cu).
 #include "common.cuh"
 #include "rows.cuh"
 #include "columns.cuh"
+#include "norm.cuh"
 
 #define MOST_COLUMNS 32
-#define NO_WINNER 4
-
-struct Picture {
-    int rows, cols;
-    bool pooled;
-};
-
-// The pixel that is the quarter-th (2 * row + column) of output `number`; without pooling the output itself.
-template <typename Index>
-__device__ __forceinline__ Index pixel_of(const Picture& picture, Index number, int quarter)
-{
-    if (!picture.pooled) return number;
-    const int cols = picture.cols / 2;
-    const int rows = picture.rows / 2;
-    const Index line = number / cols;
-    const Index image = line / rows;
-    const Index row = image * picture.rows + 2 * (line - image * rows) + quarter / 2;
-    return row * picture.cols + 2 * (number - line * cols) + quarter % 2;
-}
-
-// A column's normalisation; the first number is subtracted first, so that nothing cancels far from zero.
-template <typename Acc>
-struct Column {
-    Acc origin, shift, inverse, scaler, intercept;
-};
-
-template <typename Acc>
-__device__ __forceinline__ Acc standardized(const Column<Acc>& column, Acc value)
-{
-    return (value - column.origin - column.shift) * column.inverse;
-}
-
-// scaler * x_hat + intercept as T holds it, which decides about ReLU and maximum.
-template <typename T, typename Acc>
-__device__ __forceinline__ Acc normalized(const Column<Acc>& column, Acc value)
-{
-    return static_cast<Acc>(static_cast<T>(column.scaler * standardized(column, value) + column.intercept));
-}
-
-template <typename T, typename Acc>
-__device__ __forceinline__ Column<Acc> column_of(int number, const T* x, Acc shift, Acc inverse, const T* scaler,
-                                                 const T* intercept)
-{
-    return {static_cast<Acc>(x[number]), shift, inverse, static_cast<Acc>(scaler[number]),
-            static_cast<Acc>(intercept[number])};
-}
 
 // A warp adds up the moments of one column's spans: the distance of the mean from the column's first number, and the
-// (biased) variance. (Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-// variances", 1979.)
+// (biased) variance. What was added up of span k are distances from x[k * step * channels]. (Chan, Golub & LeVeque,
+// "Updating formulae and a pairwise algorithm for computing sample variances", 1979.)
 template <typename Acc>
 struct Moments {
     Acc shift, var;
 };
 
-template <typename Acc, typename Index>
-__device__ __forceinline__ Moments<Acc> moments_of(const Acc* __restrict__ sums, const Acc* __restrict__ squares,
-                                                   Index rows, Index span, int parts)
+template <typename T, typename Acc, typename Index>
+__device__ __forceinline__ Moments<Acc> moments_of(const T* __restrict__ x, int channels, const Acc* __restrict__ sums,
+                                                   const Acc* __restrict__ squares, Index rows, Index span, Index step,
+                                                   int parts)
 {
     const int lane = threadIdx.x % 32;
+    const Acc first = static_cast<Acc>(x[0]);
     Acc centre = static_cast<Acc>(0);
-    for (int k = lane; k < parts; k += 32) centre += sums[k];
+#pragma unroll 2
+    for (int k = lane; k < parts; k += 32)
+        centre += sums[k] + static_cast<Acc>(rows_of(k, rows, span)) *
+                                (static_cast<Acc>(x[k * step * channels]) - first);
     centre = reduce_row<32, false>(centre, static_cast<Acc*>(nullptr)) / static_cast<Acc>(rows);
     Acc spread = static_cast<Acc>(0);
+#pragma unroll 2
     for (int k = lane; k < parts; k += 32) {
         const Acc count = static_cast<Acc>(rows_of(k, rows, span));
-        const Acc away = sums[k] / count - centre;
+        const Acc away = sums[k] / count + (static_cast<Acc>(x[k * step * channels]) - first) - centre;
         spread += squares[k] + count * away * away;
     }
     spread = reduce_row<32, false>(spread, static_cast<Acc*>(nullptr));
@@ -85,15 +43,16 @@ __device__ __forceinline__ Moments<Acc> moments_of(const Acc* __restrict__ sums,
 }
 
 // y = ReLU(scaler * x_hat + intercept), pooled, + side; each where wanted. running = keep * running + (1 - keep) *
-// batch, for mean and variance. sums and squares are those of column_moments, of `parts` spans of `span` rows.
+// batch, for mean and variance. sums and squares are those of column_moments (step 0) or of conv2d_moments (step is
+// span), of `parts` spans of `span` rows.
 template <typename T, typename Acc, typename Index>
 __global__ void norm_forward(const T* __restrict__ x, const Acc* __restrict__ sums, const Acc* __restrict__ squares,
                              const T* __restrict__ scaler, const T* __restrict__ intercept,
                              const T* __restrict__ side, T* __restrict__ running_mean, T* __restrict__ running_var,
                              Acc* __restrict__ shift, Acc* __restrict__ inverse, T* __restrict__ y,
-                             unsigned char* __restrict__ winners, Index rows, Index span, Index outputs,
-                             Index out_span, int parts, int channels, int width, int image_rows, int image_cols,
-                             int relu, int pooled, int has_side, Acc eps, Acc keep, Acc rest)
+                             unsigned char* __restrict__ winners, Index rows, Index span, Index step,
+                             Index outputs, Index out_span, int parts, int channels, int width, int image_rows,
+                             int image_cols, int relu, int pooled, int has_side, Acc eps, Acc keep, Acc rest)
 {
     __shared__ Acc shifts[MOST_COLUMNS];
     __shared__ Acc inverses[MOST_COLUMNS];
@@ -101,7 +60,8 @@ __global__ void norm_forward(const T* __restrict__ x, const Acc* __restrict__ su
         const int number = static_cast<int>(blockIdx.x) * width + own;
         if (number >= channels) break;
         const Index start = static_cast<Index>(number) * parts;
-        const Moments<Acc> moments = moments_of(sums + start, squares + start, rows, span, parts);
+        const Moments<Acc> moments =
+            moments_of(x + number, channels, sums + start, squares + start, rows, span, step, parts);
         if (threadIdx.x % 32 != 0) continue;
         shifts[own] = moments.shift;
         inverses[own] = static_cast<Acc>(1) / sqrt(moments.var + eps);
@@ -114,7 +74,7 @@ __global__ void norm_forward(const T* __restrict__ x, const Acc* __restrict__ su
     }
     __syncthreads();
 
-    const Share<Index> share = share_of(outputs, channels, width, out_span);
+    const Stretch<Index> share = stretch_of(outputs, channels, width, out_span);
     if (share.first >= share.last) return;
     const Picture picture = {image_rows, image_cols, pooled != 0};
     const int own = threadIdx.x % width;
@@ -151,7 +111,7 @@ __global__ void norm_gradient_sums(const T* __restrict__ x, const T* __restrict_
                                    int pooled)
 {
     __shared__ Acc part[BLOCK];
-    const Share<Index> share = share_of(outputs, channels, width, out_span);
+    const Stretch<Index> share = stretch_of(outputs, channels, width, out_span);
     const Picture picture = {image_rows, image_cols, pooled != 0};
     const int known = share.column < channels ? share.column : 0;
     const Column<Acc> column = column_of(known, x, shift[known], inverse[known], scaler, intercept);
@@ -159,15 +119,11 @@ __global__ void norm_gradient_sums(const T* __restrict__ x, const T* __restrict_
     Acc sum = static_cast<Acc>(0);
     Acc product = static_cast<Acc>(0);
     for (Index number = share.first; number < share.last; number += BLOCK / width) {
-        const Index place = number * channels + share.column;
-        const int winner = pooled ? winners[place] : 0;
-        if (winner == NO_WINNER) continue;
-        const Index pixel = pixel_of(picture, number, winner);
-        const Acc value = static_cast<Acc>(x[pixel * channels + share.column]);
-        if (relu && !pooled && !(normalized<T>(column, value) > static_cast<Acc>(0))) continue;
-        const Acc gradient = static_cast<Acc>(dy[place]);
-        sum += gradient;
-        product += gradient * standardized(column, value);
+        const Acc gradient = static_cast<Acc>(dy[number * channels + share.column]);
+        const Passed<Acc> passed =
+            passed_on<Index>(picture, x, winners, column, number, channels, share.column, relu != 0, gradient);
+        sum += passed.gradient;
+        product += passed.gradient * passed.x_hat;
     }
     sum = add_lines(sum, part, width);
     product = add_lines(product, part, width);
@@ -209,7 +165,7 @@ __global__ void norm_input_grad(const T* __restrict__ x, const T* __restrict__ d
                                 int image_cols, int relu, int pooled, Acc weight)
 {
     __shared__ Acc part[BLOCK];
-    const Share<Index> share = share_of(rows, channels, width, span);
+    const Stretch<Index> share = stretch_of(rows, channels, width, span);
     const Picture picture = {image_rows, image_cols, pooled != 0};
     const int known = share.column < channels ? share.column : 0;
     const Column<Acc> column = column_of(known, x, shift[known], inverse[known], scaler, intercept);

@@ -13,15 +13,25 @@ from gpulayers.cuda.compile import launch
 from gpulayers.cuda.geometry import column_blocks
 from gpulayers.ops._sums import sum_dtype
 
-__all__ = ["Normed", "backward", "forward", "parts_of"]
+__all__ = ["Moments", "Normed", "forward", "gradient_sums", "image_of", "input_grad", "parts_of"]
 
 # Blocks of a launch at most: each adds up the parts of its columns' sums by itself, so that more
 # blocks read them more often.
 _BLOCKS = 256
 
 
+class Moments(NamedTuple):
+    """Of each span of rows the sum of their distances from a row, and that of the squared distances
+    from their mean, (channels, spans) both; span k's are from row k * step."""
+
+    sums: Array
+    squares: Array
+    span: int
+    step: int
+
+
 class Normed(NamedTuple):
-    """What `backward` needs of `forward`; shift and inverse are the columns' (channels,)."""
+    """What the way back needs of `forward`; shift and inverse are the columns' (channels,)."""
 
     X: Array
     shift: Array
@@ -39,6 +49,7 @@ def forward(
     relu: bool,
     pooled: bool,
     side: Array | None,
+    moments: Moments | None = None,
 ) -> tuple[Array, Normed]:
     """Return ReLU(scaler * X_hat + intercept), pooled, + side; each where wanted.
 
@@ -52,62 +63,87 @@ def forward(
     pooled : bool
         The maxima of windows of 2 x 2 pixels, a row or column that is left over counts for none.
     side : of the result's shape, optional
+    moments : Moments, optional
+        Those of X, if they are known.
     """
     channels = X.shape[-1]
     rows = X.size // channels
     wide = sum_dtype(X)
-    width, across, span, parts = _spans(rows, channels)
-    sums, squares = (cupy.empty((channels, parts), dtype=wide) for _ in range(2))
+    sums, squares, span, step = _moments(X) if moments is None else moments
+    parts = sums.shape[1]
     index = table.index_for(X.size, sums.size)
-    args = (X, sums, squares, rows, channels, width, span)
-    launch("column_moments", X.dtype, (across, parts), args, index)
-
     Y = cupy.empty(_out_shape(X.shape, pooled), dtype=X.dtype)
     winners = cupy.empty(Y.shape if pooled else 0, dtype=cupy.uint8)
     shift, inverse = (cupy.empty(channels, dtype=wide) for _ in range(2))
     outputs = Y.size // channels
-    _, _, out_span, out_parts = _spans(outputs, channels)
+    width, across, out_span, out_parts = _spans(outputs, channels)
     p = parameters
     args = (
         *(X, sums, squares, p["scaler"], p["intercept"]),
         *(cupy.empty(0, dtype=X.dtype) if side is None else side,),
         *(p["running_mean"], p["running_var"], shift, inverse, Y, winners),
-        *(rows, span, outputs, out_span, parts, channels, width, *_image(X.shape)),
+        *(rows, span, step, outputs, out_span, parts, channels, width, *image_of(X.shape)),
         *(relu, pooled, side is not None, eps, momentum, 1.0 - momentum),
     )
     launch("norm_forward", X.dtype, (across, max(out_parts, 1)), args, index)
     return Y, Normed(X, shift, inverse, winners, relu, pooled)
 
 
+def _moments(X: Array) -> Moments:
+    channels = X.shape[-1]
+    rows = X.size // channels
+    width, across, span, parts = _spans(rows, channels)
+    sums, squares = (cupy.empty((channels, parts), dtype=sum_dtype(X)) for _ in range(2))
+    index = table.index_for(X.size, sums.size)
+    args = (X, sums, squares, rows, channels, width, span)
+    launch("column_moments", X.dtype, (across, parts), args, index)
+    return Moments(sums, squares, span, 0)
+
+
 def parts_of(saved: Normed) -> int:
-    """In how many parts `backward` gives the gradients of scaler and intercept."""
+    """In how many parts `gradient_sums` gives the gradients of scaler and intercept."""
     channels = saved.X.shape[-1]
     outputs = math.prod(_out_shape(saved.X.shape, saved.pooled)[:-1])
     return max(_spans(outputs, channels)[3], 1)
 
 
-def backward(
-    dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array, inputs: bool
-) -> Array | None:
+def gradient_sums(dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array) -> None:
     """Fill `grads` (parts, 2 * channels) with the gradients of scaler and, behind it, intercept,
-    in the parts of `parts_of`; return the input's gradient if `inputs`."""
-    X, p = saved.X, parameters
-    channels = X.shape[-1]
-    rows = X.size // channels
+    in the parts of `parts_of`."""
+    channels = saved.X.shape[-1]
     outputs = dY.size // channels
     width, across, out_span, _ = _spans(outputs, channels)
-    known = (X, dY, saved.winners, p["scaler"], p["intercept"], saved.shift, saved.inverse, grads)
-    flags = (*_image(X.shape), saved.relu, saved.pooled)
-    index = table.index_for(X.size, grads.size)
-    args = (*known, outputs, max(out_span, 1), channels, width, *flags)
-    launch("norm_gradient_sums", X.dtype, (across, len(grads)), args, index)
-    if not inputs:
-        return None
-    dX = cupy.empty(X.shape, dtype=X.dtype)
-    _, _, span, parts = _spans(rows, channels)
-    args = (*known, dX, rows, span, len(grads), channels, width, *flags, 1.0 / rows)
-    launch("norm_input_grad", X.dtype, (across, parts), args, index)
+    args = (
+        *(*_known(dY, saved, parameters, grads), outputs, max(out_span, 1), channels, width),
+        *(*image_of(saved.X.shape), saved.relu, saved.pooled),
+    )
+    index = table.index_for(saved.X.size, grads.size)
+    launch("norm_gradient_sums", dY.dtype, (across, len(grads)), args, index)
+
+
+def input_grad(dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array) -> Array:
+    """Return the input's gradient; `grads` is full."""
+    channels = saved.X.shape[-1]
+    rows = saved.X.size // channels
+    dX = cupy.empty(saved.X.shape, dtype=dY.dtype)
+    width, across, span, parts = _spans(rows, channels)
+    args = (
+        *(*_known(dY, saved, parameters, grads), dX, rows, span, len(grads), channels, width),
+        *(*image_of(saved.X.shape), saved.relu, saved.pooled, 1.0 / rows),
+    )
+    index = table.index_for(saved.X.size, grads.size)
+    launch("norm_input_grad", dY.dtype, (across, parts), args, index)
     return dX
+
+
+def _known(
+    dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array
+) -> tuple[Array, ...]:
+    p = parameters
+    return (
+        *(saved.X, dY, saved.winners, p["scaler"], p["intercept"]),
+        *(saved.shift, saved.inverse, grads),
+    )
 
 
 def _spans(rows: int, channels: int) -> tuple[int, int, int, int]:
@@ -118,7 +154,8 @@ def _spans(rows: int, channels: int) -> tuple[int, int, int, int]:
     return width, across, span, -(-rows // span)
 
 
-def _image(shape: tuple[int, ...]) -> tuple[int, int]:
+def image_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the images, 0 if there are none."""
     return (shape[1], shape[2]) if len(shape) == 4 else (0, 0)
 
 

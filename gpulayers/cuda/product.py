@@ -116,6 +116,28 @@ def share_terms(rows: int, cols: int, terms: int, tile: Tile) -> int:
     return max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
 
 
+def tile_of_both(
+    name: str, dtype: Any, one: tuple[int, int, int], other: tuple[int, int, int], runs: bool
+) -> str:
+    """As `tile_of`, for two products (rows, cols, terms) in one launch by the same tile; blocks can
+    share the terms of `one`, and `other` may have no rows."""
+    there = tiles_of(name, dtype, runs)
+    if "_narrow" in there and max(p[1] for p in (one, other) if p[0]) <= _NARROW:
+        return "_narrow"
+    small = "_tensor" if "_tensor" in there else ""
+
+    def covered(suffix: str) -> int:
+        return sum(_extent(*p[:2], TILES[suffix]) * p[2] for p in (one, other))
+
+    for suffix in ("_tensor_large",) if small else ("_large", "_tall"):
+        if suffix not in there:
+            continue
+        blocks = sum(_blocks(*p, TILES[suffix], p is one) for p in (one, other))
+        if blocks >= _BLOCKS and covered(suffix) <= _WORTH * covered(small):
+            return suffix
+    return small
+
+
 def candidates(
     name: str,
     dtype: Any,
@@ -124,6 +146,7 @@ def candidates(
     terms: int,
     shared: bool = True,
     runs: bool = False,
+    rule: str | None = None,
 ) -> list[Candidate]:
     """The ways to work out a product of `rows` x `terms` x `cols`, the rule's own first.
 
@@ -135,8 +158,11 @@ def candidates(
         Whether blocks can share the terms of a sum.
     runs : bool
         Whether both factors come in whole runs of 16 bytes (`come_in_runs`).
+    rule : str, optional
+        The suffix of the rule's own, if it is not `tile_of`'s.
     """
-    rule = tile_of(name, dtype, rows, cols, terms, shared, runs)
+    if rule is None:
+        rule = tile_of(name, dtype, rows, cols, terms, shared, runs)
     found: list[Candidate] = []
     for suffix in sorted(tiles_of(name, dtype, runs), key=lambda other: other != rule):
         tile = TILES[suffix]
@@ -271,7 +297,7 @@ def dense_backward(
 
     Parameters
     ----------
-    grads : (parts, n_in + 1, n_out), of the arrays' dtype; several parts in that of their sums
+    grads : (parts, n_in + 1, n_out), of the dtype of sums
         Filled with the gradient of the weight, the bias's below it, in the parts of `dense_choice`.
     masked : bool
         The input is the output of a ReLU: its gradient counts only where it is positive.
@@ -282,12 +308,8 @@ def dense_backward(
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
     weight_blocks = -(-(n_in + 1) // choice.rows) * -(-n_out // choice.cols) * choice.parts
     input_blocks = -(-batch // choice.rows) * -(-n_in // choice.cols) if inputs else 0
-    if choice.parts > 1:
-        whole, partial = cupy.empty(0, dtype=X.dtype), grads
-    else:
-        whole, partial = grads, partial_sums(1, 0, 0, X)
     args = (
-        *(X, W, dZ, whole, partial, dX),
+        *(X, W, dZ, grads, dX),
         *(batch, n_in, n_out, choice.span, choice.parts, weight_blocks, masked),
     )
     launch(choice.kernel, X.dtype, (weight_blocks + input_blocks,), args, "int32")

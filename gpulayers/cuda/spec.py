@@ -54,8 +54,10 @@ class KernelSpec:
     shared : int
         Bytes of dynamic shared memory.
     barriers, atomics : bool
-        Whether the kernel waits at barriers, and whether it uses atomics (then its sums differ in
-        the last bits from run to run).
+        Whether the kernel waits at barriers, and whether it adds by atomics (then its sums differ
+        in the last bits from run to run).
+    counts : bool
+        Whether it counts blocks by atomics, to know the last one; its sums are always the same.
     cooperative : bool
         Whether blocks wait for one another, so that all of them have to run at the same time; they
         count on atomics, but sum nothing up with them.
@@ -75,6 +77,7 @@ class KernelSpec:
     shared: int = 0
     barriers: bool = False
     atomics: bool = False
+    counts: bool = False
     cooperative: bool = False
     oldest: int = 0
     runs: bool = False

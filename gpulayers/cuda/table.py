@@ -144,17 +144,17 @@ _SPECS = (
     ),
     # ---- gemm.cu
     *tiled("gemm", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 12)),
-    *tiled("dense_backward", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 7), without=("_narrow",)),
+    *tiled("dense_backward", "gemm.cu", (*(ARRAY,) * 5, *(INT,) * 7), without=("_narrow",)),
     KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
     # ---- conv.cu
     *(
         spec
-        for name, numbers in (
-            ("conv2d_forward", 5),
-            ("conv2d_input_grad", 4),
-            ("conv2d_weight_grad", 5),
+        for name, arrays, numbers in (
+            ("conv2d_forward", 5, 5),
+            ("conv2d_input_grad", 3, 2),
+            ("conv2d_weight_grad", 4, 4),
         )
-        for spec in tiled(name, "conv.cu", (*(ARRAY,) * 5, *(INT,) * numbers, *WINDOW))
+        for spec in tiled(name, "conv.cu", (*(ARRAY,) * arrays, *(INT,) * numbers, *WINDOW))
     ),
     # ---- softmax.cu; the _long forms give a row to a whole block instead of a warp
     *(

@@ -1,19 +1,30 @@
-"""Kernels of planned training steps: batch normalisation and dropout with what surrounds them."""
+"""Kernels of planned training steps: convolution, batch normalisation and dropout with what
+surrounds them."""
 
 from __future__ import annotations
 
-from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, KernelSpec
+from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, WINDOW, KernelSpec
+from gpulayers.cuda.table_tiles import tiled
 
 _MAP = "{T}, {Acc}, {Index}"
 _WIDE = ("float32", "float64")
 
 SPECS = (
+    # ---- conv_step.cu
+    *tiled(
+        *("conv2d_moments", "conv_step.cu", (*(ARRAY,) * 8, *(INT,) * 3, *WINDOW)),
+        counts=True,
+    ),
+    *tiled(
+        *("conv2d_backward", "conv_step.cu", (*(ARRAY,) * 16, *(INT,) * 15, *WINDOW)),
+        counts=True,
+    ),
     # ---- norm.cu
     KernelSpec(
         "norm_forward",
         "norm.cu",
         f"norm_forward<{_MAP}>",
-        (*(ARRAY,) * 12, *(INDEX,) * 4, *(INT,) * 8, *(REAL,) * 3),
+        (*(ARRAY,) * 12, *(INDEX,) * 5, *(INT,) * 8, *(REAL,) * 3),
         barriers=True,
     ),
     KernelSpec(

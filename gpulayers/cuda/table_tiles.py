@@ -1,4 +1,4 @@
-"""The kernels of gemm.cu and conv.cu: each for every tile of a product.
+"""The kernels of gemm.cu, conv.cu and conv_step.cu: each for every tile of a product.
 
 A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh). Which
 of them a product goes by is `gpulayers.cuda.product.tile_of`'s rule, or what was measured.
@@ -58,9 +58,13 @@ TILES = {
 
 
 def tiled(
-    name: str, file: str, parameters: tuple[str, ...], without: tuple[str, ...] = ()
+    name: str,
+    file: str,
+    parameters: tuple[str, ...],
+    without: tuple[str, ...] = (),
+    counts: bool = False,
 ) -> Iterator[KernelSpec]:
-    """The specs of a kernel for all tiles but those `without`."""
+    """The specs of a kernel for all tiles but those `without`; `counts` as `KernelSpec` has it."""
     for suffix, tile in TILES.items():
         if suffix in without:
             continue
@@ -71,6 +75,7 @@ def tiled(
             parameters,
             dtypes=tile.dtypes,
             barriers=True,
+            counts=counts,
             oldest=TENSOR_CORES if tile.tensor else 0,
             runs=tile.runs,
         )

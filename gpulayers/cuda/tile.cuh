@@ -58,14 +58,22 @@ __device__ __forceinline__ void store(const Acc (&next)[COUNT], bool terms_lie_t
     }
 }
 
+// What of a factor is in shared memory, for the left (0) and the right one: there once, whatever products a kernel has.
+template <typename Number, int WHICH, int DEPTH, int LINES>
+__device__ __forceinline__ auto& factor_in_shared_memory()
+{
+    __shared__ __align__(16) Number shared[DEPTH][LINES];
+    return shared;
+}
+
 // sum[i][j] = sum over from <= k < to of left(row + i, k) * right(k, col + j), row and col those of this thread.
 template <typename Acc, typename Tile, typename Left, typename Right>
 __device__ __forceinline__ void multiply(const Left& left, const Right& right, int first_row, int first_col, int from,
                                          int to, Acc (&sum)[OWN][OWN])
 {
     constexpr int HEIGHT = Tile::HEIGHT, WIDTH = Tile::WIDTH, DEPTH = Tile::DEPTH;
-    __shared__ __align__(16) Acc a[DEPTH][HEIGHT + PADDING];
-    __shared__ __align__(16) Acc b[DEPTH][WIDTH + PADDING];
+    auto& a = factor_in_shared_memory<Acc, 0, DEPTH, HEIGHT + PADDING>();
+    auto& b = factor_in_shared_memory<Acc, 1, DEPTH, WIDTH + PADDING>();
     const int row = OWN * (static_cast<int>(threadIdx.x) / (WIDTH / OWN));
     const int col = OWN * (static_cast<int>(threadIdx.x) % (WIDTH / OWN));
     Acc next_a[HEIGHT * DEPTH / TILE_BLOCK];
@@ -114,7 +122,8 @@ __device__ __forceinline__ Share share_of_block()
             static_cast<int>(gridDim.z)};
 }
 
-// Where a product goes: to `values`, or to `partial` (parts, rows, cols) where several blocks share the terms.
+// Where a product goes: to `values`, or to `partial` (parts, rows, cols) where several blocks share the terms, or where
+// it is wanted so (`in_parts`).
 // `pooled`: four rows in a row are a 2 x 2 window; its maximum is kept, and in `winners` which of the four it was,
 // 4 where ReLU made it zero.
 template <typename T, typename Acc>
@@ -126,15 +135,18 @@ struct Target {
     unsigned char* winners;
     int rows, cols;
     bool has_bias, has_mask, relu, pooled;
+    const T* side;  // null, or what is added at last
+    bool in_parts;
 };
 
-// What follows a sum: bias, ReLU (NaN stays), and the slope of the ReLU before, told by that one's output.
+// What follows a sum: bias, ReLU (NaN stays), the slope of the ReLU before, told by that one's output, and the side.
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc finished(const Target<T, Acc>& target, long long place, int col, Acc sum)
 {
     if (target.has_bias) sum += static_cast<Acc>(target.bias[col]);
     if (target.relu && sum <= static_cast<Acc>(0)) sum = static_cast<Acc>(0);
     if (target.has_mask && !(static_cast<Acc>(target.mask[place]) > static_cast<Acc>(0))) sum = static_cast<Acc>(0);
+    if (target.side) sum += static_cast<Acc>(target.side[place]);
     return sum;
 }
 
@@ -176,7 +188,7 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
 {
     const bool fours = target.cols % OWN == 0 && lies_at<sizeof(T) * OWN>(target.values);
     const bool partial_fours = target.cols % OWN == 0 && lies_at<sizeof(Acc) * OWN>(target.partial);
-    const bool shared = share.parts > 1;
+    const bool shared = share.parts > 1 || target.in_parts;
 #pragma unroll
     for (int first = 0; first < COLS; first += OWN) {
         const int count = target.cols - col - first;

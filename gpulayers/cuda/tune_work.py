@@ -13,7 +13,7 @@ import cupy
 import numpy as np
 
 from gpulayers.backend import Array
-from gpulayers.cuda import conv, product
+from gpulayers.cuda import conv, conv_step, product
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.tune_key import Key
 from gpulayers.ops._sums import sum_dtype
@@ -61,8 +61,8 @@ def _uniform(seed: int, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def _parts(shape: tuple[int, ...], like: Array) -> Array:
-    """Room for a gradient: for its parts, where they are several, in the type of its sums."""
-    return cupy.empty(shape, dtype=sum_dtype(like) if shape[0] > 1 else like.dtype)
+    """Room for the parts of a gradient."""
+    return cupy.empty(shape, dtype=sum_dtype(like))
 
 
 class Gemm:
@@ -168,6 +168,23 @@ class _Conv:
         step = max(1, _MOST_BYTES // max(pixels * columns, 1))
         return (slice(start, start + step) for start in range(0, n, step))
 
+    def _input_grad(self, dZ: Host, W: Host) -> Host:
+        parts = [
+            Reference().conv2d_input_grad(
+                dZ[share], W, (len(dZ[share]), *self._x_shape[1:]), self._window
+            )
+            for share in self._shares()
+        ]
+        return np.concatenate(parts)
+
+    def _weight_grad(self, X: Host, dZ: Host) -> Host:
+        """The bias's gradient is the last row."""
+        dW = np.zeros(self._w_shape)
+        for share in self._shares():
+            dW += Reference().conv2d_weight_grad(X[share], dZ[share], self._window)
+        rows = dW.reshape(-1, self._filters)
+        return np.concatenate([rows, dZ.sum(axis=(0, 1, 2))[None]])
+
 
 class ConvForward(_Conv):
     """``conv.forward`` with bias and ReLU."""
@@ -205,39 +222,25 @@ class ConvForward(_Conv):
 
 
 class ConvInputGrad(_Conv):
-    """``conv.input_grad`` behind a ReLU."""
+    """``conv.input_grad``."""
 
     def __init__(self, key: Key) -> None:
         super().__init__(key)
         self.terms = self._window.taps * self._filters
 
     def inputs(self) -> list[Array]:
-        shapes = (self._z_shape, self._w_shape, self._x_shape)
-        arrays = [_uniform(i, shape, self._dtype) for i, shape in enumerate(shapes)]
-        winners = self._winners()
-        return arrays if winners is None else [*arrays, winners]
+        return [_uniform(i, s, self._dtype) for i, s in enumerate((self._z_shape, self._w_shape))]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        dZ, W, mask, *winners = inputs
-        won = winners[0] if winners else None
-        args = (dZ, W, self._x_shape, self._window, won, mask)
-        return [conv.input_grad(*args, special=self._special)]
+        dZ, W = inputs
+        return [conv.input_grad(dZ, W, self._x_shape, self._window)]
 
     def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:
-        dZ, W, mask, *winners = inputs
-        if winners:
-            dZ = self._unpooled(dZ, winners[0])
-        parts = [
-            Reference().conv2d_input_grad(
-                dZ[share], W, (len(dZ[share]), *self._x_shape[1:]), self._window
-            )
-            for share in self._shares()
-        ]
-        return [(np.concatenate(parts) * (mask > 0), outputs[0])]
+        return [(self._input_grad(*inputs), outputs[0])]
 
 
 class ConvWeightGrad(_Conv):
-    """``conv.weight_grad``: in a plan its parts are added up by the update, else at once."""
+    """``conv.weight_grad``; the first flag says whether there is a bias."""
 
     def __init__(self, key: Key) -> None:
         super().__init__(key)
@@ -245,33 +248,50 @@ class ConvWeightGrad(_Conv):
         self._bias = bool(self._flags[0])
 
     def inputs(self) -> list[Array]:
-        arrays = [_uniform(i, s, self._dtype) for i, s in enumerate((self._x_shape, self._z_shape))]
+        return [_uniform(i, s, self._dtype) for i, s in enumerate((self._x_shape, self._z_shape))]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        X, dZ = inputs
+        return [conv.weight_grad(X, dZ, self._window, self._bias)]
+
+    def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:
+        rows = self._weight_grad(*inputs)
+        return [(rows if self._bias else rows[:-1], outputs[0])]
+
+
+class ConvBackward(_Conv):
+    """``conv_step.backward`` behind a ReLU; the first flag says whether it gives the input's
+    gradient."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
+        pixels = self._x_shape[0] * math.prod(self._out)
+        self.terms = max(pixels, self._window.taps * self._filters)
+        self._both = bool(self._flags[0])
+
+    def inputs(self) -> list[Array]:
+        shapes = (self._x_shape, self._z_shape, self._w_shape)
+        arrays = [_uniform(i, shape, self._dtype) for i, shape in enumerate(shapes)]
         winners = self._winners()
         return arrays if winners is None else [*arrays, winners]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        X, dZ, *winners = inputs
-        won, grads = winners[0] if winners else None, None
-        if self._special:
-            flags = (self._bias, self._pooled, True)
-            parts = conv.weight_choice(X.shape, dZ.shape, self._window, *flags, X.dtype).parts
-            rows = self._window.taps * X.shape[3] + self._bias
-            grads = _parts((parts, rows, self._filters), X)
-        args = (X, dZ, self._window, self._bias, won, grads)
-        return [conv.weight_grad(*args, special=self._special)]
+        X, dZ, W, *winners = inputs
+        how = self._filters, self._window, self._pooled, self._both, X.dtype
+        parts = conv_step.backward_choice(self._x_shape, *how).parts
+        grads = _parts((parts, self._window.taps * X.shape[3] + 1, self._filters), X)
+        won = winners[0] if winners else None
+        dX = conv_step.backward(X, dZ, W, self._window, won, grads, self._both, masked=True)
+        return [grads] if dX is None else [grads, dX]
 
     def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:
-        X, dZ, *winners = inputs
+        X, dZ, W, *winners = inputs
         if winners:
             dZ = self._unpooled(dZ, winners[0])
-        dW = np.zeros(self._w_shape)
-        for share in self._shares():
-            dW += Reference().conv2d_weight_grad(X[share], dZ[share], self._window)
-        rows = dW.reshape(-1, self._filters)
-        if self._bias:
-            rows = np.concatenate([rows, dZ.sum(axis=(0, 1, 2))[None]])
-        out = outputs[0]
-        return [(rows, out.sum(axis=0) if out.ndim == 3 else out)]
+        pairs = [(self._weight_grad(X, dZ), outputs[0].sum(axis=0))]
+        if self._both:
+            pairs.append((self._input_grad(dZ, W) * (X > 0), outputs[1]))
+        return pairs
 
 
 #: operation -> its work; what is not here is not measured
@@ -281,4 +301,5 @@ WORKS: dict[str, Callable[[Key], Work]] = {
     "conv2d_forward": ConvForward,
     "conv2d_input_grad": ConvInputGrad,
     "conv2d_weight_grad": ConvWeightGrad,
+    "conv2d_backward": ConvBackward,
 }

@@ -10,6 +10,7 @@ from gpulayers.activations import ReLU
 from gpulayers.backend import Array
 from gpulayers.layers import BatchNorm1D, BatchNorm2D, Dropout, GlobalAvgPool2D, Pool2D
 from gpulayers.models.blocks import Activation, GatedActivation
+from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.plan_conv import is_halving
 from gpulayers.models.plan_node import Node, contiguous
@@ -21,7 +22,8 @@ __all__ = ["DropoutStep", "GateStep", "GlobalPoolStep", "NormStep", "is_fixed", 
 
 
 class NormStep(Fused):
-    """Batch normalisation that learns, with ReLU and 2 x 2 max pooling; two launches each way.
+    """Batch normalisation that learns, with ReLU and 2 x 2 max pooling; two launches each way, of
+    which a convolution before it or behind it takes the first along.
 
     The slope of its own ReLU is worked out anew from the input, which the way back reads anyhow.
 
@@ -29,6 +31,10 @@ class NormStep(Fused):
     ----------
     side : array or None
         What is added to the next output: the shortcut of a residual block.
+    moments : Moments or None
+        Those of the next input, from the convolution before it.
+    behind : ConvStep or None
+        The convolution that makes the sums of the way back.
     """
 
     takes_slope = False
@@ -39,6 +45,8 @@ class NormStep(Fused):
         super().__init__(layers, name)
         self._relu, self._pooled = relu, pooled
         self.side: Any = None
+        self.moments: Any = None
+        self.behind: Any = None
 
     def settings(self) -> Any:
         return self.layers[0].momentum, self.layers[0].epsilon
@@ -53,23 +61,34 @@ class NormStep(Fused):
         Y, self._saved = norm.forward(
             *(contiguous(X), layer.parameters, layer.epsilon, layer.momentum),
             *(self._relu, self._pooled, None if side is None else contiguous(side)),
+            self.moments,
         )
         return Y
 
     def parts(self) -> int:
         from gpulayers.cuda import norm  # needs CuPy
 
+        if self.behind is not None:
+            return self.behind.parts_before()
         return norm.parts_of(self._saved)
+
+    def before(self) -> Any:
+        """What the convolution `behind` needs, to make the sums."""
+        from gpulayers.cuda import conv_step  # needs CuPy
+
+        return conv_step.Before(self._saved, self.layers[0].parameters, self.grads)
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import norm  # needs CuPy
 
-        parameters = self.layers[0].parameters
-        return norm.backward(contiguous(dY), self._saved, parameters, self.grads, inputs)
+        known = contiguous(dY), self._saved, self.layers[0].parameters, self.grads
+        if self.behind is None:
+            norm.gradient_sums(*known)
+        return norm.input_grad(*known) if inputs else None
 
     def forget(self) -> None:
         super().forget()
-        self.side = None
+        self.side = self.moments = None
 
 
 class DropoutStep(Fused):
@@ -96,6 +115,9 @@ class DropoutStep(Fused):
 
     def places(self) -> list[Place]:
         return []
+
+    def prepare(self, draws: Draws | None) -> None:
+        self.draws = draws
 
     def forward(self, X: Array) -> Array:
         from gpulayers.cuda import dropout  # needs CuPy

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpulayers.backend import Array
+from gpulayers.models.graph_draws import Draws
 from gpulayers.models.plan_node import Node
 
 __all__ = ["Fused", "Place"]
@@ -50,6 +51,9 @@ class Fused(Node):
     def places(self) -> list[Place]:
         """The parameters that learn, in the order of their gradients within a part."""
         raise NotImplementedError
+
+    def prepare(self, draws: Draws | None) -> None:
+        """Make what outlives the steps, outside a capture; `draws` gives random numbers."""
 
     def parts(self) -> int:
         """In how many parts the gradients come, for the batch that went forward last."""

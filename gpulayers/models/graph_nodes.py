@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpulayers import backend
 from gpulayers.activations import Identity, ReLU
 from gpulayers.backend import Array
 from gpulayers.layers import Conv1D, Flatten
 from gpulayers.layers import _arguments as check
+from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.graph_sequence import SequenceStep, sequence_step
 from gpulayers.models.plan_conv import ConvNode, PooledNode
-from gpulayers.models.plan_node import Node, contiguous
-from gpulayers.models.plan_nodes import DenseNode, LayerNode, ResidualNode
+from gpulayers.models.plan_node import Node, backward_through, contiguous, first_wanting
+from gpulayers.models.plan_nodes import DenseNode, LayerNode, ResidualNode, nodes_of
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["Fused", "leaves", "on_gpu", "places_of", "refusal"]
+__all__ = ["ConvStep", "Fused", "graph_nodes", "leaves", "places_of", "refusal"]
 
 
 class _Product(Fused):
@@ -32,28 +32,40 @@ class _Product(Fused):
         cols = self.layers[0].parameters["W"].shape[-1]
         self.grads = region.reshape(len(region), -1, cols)
 
-    def _into_grads(self, dtype: Any, compute: Callable[[Array], Any]) -> Any:
-        """Call `compute` with where the gradients go: sums in one part have the arrays' type, those
-        of a half type become float32 after it."""
-        if len(self.grads) > 1 or self.grads.dtype == dtype:
-            return compute(self.grads)
-        sums = backend.xp_of(self.grads).empty(self.grads.shape, dtype=dtype)
-        found = compute(sums)
-        self.grads[...] = sums
-        return found
-
 
 class ConvStep(_Product):
-    """A convolution with bias, ReLU and 2 x 2 max pooling, one launch forward, two back."""
+    """A convolution with bias, ReLU and 2 x 2 max pooling, one launch each way.
+
+    Attributes
+    ----------
+    inputs : bool
+        Whether the input's gradient will be wanted.
+    behind, before : NormStep or None
+        The normalisations of its output and of its input, which it makes sums for on its way.
+    side : array or None
+        Is added to the next gradient of the input: what goes around a residual block.
+    """
 
     def __init__(self, node: Node, relu: bool, pooled: bool) -> None:
         super().__init__(node.layers, node.name)
         self._conv, self._relu, self._pooled = node.layers[0], relu, pooled
         self.ends_with_relu = relu and not pooled
+        self.plain = not relu and not pooled
+        self.inputs = True
+        self.behind: NormStep | None = None
+        self.before: NormStep | None = None
+        self.side: Any = None
+        self._arrived: Any = None
 
     def settings(self) -> Any:
         layer = self._conv
         return layer.kernel_shape, layer.stride, layer.pad, layer.dilation
+
+    def prepare(self, draws: Draws | None) -> None:
+        from gpulayers.cuda import conv_step  # needs CuPy
+
+        if self.behind is not None or self.before is not None:
+            self._arrived = conv_step.counters(max(self._weight.shape[2:]))
 
     def _window(self, X: Array) -> Window:
         layer = self._conv
@@ -66,38 +78,52 @@ class ConvStep(_Product):
         return self._conv.parameters["W"]
 
     def forward(self, X: Array) -> Array:
-        from gpulayers.cuda import conv  # needs CuPy
+        from gpulayers.cuda import conv, conv_step  # needs CuPy
 
-        window, b = self._window(X), self._conv.parameters["b"].reshape(-1)
-        Y, winners = conv.forward(
-            *(contiguous(X), self._weight, b, window, self._relu, self._pooled), special=True
-        )
-        self._saved = contiguous(X), window, Y, winners if self._pooled else None
+        X, window, winners = contiguous(X), self._window(X), None
+        W, b = self._weight, self._conv.parameters["b"].reshape(-1)
+        if self.behind is not None:
+            Y, self.behind.moments = conv_step.forward(X, W, b, window, self._arrived)
+        else:
+            args = (X, W, b, window, self._relu, self._pooled)
+            Y, winners = conv.forward(*args, special=True)
+        self._saved = X, window, Y, winners if self._pooled else None
         return Y
 
-    def parts(self) -> int:
-        from gpulayers.cuda import conv  # needs CuPy
+    def _choice(self) -> Any:
+        from gpulayers.cuda import conv_step  # needs CuPy
 
         X, window, Y, _ = self._saved
-        pooled = self._pooled
-        return conv.weight_choice(X.shape, Y.shape, window, True, pooled, True, X.dtype).parts
+        flags = self._pooled, self.inputs, X.dtype
+        return conv_step.backward_choice(X.shape, Y.shape[3], window, *flags)
+
+    def parts(self) -> int:
+        return self._choice().parts
+
+    def parts_before(self) -> int:
+        """In how many parts the sums come that the normalisation before it wants."""
+        from gpulayers.cuda import conv_step  # needs CuPy
+
+        return conv_step.parts_before(self._saved[0].shape, self._choice())
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
-        from gpulayers.cuda import conv  # needs CuPy
+        from gpulayers.cuda import conv_step  # needs CuPy
 
         X, window, Y, winners = self._saved
         dY = contiguous(dY).reshape(Y.shape)
         if self.ends_with_relu and not self.leaves_slope:
             dY = kernels_for(dY).relu_backward(dY, Y)
-        if self.learns:
-            self._into_grads(
-                X.dtype,
-                lambda grads: conv.weight_grad(X, dY, window, True, winners, grads, special=True),
-            )
-        if not inputs:
+        if not inputs and not self.learns:
             return None
-        mask = X if self.masks_input else None
-        return conv.input_grad(dY, self._weight, X.shape, window, winners, mask, special=True)
+        return conv_step.backward(
+            *(X, dY, self._weight, window, winners),
+            *(self.grads if self.learns else None, inputs, self.masks_input, self.side),
+            *(None if self.before is None else self.before.before(), self._arrived),
+        )
+
+    def forget(self) -> None:
+        super().forget()
+        self.side = None
 
 
 class RowStep(ConvStep):
@@ -155,14 +181,12 @@ class DenseStep(_Product):
             mask = X if self.masks_input else None
             return product.gemm(dY, W, transpose_b=True, mask=mask) if inputs else None
         engine: Any = kernels_for(X)
-        return self._into_grads(
-            X.dtype,
-            lambda grads: engine.dense_backward(X, W, dY, grads, self.masks_input, inputs),
-        )
+        return engine.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
 
 
 class SumStep(ResidualNode):
-    """A residual block; batch normalisation at the end of its body takes the sum along."""
+    """A residual block; batch normalisation at the end of its body takes the sum along, and a
+    convolution at its beginning that of the gradients."""
 
     def __init__(self, node: ResidualNode) -> None:
         Node.__init__(self, [], node.name)
@@ -170,8 +194,8 @@ class SumStep(ResidualNode):
         self.side = None if node.side is None else on_gpu(node.side)
 
     def forward(self, X: Array) -> Array:
-        last = self.body[-1]
-        if not isinstance(last, NormStep):
+        last = self.exit
+        if last is None:
             return super().forward(X)
         Y = side = X
         for node in self.body[:-1]:
@@ -180,6 +204,32 @@ class SumStep(ResidualNode):
             side = node.forward(side)
         last.side = side
         return last.forward(Y)
+
+    @property
+    def entry(self) -> ConvStep | None:
+        """The convolution that gives the gradient of the block's input, if it is one."""
+        first = self.body[0] if self.body and self.side is None else None
+        return first if isinstance(first, ConvStep) else None
+
+    @property
+    def exit(self) -> NormStep | None:
+        """The normalisation that takes the sum along, if it is one."""
+        last = self.body[-1] if self.body else None
+        return last if isinstance(last, NormStep) else None
+
+    def backward(self, dY: Array, inputs: bool) -> Array | None:
+        first = self.entry
+        if first is None or not inputs:
+            return super().backward(dY, inputs)
+        first.side = contiguous(dY)
+        return backward_through(self.body, dY, inputs)
+
+
+def graph_nodes(layers: Sequence[Any]) -> list[Node]:
+    """The nodes of a captured step for a chain of layers; nobody wants the input's gradient."""
+    nodes = on_gpu(list(nodes_of(layers)))
+    _tell_inputs(nodes, False)
+    return nodes
 
 
 def on_gpu(nodes: Sequence[Node]) -> list[Node]:
@@ -193,9 +243,33 @@ def on_gpu(nodes: Sequence[Node]) -> list[Node]:
             node.masks_input = before.leaves_slope = True
         if isinstance(before, SequenceStep):
             before.join(node)
+        _join_norm(before, node)
         if [type(layer) for layer in node.layers] != [Flatten]:
             before = node
     return chain
+
+
+def _join_norm(before: Any, node: Any) -> None:
+    """A convolution makes the sums of the normalisation behind it, and of the one before it."""
+    if isinstance(before, ConvStep) and before.plain and isinstance(node, NormStep):
+        before.behind = node
+    norm = before.exit if isinstance(before, SumStep) else before
+    first = node.entry if isinstance(node, SumStep) else node
+    if isinstance(norm, NormStep) and isinstance(first, ConvStep):
+        norm.behind, first.before = first, norm
+
+
+def _tell_inputs(nodes: Sequence[Any], inputs: bool) -> None:
+    """Tell the convolutions whether their input's gradient will be wanted; `inputs`: that of the
+    first node is."""
+    first = first_wanting(nodes, inputs)
+    for i, node in enumerate(nodes):
+        wanted = inputs or i > first
+        if isinstance(node, ConvStep):
+            node.inputs = wanted
+        elif isinstance(node, ResidualNode):
+            _tell_inputs(node.body, wanted)
+            _tell_inputs(node.side or (), wanted)
 
 
 def _replaced(nodes: Sequence[Node]) -> Iterator[Node]:

@@ -17,14 +17,13 @@ from gpulayers.backend import Array
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
-from gpulayers.models.graph_nodes import Fused, leaves, on_gpu, places_of, refusal
+from gpulayers.models.graph_nodes import Fused, graph_nodes, leaves, places_of, refusal
 from gpulayers.models.graph_program import Program
 from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_node import Node, backward_through, contiguous
-from gpulayers.models.plan_nodes import nodes_of
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
 from gpulayers.optimizers._master import is_half
 
@@ -84,7 +83,7 @@ class GraphNetwork(CompiledNetwork):
         return refusal(self._shown())
 
     def _shown(self) -> list[Node]:
-        nodes = on_gpu(list(nodes_of(self.network.layers)))
+        nodes = graph_nodes(self.network.layers)
         for node in leaves(nodes):
             if isinstance(node, SequenceStep):
                 node.say(self.batch_shape[0], np.dtype(self.network.dtype))
@@ -102,16 +101,17 @@ class GraphNetwork(CompiledNetwork):
         settings = [node.settings() for node in leaves(self._nodes)]
         if (signature, settings) == self._signature:
             return
-        self._nodes = on_gpu(list(nodes_of(self.network.layers)))
+        self._nodes = graph_nodes(self.network.layers)
         self._signature = signature, [node.settings() for node in leaves(self._nodes)]
         self._places = [place for node in leaves(self._nodes) for place in places_of(node)]
         learned = {(id(layer), name) for layer, name in self._places}
         others = [(layer, name) for layer in self._layers for name in layer.parameters]
         self._kept = Kept([(la, name) for la, name in others if (id(la), name) not in learned])
-        dropouts = [node for node in leaves(self._nodes) if isinstance(node, DropoutStep)]
-        self._draws = Draws() if dropouts else None
-        for node in dropouts:
-            node.draws = self._draws
+        drops = any(isinstance(node, DropoutStep) for node in leaves(self._nodes))
+        self._draws = Draws() if drops else None
+        for node in leaves(self._nodes):
+            if isinstance(node, Fused):
+                node.prepare(self._draws)
         self._programs.clear()
         self._recorder = graph.Recorder()
         dtype = self.network.dtype

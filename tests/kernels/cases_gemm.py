@@ -93,16 +93,13 @@ def dense_backward(
     x, values = rounded(random(batch, inputs, seed="x"), dtype)
     w, weights = rounded(random(inputs, outputs, seed="w"), dtype)
     dz, gradient = rounded(random(batch, outputs, seed="dz"), dtype)
-    dw, dx = poisoned((inputs + 1, outputs), dtype), poisoned(x.shape, dtype)
-    partial = poisoned((parts, *dw.shape) if parts > 1 else 0, WIDE[dtype])
+    grads, dx = poisoned((parts, inputs + 1, outputs), WIDE[dtype]), poisoned(x.shape, dtype)
     tile = TILES[name.removeprefix("dense_backward")]
     weight_blocks = -(-(inputs + 1) // tile.rows) * -(-outputs // tile.cols) * parts
     grid = (weight_blocks + -(-batch // tile.rows) * -(-inputs // tile.cols),)
     numbers = (batch, inputs, outputs, -(-batch // parts), parts, weight_blocks, masked)
-    args = (x, w, dz, dw, partial, dx, *numbers)
-    launcher.launch(name, dtype, index, grid, args)
-    if parts > 1:
-        dw = store(load(partial, WIDE[dtype]).sum(axis=0), dtype)
+    launcher.launch(name, dtype, index, grid, (x, w, dz, grads, dx, *numbers))
+    dw = store(load(grads, WIDE[dtype]).sum(axis=0), dtype)
     gates = values > 0
     values, weights, gradient = (seen(v, name, dtype) for v in (values, weights, gradient))
     close(dw, np.vstack([values.T @ gradient, gradient.sum(axis=0)]), dtype, factor=4)

@@ -110,10 +110,11 @@ def forward(
     relu: bool,
     side: bool = False,
     offset: float = 0.0,
+    step: int = 0,
 ) -> None:
     layer, channels = Layer(shape, dtype, relu, offset), shape.channels
     spans = [layer.values[k : k + shape.span] for k in range(0, shape.pixels, shape.span)]
-    sums = [gold.column_sums(own - layer.values[0]) for own in spans]
+    sums = [gold.column_sums(own - layer.values[k * step]) for k, own in enumerate(spans)]
     squares = [gold.column_sums((own - own.mean(axis=0)) ** 2) for own in spans]
     moments = [store(np.array(part).T, WIDE[dtype]) for part in (sums, squares)]
     means, running_mean = rounded(random(channels, seed="m"), dtype)
@@ -124,7 +125,16 @@ def forward(
     winners = np.full(y.shape if shape.pooled else 0, 9, "u1")
     args = (layer.x, *moments, layer.s, layer.b, added if side else added[:0])
     args = (*args, means, vars_, shift, inverse, y, winners, shape.pixels, shape.span)
-    args = (*args, shape.outputs, shape.span, len(spans), channels, shape.width, *layer.flags())
+    args = (
+        *args,
+        step,
+        shape.outputs,
+        shape.span,
+        len(spans),
+        channels,
+        shape.width,
+        *layer.flags(),
+    )
     args = (*args, side, EPS, KEEP, 1 - KEEP)
     grid = (shape.across, shape.parts(shape.outputs))
     launcher.launch("norm_forward", dtype, index, grid, args)
@@ -184,7 +194,7 @@ def not_a_number(launcher: Launcher) -> None:
     y, winners = poisoned((IMAGES.outputs, 3), dtype), np.full((IMAGES.outputs, 3), 9, "u1")
     args = (layer.x, sums, squares, layer.s, layer.b, empty, running, running.copy())
     args = (*args, running.copy(), running.copy(), y, winners, IMAGES.pixels, IMAGES.pixels)
-    args = (*args, IMAGES.outputs, IMAGES.outputs, 1, 3, 4, *layer.flags(), False, EPS, 0.5, 0.5)
+    args = (*args, 0, IMAGES.outputs, IMAGES.outputs, 1, 3, 4, *layer.flags(), False, EPS, 0.5, 0.5)
     launcher.launch("norm_forward", dtype, "int32", (1, 1), args)
     assert np.isnan(y[:, 2]).all()
     assert np.isfinite(y[:, :2]).all()
@@ -219,8 +229,11 @@ CASES = [
         functools.partial(forward, shape=s, dtype="float32", index="int32", relu=True, side=True)
         for s in (SPANS, IMAGES)
     ),
-    functools.partial(
-        forward, shape=WIDE_ROWS, dtype="float32", index="int32", relu=False, offset=1e4
+    *(
+        functools.partial(
+            forward, shape=WIDE_ROWS, dtype="float32", index="int32", relu=False, offset=1e4, step=k
+        )
+        for k in (0, WIDE_ROWS.span)
     ),
     *(
         functools.partial(f, shape=IMAGES, dtype=d, index=i, relu=True)

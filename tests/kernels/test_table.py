@@ -67,7 +67,7 @@ def test_barriers_and_atomics_are_as_the_table_says() -> None:
     for file in sources():
         specs, text = [s for s in table.KERNELS.values() if s.file == file], load_source(file)
         assert any(s.barriers for s in specs) == ("__syncthreads" in bare(text)), file
-        counting = any(s.atomics or s.cooperative for s in specs)
+        counting = any(s.atomics or s.counts or s.cooperative for s in specs)
         assert counting == ("atomic" in bare(text)), file
 
 

@@ -38,6 +38,7 @@ MODULES = (
     "cubins",
     "compile",
     "conv",
+    "conv_step",
     "product",
 )
 
@@ -212,7 +213,7 @@ def ways(cuda: SimpleNamespace, key: Any) -> list[Any]:
     """The candidates of the launcher for this key."""
     found: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cuda.product, cuda.conv):
+        for module in (cuda.product, cuda.conv, cuda.conv_step):
 
             def choose(asked: Any, candidates: Callable[[], list[Any]]) -> Any:
                 known = candidates()
@@ -241,10 +242,10 @@ OPERATIONS = {
     "forward": ("conv2d_forward", (0, 0)),
     "forward, pooled": ("conv2d_forward", (1, 0)),
     "input": ("conv2d_input_grad", (0, 0)),
-    "input, pooled": ("conv2d_input_grad", (1, 0)),
     "weight": ("conv2d_weight_grad", (1, 0, 0)),
-    "weight, pooled": ("conv2d_weight_grad", (0, 1, 0)),
-    "weight, of a plan": ("conv2d_weight_grad", (1, 1, 1)),
+    "weight without bias": ("conv2d_weight_grad", (0, 0, 0)),
+    "back": ("conv2d_backward", (1, 0, 0)),
+    "back, pooled": ("conv2d_backward", (0, 1, 1)),
 }
 
 
@@ -258,9 +259,10 @@ def key_of(cuda: SimpleNamespace, name: str) -> Any:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_candidate_computes_right_and_a_wrong_one_is_seen(
-    emulated: Backend, cuda: SimpleNamespace, name: str
+    emulated: Backend, cuda: SimpleNamespace, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = key_of(cuda, name)
+    monkeypatch.setattr(cuda.conv, "SPECIALISED", key.detail[-1:] == (1,))
     candidates = ways(cuda, key)
     found = measured(cuda, key, *candidates)
     assert set(found.values()) == {""}
@@ -405,7 +407,7 @@ def test_a_plan_measures_new_shapes_and_keeps_its_choices(
     usual = network()
     losses = [float(usual.compile(X.shape).step(X, labels)) for _ in range(3)]
     monkeypatch.setenv("GPULAYERS_TUNE", "1")
-    cuda.clock = {name: 0.5 for name in ("gemm", "conv2d_forward", "conv2d_weight_grad")}
+    cuda.clock = {name: 0.5 for name in ("gemm", "conv2d_forward", "conv2d_backward")}
     plan = network().compile(X.shape)
     first = float(plan.step(X, labels))
     timed = cuda.timed.total()
@@ -413,7 +415,7 @@ def test_a_plan_measures_new_shapes_and_keeps_its_choices(
     chosen = {key.op: choice.kernel for key, choice in plan._choices.items()}
     assert chosen == {
         "conv2d_forward": "conv2d_forward",
-        "conv2d_weight_grad": "conv2d_weight_grad",
+        "conv2d_backward": "conv2d_backward",
         "gemm_nn": "gemm",
         "dense_backward": "dense_backward",
     }

@@ -72,8 +72,8 @@ def test_losses_are_those_of_the_layers(emulated: Backend, monkeypatch: pytest.M
 
 @pytest.mark.emulated
 def test_launches_of_a_stack(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As benchmarks/gpu.py times it. A block: convolution, gate, convolution; back, both gradients
-    of each, and the gate's; the residual's two sums are no kernels of ours."""
+    """As benchmarks/gpu.py times it. A block: convolution, gate, convolution, and the same back,
+    with the sum of the gradients; that of the outputs is no kernel of ours."""
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
     monkeypatch.setattr(fake_cupy.state, "launch_options", {"only_blocks": 1})
     network = waves(32, 10, 10)

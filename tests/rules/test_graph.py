@@ -119,8 +119,9 @@ def test_launches_and_bytes(name: str, emulated: Backend, first_blocks_only: Non
 
 @pytest.mark.parametrize("name", NORMED)
 def test_launches_with_normalisation(name: str, emulated: Backend, first_blocks_only: None) -> None:
-    """Two launches each way for a normalisation with its ReLU, pooling and sum; besides our kernels
-    there is the sum of gradients behind each residual block."""
+    """A launch each way for a convolution, and for the normalisation behind it with its ReLU,
+    pooling and sum. The first makes the sums of the second; but for the normalisation whose output
+    goes to a dense layer or to another pooling."""
     plan, X, labels = planned(name, emulated)
     with fake_cupy.count() as captured:
         plan.step(X, labels)
@@ -128,11 +129,17 @@ def test_launches_with_normalisation(name: str, emulated: Backend, first_blocks_
     nodes = plan._last.graphs[True]._recording.launches
     found = {"nodes": nodes, "kernels": kernels, "kernel_bytes": captured["kernel_bytes"]}
     assert found == BUDGET["graph"][name]
-    assert captured["kernel:norm_forward<float, float, int>"] == (8 if "resnet9" in name else 6)
+    layers = 8 if "resnet9" in name else 6
+    for kernel in ("norm_forward", "norm_input_grad"):
+        assert captured[f"kernel:{kernel}<float, float, int>"] == layers
+    for kernel, launches in (("conv2d_moments", layers), ("conv2d_backward", layers)):
+        assert launches == sum(n for event, n in captured.items() if f":{kernel}<" in event)
+    assert captured["kernel:norm_gradient_sums<float, float, int>"] == 1
+    assert "column_moments" not in str(captured)
 
 
 def test_launches_in_half_precision(emulated: Backend, first_blocks_only: None) -> None:
-    """As in float32, and two that look at the gradients; besides, those in one part are widened."""
+    """As in float32, and two that look at the gradients."""
     before = library.default_dtype()
     library.set_default_dtype("float16")
     try:

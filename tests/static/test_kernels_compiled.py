@@ -80,7 +80,7 @@ def test_no_local_memory(compiled: Matrix, spec: table.KernelSpec) -> None:
 def test_barriers_and_atomics_as_declared(compiled: Matrix, spec: table.KernelSpec) -> None:
     for where, found in results(compiled, spec):
         assert (found.barriers > 0) == spec.barriers, f"{where}: {found.barriers} barriers"
-        counting = spec.atomics or spec.cooperative
+        counting = spec.atomics or spec.counts or spec.cooperative
         assert (found.atomics > 0) == counting, f"{where}: {found.atomics} atomics"
 
 
@@ -93,7 +93,7 @@ def test_large_tiles_take_runs_and_tensor_cores(compiled: Matrix, spec: table.Ke
     """A warp works out 16 x 8 numbers of a tile by one instruction, 16 words of terms by two."""
     (tile,) = (tile for tile in TILES.values() if f", {tile.name}>" in spec.template)
     products = 2 * tile.rows * tile.cols // (16 * 8) // (spec.block // 32) if tile.tensor else 0
-    if spec.name.startswith("dense_backward"):
+    if spec.name.startswith(("dense_backward", "conv2d_backward")):
         products *= 2
     for where, found in results(compiled, spec):
         assert found.tensor_products == products, where
@@ -112,12 +112,7 @@ def test_light_headers_only(file: str) -> None:
 #: LeNet's and a small VGG's convolutions: geometry, filters, pooled; and the kernel of each
 SPECIAL = {
     "conv2d_forward<float, float, Narrow>": ((28, 28, 1, 28, 28, 5, 5, 1, 1, 2, 2, 1, 1), 6, True),
-    "conv2d_weight_grad<float, float, Narrow>": (
-        (14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1),
-        16,
-        True,
-    ),
-    "conv2d_input_grad<float, float, Narrow>": (
+    "conv2d_backward<float, float, Narrow>": (
         (14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1),
         16,
         True,
@@ -128,12 +123,8 @@ SPECIAL = {
         64,
         False,
     ),
-    "conv2d_weight_grad<float, float, Tensor>": (
-        (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
-        64,
-        True,
-    ),
-    "conv2d_input_grad<float, float, Tensor>": (
+    "conv2d_moments<float, float, Wide>": ((32, 32, 3, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1), 32, False),
+    "conv2d_backward<float, float, Tensor>": (
         (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
         64,
         True,
@@ -149,7 +140,8 @@ def test_compiled_for_a_shape(compiler: None, name: str) -> None:
     values = zip(names, (*numbers, filters, int(pooled)), strict=True)
     constants = ",".join(f"{parameter}={value}" for parameter, value in values)
     options = (*table.options("float32"), f"-DSPECIALISE={constants}")
-    compiled = nvrtc.compile_source(load_source("conv.cu"), [name], "sm_90", options, "conv.cu")
+    file = "conv.cu" if "forward" in name else "conv_step.cu"
+    compiled = nvrtc.compile_source(load_source(file), [name], "sm_90", options, file)
     assert not compiled.log, compiled.log
     found = compiled.kernels[name]
     assert found.spill_bytes == found.stack_bytes == found.local_accesses == 0

@@ -1,8 +1,9 @@
 """Which kernels of the large tiles the tests compile, unless ``GPULAYERS_TEST_CASES=all``.
 
-The kernels of gemm.cu and conv.cu are the same code for every tile and dtype of large.cuh, those
-whose blocks run together for every dtype, and a second each to compile: by default each kernel,
-each tile and each dtype is met once or twice.
+The kernels of gemm.cu, conv.cu and conv_step.cu are the same code for every tile and dtype of
+large.cuh, those whose blocks run together for every dtype, and a second each to compile: by default
+each kernel, each tile and each dtype is met once or twice; of conv_step.cu, whose parts are met in
+others, two tiles.
 The other kernels all run; half of their instances are compiled by NVRTC too.
 """
 
@@ -22,19 +23,23 @@ _SAMPLED = {
     ("conv2d_forward_tensor", "float32"),
     ("conv2d_input_grad_tensor", "bfloat16"),
     ("conv2d_weight_grad_tensor", "float32"),
-    ("conv2d_weight_grad_tensor", "bfloat16"),
     ("rnn_group_forward", "float32"),
     ("rnn_group_backward", "float16"),
     ("lstm_group_forward", "float32"),
     ("lstm_group_backward", "float32"),
     ("gru_group_forward", "bfloat16"),
     ("gru_group_backward", "float32"),
+    ("conv2d_moments", "float32"),
+    ("conv2d_moments_tensor", "float16"),
+    ("conv2d_backward", "float32"),
+    ("conv2d_backward_tensor", "bfloat16"),
 }
 
 
 def met(spec: table.KernelSpec, dtype: str) -> bool:
     """Whether the tests meet a kernel's instances of a dtype."""
-    return ALL or not (spec.runs or spec.cooperative) or (spec.name, dtype) in _SAMPLED
+    few = spec.runs or spec.cooperative or spec.file == "conv_step.cu"
+    return ALL or not few or (spec.name, dtype) in _SAMPLED
 
 
 def dtypes_met(spec: table.KernelSpec) -> set[str]:
