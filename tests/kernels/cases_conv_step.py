@@ -168,5 +168,7 @@ CASES = [
         for d in dtypes
         for i, norm in (("int32", "relu"), ("int64", "pooled"))
     ),
-    functools.partial(backward, g=RUNS, name="conv2d_backward_tensor", pooled=True, parts=3),
+    functools.partial(
+        backward, g=RUNS, name="conv2d_backward_tensor", dtype="bfloat16", pooled=True, parts=3
+    ),
 ]
