@@ -165,9 +165,11 @@ def _changes(line: str) -> Iterator[tuple[str, str]]:
         yield "drop test", line[: match.start()] + ";" + line[match.end() :]
     for match in re.finditer(rf"\bif ({_BRACKETED})(?! (?:return|continue);)", line):
         yield "always", line[: match.start(1)] + "(true)" + line[match.end(1) :]
-    for match in re.finditer(rf"\batomicAdd({_BRACKETED});", line):
+    for match in re.finditer(rf"\batomicAdd({_BRACKETED})(;?)", line):
         target, value = _arguments(match[1])
-        yield "no atomic", f"{line[: match.start()]}*({target}) += {value};"
+        plain = f"*({target}) += {value}"
+        plain = f"{plain};" if match[2] else f"({plain})"
+        yield "no atomic", line[: match.start()] + plain + line[match.end() :]
     for match in _NUMBER.finditer(line):
         yield "constant", line[: match.start()] + _other_number(match[0]) + line[match.end() :]
 
