@@ -29,8 +29,9 @@ Options and variables
 GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `emulated` tests
 GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
-GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on NumPy
-                                and on a GPU, one in eight with the C kernels and on the stand-in
+GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on a GPU,
+                                half of those of large tests on NumPy, one in eight with the C
+                                kernels and on the stand-in
 """
 
 from __future__ import annotations
@@ -105,8 +106,12 @@ def no_gpu_reason() -> str | None:
     return None
 
 
-_EVERY = 8  # case of a test that takes `backend`, where it runs beside NumPy's
-_FEW = 6  # cases of a test that all run
+# Of the cases of a test every k-th runs, if there are more than so many of them: on engines beside
+# NumPy's, which share the code above the operations; else, in the folders whose tests are products
+# of layers or operations with shapes, dtypes and mistakes.
+_BESIDE, _FEW = 8, 6
+_OWN, _MANY = 2, 60
+_PRODUCTS = ("tests/layers/", "tests/ops/", "tests/functional/", "tests/modules/")
 
 _SAMPLED = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[str]()
@@ -114,27 +119,28 @@ _NOT_BUILT = pytest.StashKey[str]()
 
 
 def _sample(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Split into what runs and what is left out: of a test with many cases every eighth on the
-    engines besides NumPy's, which share the code above the operations. Each test begins at another
-    case, so that a layer that one test leaves out is met by the next.
+    """Split into what runs and what is left out. Each test begins at another case, so that a layer
+    that one test leaves out is met by the next.
     """
     groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        engine = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if engine in ("compiled", "emulated"):
+        engine = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
+        if engine in ("compiled", "emulated") or item.nodeid.startswith(_PRODUCTS):
             groups[item.nodeid.partition("[")[0], engine].append(item)
     out: set[pytest.Item] = set()
     for (name, engine), group in groups.items():
-        if len(group) > _FEW:
-            first = zlib.crc32(f"{name} {engine}".encode()) % _EVERY
-            out.update(item for i, item in enumerate(group) if i % _EVERY != first)
+        beside = engine in ("compiled", "emulated")
+        every, most = (_BESIDE, _FEW) if beside else (_OWN, _MANY)
+        if len(group) > most and engine != "cupy":
+            first = zlib.crc32(f"{name} {engine}".encode()) % every
+            out.update(item for i, item in enumerate(group) if i % every != first)
     return [i for i in items if i not in out], [i for i in items if i in out]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not os.environ.get(CASES):  # with pytest-xdist the workers counted, not this process
         count = config.stash.get(_SAMPLED, 0) or "some"
-        line = f"{count} cases on other engines than NumPy left out; {CASES}=all runs them"
+        line = f"{count} cases left out, most on other engines than NumPy; {CASES}=all runs them"
         if count != "some" or getattr(config.option, "numprocesses", None):
             terminalreporter.write_line(line)
     if _NOT_BUILT in config.stash:

@@ -114,7 +114,7 @@ def test_more_columns_than_a_grid_reaches(
     assert_close(got, np.where(gate > 0, np.maximum(want, 0), 0), factor=3)
 
 
-def test_a_grid_has_room_for_them() -> None:
+def test_a_grid_has_room_for_them(emulated: Backend) -> None:
     """65535 blocks along y, by CUDA's limits, and no tile of a product is narrower."""
     from gpulayers.cuda import product as subject
 

@@ -36,12 +36,12 @@ TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ev
 USUAL = ("float32", "int32")
 #: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
 EVERY = {"im2col.cu": 2, "update.cu": 2, "random.cu": 2, "activation.cu": 2}
-EVERY |= {"gemm.cu": 24, "conv.cu": 48, "conv.cuh": 48, "tile.cuh": 48, "flat.cu": 24}
-EVERY |= {"feed.cu": 24, "conv_step.cu": 24, "tile_sums.cuh": 48}
-EVERY |= {"judge.cu": 24, "flat.cuh": 12, "norm.cu": 24, "dropout.cu": 12, "philox.cuh": 12}
-EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 48)
-EVERY |= {"sequence_plan.cu": 24, "sequence_group.cuh": 48, "large.cuh": 96}
-OTHERS_EVERY = 12
+EVERY |= {"gemm.cu": 48, "conv.cu": 96, "conv.cuh": 96, "tile.cuh": 96, "flat.cu": 48}
+EVERY |= {"feed.cu": 48, "conv_step.cu": 48, "tile_sums.cuh": 96}
+EVERY |= {"judge.cu": 48, "flat.cuh": 12, "norm.cu": 48, "dropout.cu": 12, "philox.cuh": 12}
+EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 96)
+EVERY |= {"sequence_plan.cu": 48, "sequence_group.cuh": 96, "large.cuh": 144}
+OTHERS_EVERY = 24
 
 # ------------------------------------------------------------------------------- making of mutants
 
