@@ -17,7 +17,7 @@ test-all:           ## the same with every case on every engine, not a sample
 
 test-numpy:         ## what does not choose an engine itself, once more without the C kernels
 	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \
-		tests/training tests/cli
+		tests/training
 
 sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) -m pytest -q -m slow tests/ops

@@ -41,7 +41,7 @@ EVERY |= {"feed.cu": 48, "conv_step.cu": 48, "tile_sums.cuh": 96}
 EVERY |= {"judge.cu": 48, "flat.cuh": 12, "norm.cu": 48, "dropout.cu": 12, "philox.cuh": 12}
 EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 96)
 EVERY |= {"sequence_plan.cu": 48, "sequence_group.cuh": 96, "large.cuh": 144}
-OTHERS_EVERY = 24
+OTHERS_EVERY = 48
 
 # ------------------------------------------------------------------------------- making of mutants
 
