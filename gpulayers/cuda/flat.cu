@@ -4,14 +4,12 @@
 #include "common.cuh"
 #include "flat.cuh"
 
-// gradient = the whole sums, divided by scale[0] if scaled; total = param.size
+// gradient = the whole sums, divided by scale[0] if scaled
 template <typename Acc>
 __global__ void sum_sections(const Acc* __restrict__ work, const long long* __restrict__ sections,
-                             const Acc* __restrict__ scale, Acc* __restrict__ gradient, int total, int count,
-                             int scaled)
+                             const Acc* __restrict__ scale, Acc* __restrict__ gradient, int count, int scaled)
 {
     const int number = thread_number<int>();
-    if (number >= total) return;
     const long long* section = sections + section_of(sections, count, number) * NUMBERS;
     if (number >= section[4]) return;
     const Acc sum = gradient_at(work, section, number);
@@ -60,12 +58,11 @@ __global__ void flat_update(Acc* __restrict__ param, Acc* __restrict__ first, Ac
                             T* __restrict__ narrow, const Acc* __restrict__ work,
                             const long long* __restrict__ sections, const Acc* __restrict__ rates,
                             const int* __restrict__ step, const Acc* __restrict__ factors,
-                            const Acc* __restrict__ inverse, const int* __restrict__ good, int total, int count,
-                            int rule, int clips_norm, int scaled, Acc a, Acc b, Acc c, Acc d, Acc log_a, Acc log_c,
-                            Acc eps, Acc decay, Acc limit, Acc pull)
+                            const Acc* __restrict__ inverse, const int* __restrict__ good, int count, int rule,
+                            int clips_norm, int scaled, Acc a, Acc b, Acc c, Acc d, Acc log_a, Acc log_c, Acc eps,
+                            Acc decay, Acc limit, Acc pull)
 {
     const int number = thread_number<int>();
-    if (number >= total) return;
     if (scaled && good[0] == 0) return;
     const int section = section_of(sections, count, number);
     if (number >= sections[section * NUMBERS + 4]) return;

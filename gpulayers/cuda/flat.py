@@ -76,7 +76,7 @@ def sum_sections(work: Array, sections: Array, out: Array, scale: Array | None =
     """out = the gradients, whose parts lie in `work` as `sections` (count, 5) says, divided by
     `scale` (1,)."""
     divisor = cupy.empty(0, dtype=out.dtype) if scale is None else scale
-    args = (work, sections, divisor, out, out.size, len(sections), scale is not None)
+    args = (work, sections, divisor, out, len(sections), scale is not None)
     launch_elements("sum_sections", out.dtype, out.size, args, "int32")
 
 
@@ -155,7 +155,7 @@ def flat_update(
         *(none if narrow is None else narrow, work, sections, rates, step),
         *(none if judgement is None else judgement.factors,),
         *((none, no_numbers) if state is None else (state.inverse, state.good)),
-        *(param.size, len(sections), RULES.index(rule), clips, state is not None),
+        *(len(sections), RULES.index(rule), clips, state is not None),
         *(*constants, _within(limit, param), pull),
     )
     dtype = param.dtype if narrow is None else narrow.dtype

@@ -69,14 +69,14 @@ SPECS = (
         "sum_sections",
         "flat.cu",
         "sum_sections<{Acc}>",
-        (*(ARRAY,) * 4, *(INT,) * 3),
+        (*(ARRAY,) * 4, *(INT,) * 2),
         dtypes=_WIDE,
     ),
     KernelSpec(
         "flat_update",
         "flat.cu",
         "flat_update<{T}, {Acc}>",
-        (*(ARRAY,) * 11, *(INT,) * 5, *(REAL,) * 10),
+        (*(ARRAY,) * 11, *(INT,) * 4, *(REAL,) * 10),
     ),
     KernelSpec(
         "finish_loss",

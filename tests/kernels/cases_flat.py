@@ -63,7 +63,7 @@ def _spread(values: Any) -> np.ndarray:
 def summed(launcher: Launcher, scaled: bool, dtype: str, index: str) -> None:
     work, want = _work(dtype)
     gradient, scale = poisoned(TOTAL, dtype), store(np.array([4.0]), dtype)
-    args = (work, _sections(), scale, gradient, TOTAL, len(SIZES), scaled)
+    args = (work, _sections(), scale, gradient, len(SIZES), scaled)
     launcher.launch("sum_sections", dtype, index, blocks(TOTAL, "sum_sections"), args)
     close(gradient[FILLED], want / 4 if scaled else want, dtype)
     room = np.setdiff1d(np.arange(TOTAL), FILLED)
@@ -113,7 +113,7 @@ def update(launcher: Launcher, rule: str, dtype: str, index: str, treated: bool 
         step, rate = np.array([t], "i4"), store(np.array(RATES), wide)
         factors, inverse = (store(np.array(x), wide) for x in (FACTORS, [0.25]))
         args = (param, first, second, narrow, work, _sections(), rate, step, factors, inverse)
-        args = (*args, np.ones(1, "i4"), TOTAL, len(SIZES), numbers[0], treated, treated)
+        args = (*args, np.ones(1, "i4"), len(SIZES), numbers[0], treated, treated)
         args = (*args, *numbers[1:], limit, pull)
         launcher.launch("flat_update", dtype, index, blocks(TOTAL, "flat_update"), args)
         close(first, m, wide, factor=4)
@@ -131,7 +131,7 @@ def left_out(launcher: Launcher) -> None:
     none, step = arrays[0][:0], np.array([3], "i4")
     rates, one = store(np.array(RATES), "float32"), np.ones(1, "f4")
     args = (*arrays, none, work, _sections(), rates, step, none, one, np.zeros(1, "i4"))
-    args = (*args, TOTAL, len(SIZES), 3, False, True, *(0.5,) * 10)
+    args = (*args, len(SIZES), 3, False, True, *(0.5,) * 10)
     grid = blocks(TOTAL, "flat_update")
     launcher.launch("flat_update", "float32", "int32", grid, args)
     for array, old in zip(arrays, before, strict=True):
