@@ -185,8 +185,8 @@ def launch(
     Raises
     ------
     BackendError
-        If the kernel cannot be compiled, an argument does not fit, or an array is not C-contiguous
-        (a kernel sees only the pointer).
+        If the kernel cannot be compiled, an argument or the grid does not fit, or an array is not
+        C-contiguous (a kernel sees only the pointer).
     """
     import cupy
 
@@ -196,6 +196,7 @@ def launch(
             raise BackendError(
                 f"kernel {name}: expected C-contiguous CuPy arrays, got {_what(arg)}"
             )
+    spec.check_grid(grid)
     packed = spec.pack(dtype.name, index, args)
     kernel: Any = get_kernel(name, dtype.name, index, constants)
     shared = shared or spec.shared

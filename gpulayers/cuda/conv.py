@@ -24,6 +24,7 @@ from gpulayers.cuda.product import (
     named_precision,
     partial_sums,
 )
+from gpulayers.cuda.table_tiles import REACH
 from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.window import Window
@@ -53,6 +54,7 @@ def serves(dtype: object, x_shape: Shape4, window: Window, filters: int) -> bool
     lines = (n * rows * cols, n * math.prod(window.output_size(rows, cols)))
     terms = window.taps * max(channels, filters) + 1
     fits = max(*lines, terms) <= table.INT32_LIMIT
+    fits = fits and max(channels, filters) <= REACH
     return fits and str(dtype) in table.KERNELS["conv2d_forward"].dtypes
 
 

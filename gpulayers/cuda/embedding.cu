@@ -25,12 +25,12 @@ template <typename T, typename Acc, typename Index>
 __global__ void embedding_backward(const T* __restrict__ dy, const long long* __restrict__ ids, T* __restrict__ sums,
                                    int n, int width, Index count)
 {
-    const int first = blockIdx.x * WARPS + threadIdx.x / 32;
+    const int first = blockIdx.y * WARPS + threadIdx.x / 32;
     if (first >= n) return;
     const long long id = ids[first];
     if (id < 0 || id >= count) return;
     const int lane = threadIdx.x % 32;
-    const int column = blockIdx.y * 32 + lane;
+    const int column = blockIdx.x * 32 + lane;
 
     Acc sum = static_cast<Acc>(0);
     for (int start = 0; start < n; start += 32) {

@@ -32,7 +32,8 @@ class CudaEmbedding(Reference):
         n, width = dY.shape
         dW = cupy.zeros((count, width), dtype=dY.dtype)
         if dY.size:
-            grid = (-(-n * _WARP // table.KERNELS["embedding_backward"].block), -(-width // _WARP))
+            # the columns along x, where a grid has room for any number of blocks
+            grid = (-(-width // _WARP), -(-n * _WARP // table.KERNELS["embedding_backward"].block))
             args = (dY, cupy.ascontiguousarray(ids), dW, n, width, count)
             index = table.index_for(dY.size, dW.size)
             launch("embedding_backward", dY.dtype, grid, args, index)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch
+from gpulayers.errors import BackendError
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops.window import Window
 
@@ -19,9 +20,20 @@ _WARP = 32
 
 
 def window_arguments(x_shape: Shape4, window: Window) -> tuple[int, ...]:
-    """Return the WINDOW_PARAMETERS of `window.cuh` for images of shape `x_shape`."""
+    """Return the WINDOW_PARAMETERS of `window.cuh` for images of shape `x_shape`.
+
+    Raises
+    ------
+    BackendError
+        If a side of the padded image is more than 32 bits count.
+    """
     _, rows, cols, channels = x_shape
-    top, _, left, _ = window.pad
+    top, bottom, left, right = window.pad
+    if max(rows + top + bottom, cols + left + right) > table.INT32_LIMIT:
+        raise BackendError(
+            f"windows over images of {rows} x {cols} with padding {window.pad}: expected at most "
+            f"{table.INT32_LIMIT} rows and columns with their padding"
+        )
     out = window.output_size(rows, cols)
     return (
         *(rows, cols, channels, *out),

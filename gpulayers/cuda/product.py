@@ -10,7 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import precision, table
 from gpulayers.cuda.compile import launch, launch_elements
-from gpulayers.cuda.table_tiles import TILES, Tile
+from gpulayers.cuda.table_tiles import REACH, TILES, Tile
 from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.errors import BackendError
 from gpulayers.ops._sums import sum_dtype
@@ -25,8 +25,6 @@ _LEAST_TERMS = 192
 _FEWEST_TERMS = 64
 # columns up to which the narrow tile wins, and up to which one of 64 columns does
 _NARROW, _WIDE = 16, 64
-# columns that the blocks of a grid reach, of which there are 65535 at most along y, by any tile
-_REACH = 65535 * 16
 # times more that a larger tile may cover than a smaller one
 _WORTH = 1.25
 # spans of terms are cut in whole runs, of which a half type's is the longest
@@ -236,9 +234,9 @@ def gemm(
     out = cupy.empty((rows, cols), dtype=A.dtype)
     if not out.size:
         return out
-    if cols > _REACH:
-        for first in range(0, cols, _REACH):
-            part = slice(first, first + _REACH)
+    if cols > REACH:
+        for first in range(0, cols, REACH):
+            part = slice(first, first + REACH)
             out[:, part] = gemm(
                 *(A, B[part] if transpose_b else B[:, part], transpose_a, transpose_b),
                 *(None if bias is None else bias[part], relu),

@@ -28,16 +28,16 @@ __global__ void sequence_prepare(const T* __restrict__ x, const T* __restrict__ 
         turned[number] = x[(pair % batch * channels + number % channels) * steps + pair / batch];
         return;
     }
-    const int place = static_cast<int>(number - x_size);
-    const int width = gates * hidden;
-    const int row = place / width;
+    const Index place = number - x_size;
+    const Index width = gates * hidden;
+    const int row = static_cast<int>(place / width);
     if (row >= hidden + channels) {
-        const int behind = place - (hidden + channels) * width;
+        const int behind = static_cast<int>(place - (hidden + channels) * width);
         bias[behind] = pick(behind / hidden, b0, b1, b2, b3)[behind % hidden];
         return;
     }
-    const int gate = place % width / hidden;
-    const int from = row * hidden + place % hidden;
+    const int gate = static_cast<int>(place % width) / hidden;
+    const Index from = static_cast<Index>(row) * hidden + place % hidden;
     if (row < hidden)
         recurrent[place] = pick(gate, w0, w1, w2, w3)[from];
     else

@@ -22,6 +22,10 @@ ITEM_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 INDEX_TYPES = {"int32": "int", "int64": "long long"}
 #: bytes of one vector load
 VECTOR_BYTES = 16
+#: largest count of elements that 32-bit indices reach; the last block may overhang by its size
+INT32_LIMIT = 2**31 - 1 - 1024
+#: blocks of a grid along x, y and z at most
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 #: kinds of kernel parameters: an array, a number of type Index, int, Acc or unsigned 64-bit
 ARRAY, INDEX, INT, REAL, WORD = "array", "index", "int", "real", "word"
 
@@ -116,7 +120,8 @@ class KernelSpec:
         Raises
         ------
         BackendError
-            If the count is wrong, or a number does not fit its parameter.
+            If the count is wrong, or a number does not fit its parameter or is more than 32 bits
+            count.
         """
         if len(args) != len(self.parameters):
             raise BackendError(
@@ -128,12 +133,29 @@ class KernelSpec:
             REAL: np.float64 if dtype == "float64" else np.float32,
             WORD: np.uint64,
         }
-        try:
-            return tuple(
-                arg if kind == ARRAY else types[kind](arg)
-                for kind, arg in zip(self.parameters, args, strict=True)
-            )
-        except (OverflowError, TypeError, ValueError) as error:
+        # a kernel counts past the end of what it counts in 32 bits, by a block at most
+        short = (INT,) if index == "int64" else (INT, INDEX)
+        packed: list[Any] = []
+        for kind, arg in zip(self.parameters, args, strict=True):
+            try:
+                packed.append(arg if kind == ARRAY else types[kind](arg))
+                fits = kind not in short or arg <= INT32_LIMIT
+            except (OverflowError, TypeError, ValueError) as error:
+                raise self._unfit(len(packed), arg, args, str(error)) from error
+            if not fits:
+                raise self._unfit(len(packed) - 1, arg, args, f"more than {INT32_LIMIT}")
+        return tuple(packed)
+
+    def _unfit(self, number: int, arg: Any, args: Sequence[Any], why: str) -> BackendError:
+        pairs = zip(self.parameters, args, strict=True)
+        shapes = [getattr(value, "shape", value) for kind, value in pairs if kind == ARRAY]
+        return BackendError(
+            f"kernel {self.name}: bad argument {number}, {arg!r}: {why}; arrays of shapes {shapes}"
+        )
+
+    def check_grid(self, grid: Sequence[int]) -> None:
+        """Raise a BackendError for more blocks than CUDA takes."""
+        if any(n > most for n, most in zip(grid, MOST_BLOCKS, strict=False)):
             raise BackendError(
-                f"kernel {self.name}: bad argument among {args!r}: {error}"
-            ) from error
+                f"kernel {self.name}: a grid may have {MOST_BLOCKS} blocks, got {tuple(grid)}"
+            )

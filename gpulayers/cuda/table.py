@@ -13,6 +13,7 @@ from gpulayers.cuda.spec import (
     INDEX,
     INDEX_TYPES,
     INT,
+    INT32_LIMIT,
     ITEM_SIZE,
     REAL,
     VECTOR_BYTES,
@@ -50,8 +51,6 @@ __all__ = [
     "options",
 ]
 
-#: largest count of elements that 32-bit indices reach; the last block may overhang by its size
-INT32_LIMIT = 2**31 - 1 - 1024
 #: defines that a source needs for a dtype (the half headers cost compile time, so only on demand)
 DEFINES = {"float16": ("-DGPULAYERS_FLOAT16",), "bfloat16": ("-DGPULAYERS_BFLOAT16",)}
 

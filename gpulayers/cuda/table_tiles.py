@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpulayers.cuda.spec import C_TYPES, KernelSpec
+from gpulayers.cuda.spec import C_TYPES, MOST_BLOCKS, KernelSpec
 
-__all__ = ["TENSOR_CORES", "TILES", "Tile", "tiled"]
+__all__ = ["REACH", "TENSOR_CORES", "TILES", "Tile", "tiled"]
 
 #: the compute capability from which the tensor cores take TF32, bfloat16 and float16 as they are
 #: given here
@@ -55,6 +55,8 @@ TILES = {
     "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True),
     "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True),
 }
+#: columns of a product that the blocks of a grid reach along y, by any tile
+REACH = MOST_BLOCKS[1] * min(tile.cols for tile in TILES.values())
 
 
 def tiled(

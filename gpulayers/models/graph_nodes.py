@@ -7,6 +7,7 @@ from typing import Any
 
 from gpulayers.activations import Identity, ReLU
 from gpulayers.backend import Array
+from gpulayers.cuda.table_tiles import REACH
 from gpulayers.layers import Conv1D, Flatten
 from gpulayers.layers import _arguments as check
 from gpulayers.models.graph_draws import Draws
@@ -290,16 +291,21 @@ def _replacement(node: Any) -> Iterator[Node]:
         yield from _replaced(node.nodes)
     elif isinstance(node, ResidualNode):
         yield SumStep(node)
-    elif isinstance(node, ConvNode) and (node.halves or node._pool is None):
+    elif isinstance(node, ConvNode) and _reached(node) and (node.halves or node._pool is None):
         yield ConvStep(node, node._relu, node.halves)
     elif isinstance(node, DenseNode):
         yield DenseStep(node, node._relu)
-    elif type(node) is LayerNode and type(node.layers[0]) is Conv1D:
+    elif type(node) is LayerNode and type(node.layers[0]) is Conv1D and _reached(node):
         relu = type(node.layers[0].act_fn) is ReLU
         known = relu or type(node.layers[0].act_fn) is Identity
         yield RowStep(node, relu, False) if known else node
     else:
         yield node
+
+
+def _reached(node: Node) -> bool:
+    """Whether the grid of a convolution's kernels reaches all its channels."""
+    return max(node.layers[0].in_ch or 0, node.layers[0].out_ch) <= REACH
 
 
 def leaves(nodes: Sequence[Node]) -> Iterator[Node]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpulayers import backend
 from gpulayers.backend import Array
+from gpulayers.cuda.table import INT32_LIMIT
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
@@ -80,6 +81,9 @@ class GraphNetwork(CompiledNetwork):
         base = self.loss.base if hasattr(self.loss, "scaler") else self.loss
         if type(base) is not SoftmaxCrossEntropy or not base._plain:
             return "the loss is not a plain cross-entropy"
+        numbers = sum(p.size for _, la in self.network.walk() for p in la.parameters.values())
+        if numbers > INT32_LIMIT:
+            return f"its parameters are {numbers} numbers, one update takes {INT32_LIMIT}"
         return refusal(self._shown())
 
     def _shown(self) -> list[Node]:

@@ -53,7 +53,7 @@ def backward(launcher: Launcher, n: int, count: int, width: int, dtype: str, ind
     ids = _ids(n, count)
     sums = np.zeros_like(dy[:1], shape=(count, width))
     args = (dy, ids, sums, n, width, count)
-    launcher.launch("embedding_backward", dtype, index, (-(-n // 8), -(-width // 32)), args)
+    launcher.launch("embedding_backward", dtype, index, (-(-width // 32), -(-n // 8)), args)
     close(sums, gold.embedding_sums(upstream, ids.tolist(), count), dtype, 20.0)
 
 
@@ -62,7 +62,7 @@ def backward_out_of_range(launcher: Launcher) -> None:
     ids = np.array([6, 0, *OUTSIDE, 0, 5], dtype=np.int64)
     dy, upstream = rounded(random(ids.size, 5), "float32")
     sums = np.zeros((6, 5), "f4")
-    launcher.launch("embedding_backward", "float32", "int32", (2, 1), (dy, ids, sums, 9, 5, 6))
+    launcher.launch("embedding_backward", "float32", "int32", (1, 2), (dy, ids, sums, 9, 5, 6))
     close(sums, gold.embedding_sums(upstream, ids.tolist(), 6), "float32")
     assert (load(sums, "float32")[1:5] == 0).all()
 

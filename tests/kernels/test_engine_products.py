@@ -12,6 +12,7 @@ from gpulayers.errors import BackendError
 from gpulayers.ops import use_engine
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._product import product
+from gpulayers.ops.window import Window
 from tests.conftest import Backend
 from tests.kernels.test_engine import POINT, WINDOW, both, launched, numbers
 from tests.support.compare import assert_close, assert_same_bits
@@ -104,7 +105,7 @@ def test_more_columns_than_a_grid_reaches(
 ) -> None:
     from gpulayers.cuda import product as subject
 
-    monkeypatch.setattr(subject, "_REACH", 20)
+    monkeypatch.setattr(subject, "REACH", 20)
     a, b, bias, gate = numbers(3, 5), numbers(5, 47), numbers(47), numbers(4, 47, seed=2)
     got = subject.gemm(
         *(device.asarray(a), device.asarray(b.T.copy() if transposed else b), False, transposed),
@@ -117,8 +118,29 @@ def test_more_columns_than_a_grid_reaches(
 def test_a_grid_has_room_for_them(emulated: Backend) -> None:
     """65535 blocks along y, by CUDA's limits, and no tile of a product is narrower."""
     from gpulayers.cuda import product as subject
+    from gpulayers.cuda.compile import launch
 
-    assert 65535 * min(tile.cols for tile in TILES.values()) >= subject._REACH
+    assert 65535 * min(tile.cols for tile in TILES.values()) >= subject.REACH
+    a, flags = emulated.asarray(numbers(1, 1)), (-1, 0, 0, 0)
+    args = (a, a, a, a, a, a, 1, 1, 1, 1, 1, 1, 1, 1, *flags)
+    with pytest.raises(BackendError, match=r"kernel gemm: a grid .* 65535\) .*\(1, 65536\)"):
+        launch("gemm", a.dtype, (1, 65536), args, "int32")
+
+
+def test_more_channels_than_the_grid_of_a_convolution_reaches(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go by im2col and a product, which is cut into columns."""
+    from gpulayers.cuda import conv
+
+    monkeypatch.setattr(conv, "REACH", 20)
+    for channels, filters in ((2, 21), (21, 2)):
+        x, w = numbers(1, 3, 3, channels), numbers(2, 2, channels, filters)
+        window, dz = Window((2, 2)), numbers(1, 2, 2, filters, seed=3)
+        assert not conv.serves("float32", x.shape, window, filters)
+        both(device, "conv2d_forward", x, w, None, window)
+        both(device, "conv2d_input_grad", dz, w, x.shape, window)
+        both(device, "conv2d_weight_grad", x, dz, window)
 
 
 def test_a_product_too_large_for_the_kernel_is_refused(
@@ -130,6 +152,14 @@ def test_a_product_too_large_for_the_kernel_is_refused(
     a = device.asarray(numbers(11, 2))
     with pytest.raises(BackendError, match="gemm: a product of 11 x 2 x 11, each may be 10"):
         product(a, a.T)
+
+
+def test_padding_beyond_32_bits_is_refused() -> None:
+    from gpulayers.cuda.geometry import window_arguments
+
+    wide = Window((3, 3), (1 << 30, 1), (1 << 30, 1 << 30, 0, 0))
+    with pytest.raises(BackendError, match=r"windows over images of 5 x 5 with padding \(1073"):
+        window_arguments((1, 5, 5, 1), wide)
 
 
 def test_what_the_kernel_does_not_take_goes_by_columns(emulated: Backend) -> None:

@@ -11,6 +11,7 @@ from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 from tests.conftest import Backend
+from tests.support import fake_cupy
 from tests.support.compare import assert_close, assert_same_bits
 
 REFERENCE = Reference()
@@ -176,6 +177,17 @@ def test_fused(device: Backend, dtype: str, n: int) -> None:
     image, kernel = numbers(n, 6, 6, 3, dtype=dtype), numbers(3, 3, 3, 5, dtype=dtype)
     both(device, "conv2d_relu_forward", image, kernel, b, Window((3, 3)))
     both(device, "conv2d_relu_forward", image, kernel, None, Window((3, 3)))
+
+
+def test_gradient_of_an_embedding_of_more_columns_than_65535_warps(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's limit of blocks along y holds for the places of ids alone."""
+    dy = emulated.asarray(np.ones((1, 65535 * 32 + 1), "f4"))
+    # the first and the last among them
+    monkeypatch.setattr(fake_cupy.state, "launch_options", {"only_blocks": 4})
+    dw = kernels_for(dy).embedding_backward(dy, emulated.asarray(np.zeros(1, np.int64)), 1)
+    assert (emulated.asnumpy(dw[0, [0, -1]]) == 1).all()
 
 
 def test_64_bit_indices_once_any_array_needs_them(

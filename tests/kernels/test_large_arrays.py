@@ -48,3 +48,18 @@ def test_32_bit_indices_would_not() -> None:
 def test_so_the_engine_takes_64_bits_there() -> None:
     assert table.index_for(COLUMNS, 3300 * 3300 * 8) == "int64"
     assert table.index_for(3300 * 3300 * 8) == "int32"
+
+
+def test_so_do_the_weights_of_a_recurrent_network() -> None:
+    """More than 2**31 of them, side by side; the biases lie behind them."""
+    hidden = 23180
+    x, turned, recurrent = virtual(1), virtual(1), virtual(4 * hidden**2)
+    given = virtual(hidden**2 + hidden)
+    weights, into = virtual(4 * hidden), virtual(4 * hidden)
+    b = np.full(hidden, 2.0, np.float16)
+    total = recurrent.size + into.size + 4 * hidden
+    arrays = (x, *(given,) * 4, *(b,) * 4, turned, recurrent, into, weights)
+    args = (*arrays, total, 0, 1, 1, 1, hidden, 4, 0)
+    launcher = EmulatedLauncher(only_blocks=2)  # the first and the last
+    launcher.launch("sequence_prepare", "float16", "int64", blocks(total, "sequence_prepare"), args)
+    assert (weights[-100:] == 2.0).all()

@@ -126,8 +126,15 @@ def test_numbers_are_packed_as_the_parameters_want() -> None:
 
 def test_a_number_that_does_not_fit_is_refused() -> None:
     a = np.zeros(1)
-    with pytest.raises(BackendError, match="kernel sgd_update: bad argument"):
-        table.KERNELS["sgd_update"].pack("float32", "int32", (a, a, a, 2**31, 0.1, 0.9))
+    pack = table.KERNELS["sgd_update"].pack
+    with pytest.raises(BackendError, match=r"sgd_update: bad argument 3, 2147483648: .* \(1,\)"):
+        pack("float32", "int32", (a, a, a, 2**31, 0.1, 0.9))
+    beyond = table.INT32_LIMIT + 1  # fits, but a thread of the last block would count past 32 bits
+    with pytest.raises(BackendError, match=f"bad argument 3, {beyond}: more than"):
+        pack("float32", "int32", (a, a, a, beyond, 0.1, 0.9))
+    assert pack("float32", "int64", (a, a, a, beyond, 0.1, 0.9))[3] == beyond
+    with pytest.raises(BackendError, match=r"softmax_forward: bad argument 3, .*more than"):
+        table.KERNELS["softmax_forward"].pack("float32", "int64", (a, a, 1, beyond))
     with pytest.raises(BackendError, match="kernel sgd_update: expected 6 arguments, got 2"):
         table.KERNELS["sgd_update"].pack("float32", "int32", (a, a))
 

@@ -19,7 +19,7 @@ from gpulayers.layers import (
     LayerNorm1D,
     Pool2D,
 )
-from gpulayers.models import Activation, Residual
+from gpulayers.models import Activation, Residual, graph_nodes, graph_plan
 from gpulayers.ops import use_engine
 from gpulayers.training import Trainer
 from gpulayers.training.data import Dataset, Split
@@ -234,6 +234,29 @@ def test_networks_that_are_not_captured(emulated: Backend) -> None:
     assert got == pytest.approx([plain.step() for _ in range(3)], rel=1e-5)
     assert not events["graph_launch"]
     assert "one by one: Own does not treat each" in planned.plan.describe()
+
+
+def test_more_than_a_launch_counts(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels that a grid does not reach go another way; more numbers than one update takes are
+    updated layer by layer."""
+
+    def trained() -> tuple[Run, set[str]]:
+        plain, planned = pair(emulated, small)
+        with fake_cupy.count() as events:
+            for run in (plain, planned):
+                for _ in range(3):
+                    run.step()
+        same(planned, plain)
+        return planned, {event for event, n in events.items() if n}
+
+    monkeypatch.setattr(graph_nodes, "REACH", 2)
+    planned, events = trained()
+    assert "graph_launch" in events
+    assert not any("conv2d_backward" in event for event in events)
+    monkeypatch.setattr(graph_plan, "INT32_LIMIT", 20)
+    planned, events = trained()
+    assert "graph_launch" not in events
+    assert "one by one: its parameters are" in planned.plan.describe()
 
 
 def test_an_error_while_capturing_leaves_everything_usable(
