@@ -186,15 +186,23 @@ def launch(
     ------
     BackendError
         If the kernel cannot be compiled, an argument or the grid does not fit, or an array is not
-        C-contiguous (a kernel sees only the pointer).
+        C-contiguous or on another device than the current one (a kernel sees only the pointer).
     """
     import cupy
 
     spec = table.KERNELS[name]
+    device = cupy.cuda.get_device_id()
     for kind, arg in zip(spec.parameters, args, strict=False):
-        if kind == table.ARRAY and not (isinstance(arg, cupy.ndarray) and arg.flags.c_contiguous):
+        if kind != table.ARRAY:
+            continue
+        if not (isinstance(arg, cupy.ndarray) and arg.flags.c_contiguous):
             raise BackendError(
                 f"kernel {name}: expected C-contiguous CuPy arrays, got {_what(arg)}"
+            )
+        if arg.data.device_id != device and arg.size:
+            raise BackendError(
+                f"kernel {name}: expected arrays on CUDA device {device}, the current one, got one "
+                f"of shape {arg.shape} on device {arg.data.device_id}"
             )
     spec.check_grid(grid)
     packed = spec.pack(dtype.name, index, args)

@@ -24,6 +24,7 @@ from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
+from gpulayers.models.plan_checks import check_device
 from gpulayers.models.plan_node import Node, backward_through, contiguous
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
 from gpulayers.optimizers._master import is_half
@@ -354,6 +355,7 @@ class GraphNetwork(CompiledNetwork):
         if program is None:
             super().update(cur_loss)
             return
+        check_device(self.network.name, self.device)
         update = self._flat
         if update is None:
             return

@@ -16,6 +16,7 @@ from gpulayers.errors import (
 from gpulayers.models.graph_memory import shortage
 from gpulayers.models.graph_plan import GraphNetwork
 from gpulayers.models.graph_program import Program
+from gpulayers.models.plan_checks import check_device
 from gpulayers.models.plan_node import contiguous
 from gpulayers.models.resident import Resident
 from gpulayers.ops._kernels import current_engine
@@ -154,6 +155,7 @@ def checked_batch_size(plan: Any, resident: Resident, batch_size: int | None) ->
     name, home = plan.network.name, backend.backend_of(resident.images)
     if home != "cupy":
         raise BackendError(f"{name}.run: the plan was made for cupy arrays, the data is {home}")
+    check_device(f"{name}.run", plan.device, resident.images)
     if resident.example_shape != plan.batch_shape[1:]:
         raise ShapeError(
             f"{name}.run: the plan was made for examples of shape {plan.batch_shape[1:]}, got "

@@ -187,7 +187,8 @@ class Sequential(Composite):
             precision is "tf32" on the CPU.
         BackendError
             If the engine needs a GPU, or more memory than this one's blocks have, or the precision
-            is "tf32" and the GPU older than compute capability 8.0.
+            is "tf32" and the GPU older than compute capability 8.0, or another CUDA device than the
+            parameters' is the current one.
         ShapeError
             If the layers do not take such a batch.
         """

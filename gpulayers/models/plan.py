@@ -14,7 +14,13 @@ from gpulayers import backend, threads
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
-from gpulayers.models.plan_checks import checked_loss, checked_precision, checked_shape
+from gpulayers.models.plan_checks import (
+    check_device,
+    checked_loss,
+    checked_precision,
+    checked_shape,
+    device_of,
+)
 from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import ResidualNode, nodes_of
 from gpulayers.models.plan_recorded import Recordings, Results
@@ -80,6 +86,8 @@ class CompiledNetwork:
         The largest batch; a batch may have fewer examples.
     output_shape : tuple
         Of one example's output.
+    device : int or None
+        The CUDA device it was made on, and for; None on the CPU.
     outputs : array (n, ...)
         What the network gave for the last batch, before the update.
     deterministic : bool
@@ -94,6 +102,8 @@ class CompiledNetwork:
         self.network = network
         self.batch_shape = checked_shape(network.name, batch_shape)
         self.loss = checked_loss(network.name, loss)
+        self.device = device_of(network)
+        check_device(f"{network.name}.compile", self.device)
         self.output_shape = self._initialize()
         self._check_precision(precision)
         first = _Copy(network.layers)
@@ -244,6 +254,7 @@ class CompiledNetwork:
         cur_loss : float, optional
             For schedules that look at the loss.
         """
+        check_device(self.network.name, self.device)
         with self._copies[0].workspace, use_engine(current_engine()):
             self._update(cur_loss)
         for copy in self._copies:
@@ -317,6 +328,8 @@ class CompiledNetwork:
             raise BackendError(
                 f"{name}: the plan was made for {place} arrays, the batch is a {home} array"
             )
+        if home == "cupy":
+            check_device(name, self.device, X)
         if X.ndim != len(self.batch_shape) or X.shape[1:] != self.batch_shape[1:]:
             raise ShapeError(
                 f"{name}: the plan was made for batches of shape {self.batch_shape}, "
@@ -346,6 +359,8 @@ class CompiledNetwork:
             raise BackendError(
                 f"{name}: the batch is a {place} array, the labels are a {home} array"
             )
+        if home == "cupy":
+            check_device(name, self.device, labels)
         if labels.dtype.kind not in "iu":
             raise DTypeError(f"{name}: labels must be integers, got {labels.dtype}")
         if labels.shape != (n,):

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers import backend
 from gpulayers._types import is_sequence
-from gpulayers.errors import DTypeError, ParameterError, suggest
+from gpulayers.backend import Array
+from gpulayers.errors import BackendError, DTypeError, ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 
-__all__ = ["checked_loss", "checked_precision", "checked_shape"]
+__all__ = ["check_device", "checked_loss", "checked_precision", "checked_shape", "device_of"]
 
 _PRECISIONS = {
     "fp32": "float32",
@@ -64,3 +66,33 @@ def checked_loss(name: str, loss: Any) -> Any:
                 f"backward(), got {loss!r}"
             )
     return loss
+
+
+def device_of(network: Any) -> int | None:
+    """The CUDA device of a network's parameters, the current one before there are any; None on the
+    CPU."""
+    if (network.home or backend.current_backend()) != "cupy":
+        return None
+    for _, layer in network.walk():
+        for array in layer.parameters.values():
+            if array is not None:
+                return array.device.id
+    return backend.module("cupy").cuda.Device().id
+
+
+def check_device(name: str, device: int | None, *arrays: Array) -> None:
+    """Raise a BackendError unless a plan's device is the current one, and that of the arrays."""
+    if device is None:
+        return
+    current = backend.module("cupy").cuda.Device().id
+    if current != device:
+        raise BackendError(
+            f"{name}: its parameters are on CUDA device {device}, the current device is {current}; "
+            f"compile and train within `with cupy.cuda.Device({device}):`"
+        )
+    for array in arrays:
+        if array.device.id != device:
+            raise BackendError(
+                f"{name}: the plan was made on CUDA device {device}, its data is on device "
+                f"{array.device.id}"
+            )

@@ -365,3 +365,11 @@ def the_device_answers(cp, put):
     at_least_one = min(runtime.getDeviceCount(), 1)
     version = runtime.driverGetVersion() >= 12000
     return cp.cuda.is_available(), at_least_one, version, properties["warpSize"] == 32
+
+
+@claim((0, 0, True, 0))
+def an_array_knows_its_device(cp, put):
+    x = put(np.ones(2, np.float32))
+    with cp.cuda.Device(0) as device:
+        current = cp.cuda.get_device_id()
+    return x.device.id, x.data.device_id, device == cp.cuda.Device(), current

@@ -20,6 +20,7 @@ from gpulayers.layers import (
     Pool2D,
 )
 from gpulayers.models import Activation, Residual, graph_nodes, graph_plan
+from gpulayers.models.resident import Resident
 from gpulayers.ops import use_engine
 from gpulayers.training import Trainer
 from gpulayers.training.data import Dataset, Split
@@ -257,6 +258,43 @@ def test_more_than_a_launch_counts(emulated: Backend, monkeypatch: pytest.Monkey
     planned, events = trained()
     assert "graph_launch" not in events
     assert "one by one: its parameters are" in planned.plan.describe()
+
+
+def test_while_another_device_is_current(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_cupy.state, "devices", 2)
+    plain, planned = pair(emulated, small)
+    network, plan, X, labels = planned.network, planned.plan, planned.X, planned.labels
+    resident = Resident(X, labels)
+    for run in (plain, planned):  # the second one is captured
+        run.step()
+        run.step()
+    with emulated.xp.cuda.Device(1):
+        elsewhere = emulated.asarray(np.zeros((BATCH, *SHAPE), "f4"))
+        for name, call in (
+            ("", lambda: plan.step(X, labels)),
+            ("", lambda: plan.gradients(X, labels)),
+            ("", plan.update),
+            (r"\.run", lambda: plan.run(resident, 1)),
+            (r"\.compile", lambda: network.compile((BATCH, *SHAPE))),
+            (r"\.compile", lambda: network.compile((BATCH, *SHAPE), engine="mega")),
+        ):
+            message = f"Sequential{name}: its parameters are on CUDA device 0, the current device"
+            with pytest.raises(BackendError, match=rf"^{message} is 1; .*cupy.cuda.Device\(0\)"):
+                call()
+        with pytest.raises(BackendError, match=r"expected arrays on CUDA device 1, .*on device 0"):
+            network.forward(elsewhere)
+    with pytest.raises(BackendError, match="made on CUDA device 0, its data is on device 1"):
+        plan.step(elsewhere, labels)
+    for run in (plain, planned):
+        run.step()
+    same(planned, plain)
+    with emulated.xp.cuda.Device(1):
+        there = Run(emulated, small, SGD).compile()
+        losses = [there.step() for _ in range(3)]
+    assert there.plan.device == 1
+    assert losses[0] == pytest.approx(Run(emulated, small, SGD).step())
 
 
 def test_an_error_while_capturing_leaves_everything_usable(

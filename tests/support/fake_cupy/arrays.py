@@ -198,7 +198,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     T = property(lambda self: view_of(self, self._a.T))
     mT = property(lambda self: view_of(self, self._a.mT))  # noqa: N815 - NumPy's name
     real = property(lambda self: view_of(self, self._a.real))
-    device = property(lambda self: namespace["cuda"].Device(0))
+    device = property(lambda self: namespace["cuda"].Device(self._block.device_id))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -340,6 +340,12 @@ def created(
 
     Results that look at the memory of an input stay views; the others get memory of their own.
     """
+    for array in inputs:  # CuPy's error where a device cannot reach another's memory
+        if array._block.device_id != state.device:
+            raise ValueError(
+                f"The device where the array resides ({array._block.device_id}) is different from "
+                f"the current device ({state.device}). Peer access is unavailable between them."
+            )
     with np.errstate(all="ignore"):  # a device raises no floating-point warnings
         value = compute()
     fresh: list[np.ndarray] = []

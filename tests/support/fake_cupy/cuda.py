@@ -1,4 +1,4 @@
-"""cupy.cuda: one simulated device, streams with capture, graphs, events."""
+"""cupy.cuda: simulated devices, streams with capture, graphs, events."""
 
 from __future__ import annotations
 
@@ -49,10 +49,13 @@ class Graph:
     def _of(cls, recording: Recording) -> Graph:
         graph = object.__new__(cls)
         graph._recording = recording
+        graph._device = state.device
         return graph
 
     def launch(self, stream: Any = None) -> None:
         state.note("graph_launch", "Graph.launch")
+        if state.device != self._device:
+            raise CUDARuntimeError(400, "cudaErrorInvalidResourceHandle", "invalid resource handle")
         for fault in self._recording.faults():
             raise DeviceRuleError(f"Graph.launch: the graph uses {fault}")
         for work in self._recording.work:
@@ -179,11 +182,12 @@ class Event:
 
 
 class Device:
-    """The one device."""
+    """One of the devices, all alike: the current one unless given."""
 
     def __init__(self, device: int | Device | None = None) -> None:
-        self.id = 0 if device is None else int(device)
-        if self.id != 0:
+        self.id = state.device if device is None else int(device)
+        self._outer: list[int] = []
+        if not 0 <= self.id < state.devices:
             raise CUDARuntimeError(101, "cudaErrorInvalidDevice", "invalid device ordinal")
 
     compute_capability = "90"
@@ -200,16 +204,18 @@ class Device:
         return hash(self.id)
 
     def __enter__(self) -> Device:
-        return self
+        self._outer.append(state.device)
+        return self.use()
 
     def __exit__(self, *error: Any) -> None:
-        return None
+        state.device = self._outer.pop()
 
     @property
     def mem_info(self) -> tuple[int, int]:
         return memory.TOTAL_MEMORY - memory.default_pool.total_bytes(), memory.TOTAL_MEMORY
 
     def use(self) -> Device:
+        state.device = self.id
         return self
 
     def synchronize(self) -> None:
@@ -232,8 +238,8 @@ def make_runtime() -> ModuleType:
         CUDARuntimeError=CUDARuntimeError,
         deviceSynchronize=device_synchronize,
         driverGetVersion=lambda: DRIVER_VERSION,
-        getDevice=lambda: 0,
-        getDeviceCount=lambda: 1,
+        getDevice=lambda: state.device,
+        getDeviceCount=lambda: state.devices,
         getDeviceProperties=lambda device: dict(PROPERTIES),
         memGetInfo=lambda: Device().mem_info,
         runtimeGetVersion=lambda: DRIVER_VERSION,
@@ -274,7 +280,7 @@ def make_cuda() -> ModuleType:
         alloc=memory.alloc,
         get_allocator=memory.get_allocator,
         get_current_stream=lambda device_id=-1: state.stream,
-        get_device_id=lambda: 0,
+        get_device_id=lambda: state.device,
         get_elapsed_time=get_elapsed_time,
         get_local_runtime_version=lambda: DRIVER_VERSION,
         is_available=lambda: True,

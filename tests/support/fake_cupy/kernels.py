@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.support.fake_cupy.arrays import ndarray
 from tests.support.fake_cupy.memory import MemoryPointer
-from tests.support.fake_cupy.state import CUDARuntimeError, is_poisoned, state
+from tests.support.fake_cupy.state import CUDARuntimeError, DeviceRuleError, is_poisoned, state
 
 
 class CUDADriverError(CUDARuntimeError):
@@ -132,6 +132,11 @@ class RawKernel:
                     f"Argument '{what}' has incorrect type (expected tuple, got "
                     f"{type(value).__name__})"
                 )
+        if any(a._block.device_id != state.device for a in args if isinstance(a, ndarray)):
+            raise DeviceRuleError(
+                f"kernel {self.name} on device {state.device}: it gets the address of an array on "
+                "another device (CuPy does not look, the launch fails some time later)"
+            )
         arrays = [a._a for a in args if isinstance(a, ndarray)]
         values = tuple(_argument(self.name, i, a) for i, a in enumerate(args))
         kernel = self._source.module()[self.name]

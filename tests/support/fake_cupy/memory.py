@@ -90,7 +90,7 @@ class Block:
         start = -raw.ctypes.data % ALIGNMENT
         self.bytes = raw[start : start + nbytes]
         self.ptr = self.bytes.ctypes.data
-        self.device_id = 0
+        self.device_id = state.device
         blocks[id(raw)] = self
 
     @property
@@ -108,7 +108,7 @@ class MemoryPointer:
     def __init__(self, mem: Block, offset: int) -> None:
         self.mem, self._offset = mem, offset
         self.ptr = mem.ptr + offset
-        self.device_id = 0
+        self.device_id = mem.device_id
 
     def __int__(self) -> int:
         return self.ptr

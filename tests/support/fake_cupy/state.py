@@ -127,7 +127,7 @@ class Recording:
 
 
 class State:
-    """The bookkeeping of the one simulated device."""
+    """The bookkeeping of the simulated devices."""
 
     def __init__(self) -> None:
         self.flavour = "check"  # how kernels are built: "check" (all checks) or "plain" (fast)
@@ -136,6 +136,8 @@ class State:
         self.kernel_attributes: dict[str, dict[str, int]] = {}  # by name, of RawKernel.attributes
         self.sources: dict[str, str] = {}  # kernel source -> file name shown in reports
         self.launch_log: deque[tuple[str, Any]] = deque(maxlen=1000)
+        self.devices = 1  # how many there are; tests of several change it
+        self.device = 0  # the current one
         self.stream: Any = None  # the current stream; cuda.py puts the null stream here
         self._counters: list[Counter[str]] = []
         self._forbidden: list[frozenset[str]] = []
