@@ -1,12 +1,14 @@
 """Convolution by columns in blocks that stay in the cache, products by BLAS.
 
-Three things make it several times faster than unrolling the whole batch at once:
+Four things make it several times faster than unrolling the whole batch at once:
 
 - The columns of some examples at a time are copied from a strided view of the padded images, row by
   row of the window, and multiplied.
 - Few channels make short copies and narrow products, on which BLAS is slow. So T neighbouring
   outputs of a row are computed by one row of columns, with the kernel shifted T times side by side
   (`band`; a banded or Toeplitz matrix). It costs (fc + T - 1) / fc times the multiplications.
+- The columns have one of ones beside them, so that the product adds the bias, and that with dZ
+  gives its gradient, without passes of their own.
 - The examples are cut into one share for each thread. A share has buffers for one block, that are
   used again for each; the calling thread makes them, since a workspace belongs to one thread.
 """
@@ -27,28 +29,33 @@ from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu, repeat
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, shares, threaded_blas
 
-_BLOCK_BYTES = 3 << 20  # columns of one block: few long calls, on what the cache still holds
+_BLOCK_BYTES = 1 << 20  # columns of one block: few long calls, on what the cache still holds
 _SHARE_WORK = 1 << 24  # multiplications that make a thread of its own worth while
 _BAND_WIDTH = 32  # columns of W below which BLAS runs far under its speed
 _BAND_COST = 2.3  # most multiplications a band may add
+_LANES = 4  # BLAS is up to a fifth faster on rows of columns that are a multiple of it
 
 
-def copy_windows(images: Array, window: Window, columns: Array) -> None:
-    """Copy what each output sees into `columns` (n, out_rows, out_cols, fr, fc, ch), contiguous.
+def copy_windows(images: Array, window: Window, out: tuple[int, int], columns: Array) -> None:
+    """Copy what each of the `out` outputs sees into a row of `columns` (n * out_rows * out_cols,
+    fr * fc * ch or more), contiguous; what is beyond stays.
 
     What lies side by side in the (padded) images is copied as one raw item: a row of the window, or
     with dilation a tap.
     """
     (fr, fc), (sr, sc), (dr, dc) = window.kernel, window.stride, window.dilation
     by_n, by_row, by_col, _ = images.strides
-    n, out_rows, out_cols, *_, ch = columns.shape
+    n, _, _, ch = images.shape
     taps, steps = ((fr,), (dr * by_row,)) if dc == 1 else ((fr, fc), (dr * by_row, dc * by_col))
     item = np.dtype((np.void, images.itemsize * ch * (fc if dc == 1 else 1)))
-    shape = (n, out_rows, out_cols, *taps)
+    shape = (n, *out, *taps)
     if not columns.size:
         return
     seen = np.ndarray(shape, item, images, 0, (by_n, sr * by_row, sc * by_col, *steps))
-    np.copyto(np.ndarray(shape, item, columns), seen)
+    pixel, side = columns.strides[0], item.itemsize
+    within = (side,) if dc == 1 else (side * fc, side)
+    strides = (out[0] * out[1] * pixel, out[1] * pixel, pixel, *within)
+    np.copyto(np.ndarray(shape, item, columns, 0, strides), seen)
 
 
 def example_shares(n: int, work_each: int) -> list[slice]:
@@ -66,13 +73,29 @@ def run_examples(work: Callable[[int, slice], None], parts: list[slice]) -> None
 
 
 class Columns:
-    """The columns of a share's examples, block by block, in buffers of its own."""
+    """The columns of a share's examples, block by block, in buffers of its own.
 
-    def __init__(self, x_shape: Shape4, dtype: np.dtype, window: Window, out: tuple[int, int]):
+    `width` is that of the columns, `depth` that of the buffers: `with_ones` they have a column of
+    ones more, and zeros up to a whole number of vectors.
+    """
+
+    def __init__(
+        self,
+        x_shape: Shape4,
+        dtype: np.dtype,
+        window: Window,
+        out: tuple[int, int],
+        with_ones: bool = False,
+        block_bytes: int = 0,
+    ) -> None:
         _, self.rows, self.cols, self.ch = x_shape
         self.dtype, self.window, self.out = dtype, window, out
         self.pixels, self.width = out[0] * out[1], window.taps * self.ch
-        self.block = max(1, _BLOCK_BYTES // max(1, self.pixels * self.width * dtype.itemsize))
+        self.depth = self.width
+        if with_ones:
+            self.depth = -(-(self.width + 1) // _LANES) * _LANES
+        each = max(1, self.pixels * self.depth * dtype.itemsize)
+        self.block = max(1, (block_bytes or _BLOCK_BYTES) // each)
 
     def count(self, part: slice) -> int:
         """The examples of the largest block of `part`."""
@@ -80,7 +103,11 @@ class Columns:
 
     def empty(self, part: slice) -> Array:
         """Memory for the columns of a block."""
-        return workspace.empty((self.count(part) * self.pixels, self.width), self.dtype)
+        columns = workspace.empty((self.count(part) * self.pixels, self.depth), self.dtype)
+        if self.depth > self.width:
+            columns[:, self.width :] = 0
+            columns[:, self.width] = 1
+        return columns
 
     def buffers(self, part: slice) -> tuple[Array, Array | None]:
         """Memory for the columns of a block, and its padded images if there is padding."""
@@ -92,7 +119,7 @@ class Columns:
     def __call__(
         self, X: Array, part: slice, buffers: tuple[Array, Array | None]
     ) -> Iterator[tuple[slice, Array]]:
-        """The blocks of `part` with their columns (pixels, width)."""
+        """The blocks of `part` with their columns (pixels, depth)."""
         top, _, left, _ = self.window.pad
         for block in blocks(part, self.block):
             count, images = block.stop - block.start, X[block]
@@ -101,8 +128,7 @@ class Columns:
                 padded[:, top : top + self.rows, left : left + self.cols] = images
                 images = padded
             columns = buffers[0][: count * self.pixels]
-            shape = (count, *self.out, *self.window.kernel, self.ch)
-            copy_windows(images, self.window, columns.reshape(shape))
+            copy_windows(images, self.window, self.out, columns)
             yield block, columns
 
 
@@ -110,15 +136,23 @@ class Columns:
 
 
 def outputs_per_row(
-    window: Window, ch: int, out_ch: int, out_cols: int, enough: int = _BAND_WIDTH
+    window: Window,
+    ch: int,
+    out_ch: int,
+    out_cols: int,
+    enough: int = _BAND_WIDTH,
+    in_pairs: bool = True,
 ) -> int:
     """How many neighbouring outputs T one row of columns should compute; 1 means no band.
 
-    `enough` columns of the band make BLAS fast; more only add multiplications.
+    `enough` columns of the band make BLAS fast; more only add multiplications. Where W alone has as
+    many, pairs still halve the number of copies, if `in_pairs`.
     """
     fc, sc = window.kernel[1], window.stride[1]
-    if window.dilation[1] != 1 or ch * fc >= _BAND_WIDTH or out_ch >= _BAND_WIDTH:
+    if window.dilation[1] != 1 or ch * fc >= _BAND_WIDTH:
         return 1
+    if out_ch >= _BAND_WIDTH:
+        return 2 if in_pairs and out_cols % 2 == 0 else 1
     best = 1
     for t in range(2, out_cols + 1):
         if (fc + (t - 1) * sc) / fc > _BAND_COST:
@@ -160,8 +194,14 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     if t > 1:
         W, window = band(W, window, t), band_window(window, t)
         b = None if b is None else repeated(b, t)
-    weights = W.reshape(-1, t * out_ch)
-    columns = Columns(X.shape, X.dtype, window, (out[0], out[1] // t))
+    with_ones = X.dtype.itemsize >= 4
+    columns = Columns(X.shape, X.dtype, window, (out[0], out[1] // t), with_ones)
+    weights = W.reshape(columns.width, t * out_ch)
+    if with_ones:  # the bias is what the column of ones is multiplied with
+        weights = workspace.zeros((columns.depth, t * out_ch), X.dtype)
+        weights[: columns.width] = W.reshape(columns.width, t * out_ch)
+        if b is not None:
+            weights[columns.width] = b
     rows_of_Z = Z.reshape(n, columns.pixels, t * out_ch)
     parts = example_shares(n, columns.pixels * weights.size)
     buffers = [columns.buffers(part) for part in parts]
@@ -170,7 +210,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
         for block, seen in columns(X, part, buffers[i]):
             product = rows_of_Z[block].reshape(-1, t * out_ch)
             np.matmul(seen, weights, out=product)
-            if b is not None:
+            if b is not None and not with_ones:
                 add_bias(product, b)
             if rectify:
                 relu(product, product)
@@ -179,14 +219,17 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     return Z
 
 
-def weight_grad(X: Array, dZ: Array, window: Window) -> Array:
-    """dW = columns of X transposed, times dZ; each share has a sum of its own."""
+def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
+    """dW = columns of X transposed, times dZ, and db, what a column of ones gives.
+
+    Each share has a sum of its own.
+    """
     n, out_rows, out_cols, out_ch = dZ.shape
     ch = X.shape[3]
     t = outputs_per_row(window, ch, out_ch, out_cols)
     wide = band_window(window, t) if t > 1 else window
-    columns = Columns(X.shape, X.dtype, wide, (out_rows, out_cols // t))
-    size = (columns.width, t * out_ch)
+    columns = Columns(X.shape, X.dtype, wide, (out_rows, out_cols // t), with_ones=True)
+    size = (columns.depth, t * out_ch)
     rows_of_dZ = dZ.reshape(n, columns.pixels, t * out_ch)
     parts = example_shares(n, columns.pixels * math.prod(size))
     buffers = [columns.buffers(part) for part in parts]
@@ -202,15 +245,16 @@ def weight_grad(X: Array, dZ: Array, window: Window) -> Array:
     run_examples(work, parts)
     for more in sums[1:]:
         sums[0] += more
+    gradient, db = sums[0][: columns.width], sums[0][columns.width]
     if t == 1:
-        return sums[0].reshape(*window.kernel, ch, out_ch)
+        return gradient.reshape(*window.kernel, ch, out_ch), db
     # the band holds W t times, so its gradient is the sum of the t places
-    gradient = sums[0].reshape(*wide.kernel, ch, t, out_ch)
+    gradient = gradient.reshape(*wide.kernel, ch, t, out_ch)
     fc, sc = window.kernel[1], window.stride[1]
     dW = workspace.zeros((*window.kernel, ch, out_ch), X.dtype)
     for k in range(t):
         dW += gradient[:, k * sc : k * sc + fc, :, k]
-    return dW
+    return dW, db.reshape(t, out_ch).sum(axis=0)
 
 
 def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
@@ -219,14 +263,17 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     out_ch = W.shape[3]
     out_rows, out_cols = window.output_size(rows, cols)
     # twice as wide: longer runs are added up
-    t = outputs_per_row(window, ch, out_ch, out_cols, 2 * _BAND_WIDTH)
+    t = outputs_per_row(window, ch, out_ch, out_cols, 2 * _BAND_WIDTH, in_pairs=False)
     if t > 1 and not all_finite(dZ):
         t = 1  # as in the forward pass
     if t > 1:
         W, window = band(W, window, t), band_window(window, t)
     transposed = workspace.empty((t * out_ch, W.size // (t * out_ch)), W.dtype)
     transposed[...] = W.reshape(-1, t * out_ch).T
-    columns = Columns(x_shape, dZ.dtype, window, (out_rows, out_cols // t))
+    # adding up takes many calls, so they should be longer
+    columns = Columns(
+        x_shape, dZ.dtype, window, (out_rows, out_cols // t), block_bytes=3 * _BLOCK_BYTES
+    )
     rows_of_dZ = dZ.reshape(n, columns.pixels, t * out_ch)
     dX = workspace.empty(x_shape, dZ.dtype)
     parts = example_shares(n, columns.pixels * W.size)

@@ -65,9 +65,9 @@ class CpuConv:
     def im2col(self, X: Array, window: Window) -> Array:
         n, rows, cols, ch = X.shape
         out = window.output_size(rows, cols)
-        columns = workspace.empty((n, *out, *window.kernel, ch), X.dtype)
-        _columns.copy_windows(_pad(X, window), window, columns)
-        return columns.reshape(n * out[0] * out[1], window.taps * ch)
+        columns = workspace.empty((n * out[0] * out[1], window.taps * ch), X.dtype)
+        _columns.copy_windows(_pad(X, window), window, out, columns)
+        return columns
 
     def col2im(
         self, columns: Array, x_shape: Shape4, window: Window, mode: str = "gather"
@@ -95,10 +95,7 @@ class CpuConv:
             ch, out_ch = X.shape[3], dZ.shape[3]
             dW = product(X.reshape(-1, ch).T, dZ.reshape(-1, out_ch))
             return dW.reshape(1, 1, ch, out_ch)
-        gradients = param_grads(X, dZ, window)
-        if gradients is not None:
-            return gradients[0]
-        return _columns.weight_grad(X, dZ, window)
+        return (param_grads(X, dZ, window) or _columns.param_grads(X, dZ, window))[0]
 
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
         ch, out_ch = W.shape[2:]

@@ -11,7 +11,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
-from gpulayers.ops.cpu import _dense, _pooled
+from gpulayers.ops.cpu import _columns, _dense, _pooled
 from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
 from gpulayers.ops.cpu.conv import all_grads, convolve, param_grads
 from gpulayers.ops.reference.fused import ReferenceFused
@@ -40,10 +40,9 @@ class CpuFused(ReferenceFused):
         return None if dtype.itemsize < 4 or not n else _dense.DenseLayer(n, shape, dtype, relu)
 
     def conv2d_param_grads(self: Any, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
-        gradients = param_grads(X, dZ, window)
-        if gradients is not None:
-            return gradients
-        return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
+        if window.is_pointwise or dZ.dtype.itemsize < 4:
+            return self.conv2d_weight_grad(X, dZ, window), self.bias_grad(dZ)
+        return param_grads(X, dZ, window) or _columns.param_grads(X, dZ, window)
 
     def conv2d_grads(
         self, X: Array, dZ: Array, W: Array, window: Window

@@ -203,6 +203,7 @@ COLUMNS = {
     "band": ((11, 12, 14, 1), (5, 5), 6, Window((5, 5), pad=(2, 2, 2, 2))),
     "band of 2": ((5, 9, 9, 3), (3, 3), 5, Window((3, 3), pad=(1, 0, 2, 1))),
     "strided band": ((7, 12, 13, 2), (3, 3), 4, Window((3, 3), (2, 2), (1, 1, 1, 1))),
+    "pairs": ((5, 7, 8, 3), (3, 3), 33, Window((3, 3), pad=(1, 1, 1, 1))),
     "five by five": ((9, 14, 14, 6), (5, 5), 16, Window((5, 5))),
     "stride": ((5, 9, 11, 17), (3, 3), 19, Window((3, 3), (2, 2), (1, 1, 1, 1))),
     "dilation": ((5, 9, 10, 17), (3, 3), 9, Window((3, 3), (1, 1), (2, 2, 2, 2), (2, 2))),
@@ -226,7 +227,10 @@ def test_columns(name: str, dtype: str, count: int, small_blocks: None) -> None:
     assert error(CPU.conv2d_relu_forward(X, W, b, window), np.maximum(gold + b, 0)) < bound
     assert error(CPU.conv2d_weight_grad(X, dZ, window), dW) < bound
     assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < bound
-    assert error(CPU.bias_grad(dZ), dZ.sum(axis=(0, 1, 2), dtype=float)) < bound
+    db = dZ.sum(axis=(0, 1, 2), dtype=float)
+    assert error(CPU.bias_grad(dZ), db) < bound
+    for actual, expected in zip(CPU.conv2d_param_grads(X, dZ, window), (dW, db), strict=True):
+        assert error(actual, expected) < bound
     columns = CPU.im2col(X, window)
     assert_same_bits(columns, REFERENCE.im2col(X, window))
     assert_close(CPU.col2im(columns, X.shape, window), REFERENCE.col2im(columns, X.shape, window))
