@@ -6,16 +6,17 @@ Pointwise windows are one product, 3x3 windows over enough channels go through W
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu import _columns, _winograd, _winograd2d, _winograd_grads
+from gpulayers.ops.cpu import _columns, _winograd, _winograd2d, _winograd_layer
 from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place
 from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
-from gpulayers.threads import threaded_blas
 
 _FLIP_CHANNELS = 16  # input channels from which the flipped convolution beats col2im
 
@@ -116,38 +117,29 @@ def convolve(X: Array, W: Array, b: Array | None, window: Window, rectify: bool)
         if rectify:
             relu_in_place(Z)
         return Z.reshape(*X.shape[:3], out_ch)
-    Z = None
-    if _winograd2d.serves(X, out_ch, window):
-        with threaded_blas():
-            Z = _winograd2d.forward(X, W, b, window, rectify)
-    elif _winograd.serves(X, out_ch, window):
-        with _winograd.threads_for(min(ch, out_ch)):
-            Z = _winograd.forward(X, W, b, window, rectify)
+    way = _way(X, out_ch, window)
+    Z = None if way is None else _winograd_layer.forward(way, X, W, b, window, rectify)
     return _columns.forward(X, W, b, window, rectify) if Z is None else Z
+
+
+def _way(X: Array, out_ch: int, window: Window) -> Any:
+    """Winograd's algorithm that convolves `X` the fastest; None where none of them does."""
+    return next((way for way in (_winograd2d, _winograd) if way.serves(X, out_ch, window)), None)
 
 
 def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | None:
     """(dW, db) by Winograd's algorithm; None where it does not serve."""
-    ch, out_ch = X.shape[3], dZ.shape[3]
-    if _winograd2d.serves(X, out_ch, window):
-        with threaded_blas():
-            dW = _winograd2d.weight_grad(X, dZ, window)
-        return None if dW is None else (dW, column_sums(dZ.reshape(-1, out_ch)))
-    if _winograd.serves(X, out_ch, window):
-        with _winograd.threads_for(min(ch, out_ch)):
-            return _winograd.weight_grad(X, dZ, window)
-    return None
+    way = _way(X, dZ.shape[3], window)
+    return None if way is None else _winograd_layer.weight_grad(way, X, dZ, window)
 
 
 def all_grads(X: Array, dZ: Array, W: Array, window: Window) -> tuple[Array, Array, Array] | None:
-    """(dX, dW, db) by Winograd's algorithm along the rows; None where it does not serve."""
+    """(dX, dW, db) by Winograd's algorithm; None where it does not serve."""
     ch, out_ch = W.shape[2:]
-    if not _flips(window, ch) or not _winograd.serves(X, out_ch, window):
+    if not _flips(window, ch):
         return None
     back = _flipped_window(window)
-    if not _winograd.serves(dZ, ch, back):
+    way = _way(dZ, ch, back)
+    if way is None or way is not _way(X, out_ch, window):
         return None
-    if _winograd2d.serves(X, out_ch, window) or _winograd2d.serves(dZ, ch, back):
-        return None
-    with _winograd.threads_for(min(ch, out_ch)):
-        return _winograd_grads.gradients(X, dZ, _flipped(W), back)
+    return _winograd_layer.gradients(way, X, dZ, _flipped(W), back)

@@ -46,8 +46,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
     monkeypatch.setattr(_columns, "_SHARE_WORK", 1)
     monkeypatch.setattr(_columns, "_BLOCK_BYTES", 5000)
-    monkeypatch.setattr(_winograd, "_BLOCK_BYTES", 200_000)
-    monkeypatch.setattr(_winograd2d, "_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(_winograd, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(_winograd2d, "BLOCK_BYTES", 200_000)
 
 
 @pytest.fixture(autouse=True)
