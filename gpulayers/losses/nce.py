@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from gpulayers import _spec, backend
+from gpulayers import _spec
 from gpulayers.activations import Sigmoid
-from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
-from gpulayers.errors import (
-    BackendError,
-    DTypeError,
-    FrozenLayerError,
-    NotInitializedError,
-    ParameterError,
-    ShapeError,
-)
+from gpulayers.backend import Array, backend_of, to_backend, xp_of
+from gpulayers.errors import FrozenLayerError, NotInitializedError, ParameterError, ShapeError
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
-from gpulayers.losses._base import ObjectiveBase, wide
+from gpulayers.losses._base import wide
+from gpulayers.losses._nce_checks import NCEChecks
 from gpulayers.ops.embedding import embedding_backward, embedding_forward
 
 
-class NCELoss(ObjectiveBase):
+class NCELoss(NCEChecks):
     """Noise-contrastive estimation: tell the target from noise, instead of summing all classes.
 
     With s_k(x) = W_k x + b_k - log Q(k) for class k with probability Q(k) under the noise,
@@ -99,12 +91,12 @@ class NCELoss(ObjectiveBase):
         self._weights = WeightInitializer("Sigmoid", mode=init)
         self.optimizer: Any = OptimizerInitializer(optimizer)().copy()
         self.act_fn = Sigmoid()
-        self.n_in: int | None = None
+        self.n_in = None
         self.trainable = True
         self.is_initialized = False
-        self.parameters: dict[str, Any] = {"W": None, "b": None}
-        self.gradients: dict[str, Array] = {}
-        self._log_probs: tuple[Array, Array | None] | None = None
+        self.parameters = {"W": None, "b": None}
+        self.gradients = {}
+        self._log_probs = None
         self._drop_retained()
 
     @property
@@ -342,81 +334,6 @@ class NCELoss(ObjectiveBase):
     def _not_frozen(self, method: str) -> None:
         if not self.trainable:
             raise FrozenLayerError(f"NCELoss: it is frozen; unfreeze() it for {method}")
-
-    def _drop_retained(self) -> None:
-        self.X: list[Array] = []
-        self.derived_variables: dict[str, list[Any]] = {
-            key: []
-            for key in (
-                "y_pred",
-                "target",
-                "out_labels",
-                "target_logits",
-                "noise_samples",
-                "noise_logits",
-            )
-        }
-
-    # ------------------------------------------------------------------------------------ checks
-
-    def _inputs(self, X: Array, target: Array) -> tuple[Array, Array]:
-        xp = xp_of(X, target)
-        if not is_floating(X.dtype):
-            raise DTypeError(f"NCELoss: X must be a floating array, got {X.dtype}")
-        if X.ndim != 3 or not X.shape[2] or self.n_in not in (None, X.shape[2]):
-            raise ShapeError(
-                f"NCELoss: X must be (n_ex, n_c, {self.n_in or 'n_in'}), got {X.shape}"
-            )
-        if target.shape != X.shape[:1]:
-            raise ShapeError(f"NCELoss: target must be ({X.shape[0]},), got {target.shape}")
-        self._classes("target", target)
-        home = backend_of(X)
-        if not self.is_initialized:
-            self.n_in = int(X.shape[2])
-            self.parameters["W"] = self._weights((self.n_classes, self.n_in), xp=xp)
-            self.parameters["b"] = xp.zeros((1, self.n_classes), dtype=self.parameters["W"].dtype)
-            self.gradients = {key: xp.zeros_like(p) for key, p in self.parameters.items()}
-            self.is_initialized = True
-        W = self.parameters["W"]
-        if backend_of(W) != home:
-            raise BackendError(
-                f"NCELoss: the parameters are {backend_of(W)} arrays, X is a {home} array; "
-                f"move one: loss.to({home!r})"
-            )
-        return xp.ascontiguousarray(X.astype(W.dtype, copy=False)), target
-
-    def _negatives(self, given: Any, home: str) -> Array:
-        noise: Any = self.noise_sampler(self.num_negative_samples) if given is None else given
-        if not hasattr(noise, "dtype"):
-            noise = np.asarray(noise, np.int64)
-        if noise.shape != (self.num_negative_samples,):
-            raise ShapeError(
-                f"NCELoss: neg_samples must be ({self.num_negative_samples},), got {noise.shape}"
-            )
-        self._classes("neg_samples", noise)
-        return to_backend(noise, home)
-
-    def _classes(self, what: str, classes: Array) -> None:
-        if classes.dtype.kind not in "iu":
-            raise DTypeError(f"NCELoss: {what} must be integers, got {classes.dtype}")
-        if (
-            backend_of(classes) == "numpy"
-            and classes.size
-            and not 0 <= classes.min() <= classes.max() < self.n_classes
-        ):
-            raise ParameterError(
-                f"NCELoss: {what} must be in 0..{self.n_classes - 1}, "
-                f"got {classes.min()}..{classes.max()}"
-            )
-
-    def _noise(self, xp: Any) -> tuple[Array, Array | None]:
-        """Probabilities under the noise, and their logs (None if they are not wanted)."""
-        dtype = self.parameters["W"].dtype
-        if self._log_probs is None or self._log_probs[0].dtype != dtype:
-            probs = np.asarray(backend.to_cpu(self.noise_sampler.probs), np.float64)
-            logs = xp.asarray(np.log(probs).astype(dtype)) if self.subtract_log_label_prob else None
-            self._log_probs = (xp.asarray(probs.astype(dtype)), logs)
-        return self._log_probs
 
 
 def _entries(values: Array, ids: Array) -> Array:
