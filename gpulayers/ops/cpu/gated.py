@@ -14,17 +14,19 @@ from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weig
 from gpulayers.ops.cpu.sequence import (
     CpuSequence,
     States,
-    StepProducts,
     accumulators_of,
+    backwards,
+    blocks_back,
     gradients,
     is_cut,
     new_like,
     over_examples,
-    over_steps,
     project,
     states_of,
 )
 from gpulayers.ops.reference.recurrent import slopes_from_values
+
+_TALL = 8  # rows of a step's product from which its matrix may be read for each step anew
 
 
 class CpuGated(CpuSequence):
@@ -49,7 +51,7 @@ class CpuGated(CpuSequence):
         W_a = np.multiply(weights.recurrent, sign, out=new_like(weights.recurrent))
         W_x = np.multiply(weights.input, sign, out=new_like(weights.input))
         gates = workspace.empty((*C[1:].shape[:2], 4 * h), X.dtype)
-        products = StepProducts(X, W_a, W_x, weights.biases[0] * sign, A, gates)
+        products = _StepProducts(X, W_a, W_x, weights.biases[0] * sign, A, gates)
         seen = workspace.empty(C[1:].shape, X.dtype)  # tanh(C_t)
 
         def share(_: int, part: slice) -> None:
@@ -92,16 +94,17 @@ class CpuGated(CpuSequence):
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
         C, h = trace.states[1], len(weights.recurrent)
-        dZ, through_A = workspace.empty(gates.shape, gates.dtype), new_like(seen)
+        dZ = new_like(gates)
         accumulators = accumulators_of(trace, last)
 
-        def factors(part: slice) -> None:
-            """What dC_t (first three blocks) and dA_t (the last) are multiplied by."""
-            g, d, tanh_c, to_C = gates[part], dZ[part], seen[part], through_A[part]
+        def factors(steps: slice, part: slice, to_C: Array) -> None:
+            """What dC_t (first three blocks) and dA_t (the last) are multiplied by; dA_t becomes
+            one of C_t by `to_C`."""
+            g, d, tanh_c = gates[steps, part], dZ[steps, part], seen[steps, part]
             update, candidate, output = (g[..., k * h : (k + 1) * h] for k in (1, 2, 3))
             np.multiply(g, g, out=d)
             np.subtract(g, d, out=d)  # G (1 - G)
-            np.multiply(d[..., :h], C[:-1][part], out=d[..., :h])
+            np.multiply(d[..., :h], C[:-1][steps, part], out=d[..., :h])
             np.multiply(d[..., h : 2 * h], candidate, out=d[..., h : 2 * h])
             np.multiply(d[..., 3 * h :], tanh_c, out=d[..., 3 * h :])
             slope = d[..., 2 * h : 3 * h]
@@ -115,28 +118,36 @@ class CpuGated(CpuSequence):
         def share(_: int, part: slice) -> None:
             total, dC = (a[part] for a in accumulators)
             back, product = new_like(total), new_like(total)
-            for t in reversed(range(len(X))):
-                if is_cut(t, len(X), truncate):
-                    total.fill(0)
-                    dC.fill(0)
-                d = dZ[t, part]
-                dA_t = total if dA is None else np.add(dA[t, part], total, out=back)
-                blocks = d.reshape(len(d), 4, h)
-                later = dC if mask is None else dC.copy()
-                np.multiply(dA_t, through_A[t, part], out=product)
-                np.add(dC, product, out=dC)
-                np.multiply(blocks[:, :3], dC[:, None], out=blocks[:, :3])
-                np.multiply(blocks[:, 3], dA_t, out=blocks[:, 3])
-                np.multiply(dC, gates[t, part, :h], out=dC)
-                if mask is None:
-                    np.matmul(d, weights.recurrent.T, out=total)
-                else:
-                    np.copyto(d, 0, where=~mask[t, part])
-                    np.copyto(dC, later, where=~mask[t, part])
-                    np.matmul(d, weights.recurrent.T, out=back)
-                    np.copyto(total, back, where=mask[t, part])
+            # [dC, dC, dC, dA], so that all blocks are multiplied at once, all numbers side by side
+            spread = new_like(gates[0, part])
+            blocks = spread.reshape(len(spread), 4, h)
+            spread_dC, dA_t = blocks[:, :3], blocks[:, 3]
+            for steps in blocks_back(dZ[:, part]):
+                to_C = new_like(seen[steps, part])
+                factors(steps, part, to_C)
+                each = backwards(steps), dZ[steps, part][::-1], to_C[::-1]
+                for t, d, slope in zip(*each, strict=True):
+                    if is_cut(t, len(X), truncate):
+                        total.fill(0)
+                        dC.fill(0)
+                    if dA is None:
+                        np.copyto(dA_t, total)
+                    else:
+                        np.add(dA[t, part], total, out=dA_t)
+                    later = dC if mask is None else dC.copy()
+                    np.multiply(dA_t, slope, out=product)
+                    np.add(dC, product, out=dC)
+                    np.copyto(spread_dC, dC[:, None])
+                    np.multiply(d, spread, out=d)
+                    np.multiply(dC, gates[t, part, :h], out=dC)
+                    if mask is None:
+                        np.dot(d, weights.recurrent.T, out=total)
+                    else:
+                        np.copyto(d, 0, where=~mask[t, part])
+                        np.copyto(dC, later, where=~mask[t, part])
+                        np.dot(d, weights.recurrent.T, out=back)
+                        np.copyto(total, back, where=mask[t, part])
 
-        over_steps(dZ, factors)
         over_examples(gates, share)
         return gradients(trace, dZ, weights, params, inputs, accumulators)
 
@@ -208,46 +219,46 @@ class CpuGated(CpuSequence):
         dZ = workspace.empty((*A[1:].shape[:2], 4 * h), X.dtype)
         (accumulator,) = accumulators_of(trace, last)
 
-        def factors(part: slice) -> None:
+        def factors(steps: slice, part: slice) -> None:
             """What dA_t is multiplied by: [dZ_n, dZ_z, dZ_r, dM] are all multiples of it."""
-            N, G_z, G_r = (gates[part, :, k * h : (k + 1) * h] for k in range(3))
-            n, z, r, m = (dZ[part, :, k * h : (k + 1) * h] for k in range(4))
+            N, G_z, G_r = (gates[steps, part, k * h : (k + 1) * h] for k in range(3))
+            n, z, r, m = (dZ[steps, part, k * h : (k + 1) * h] for k in range(4))
             np.multiply(N, N, out=n)
             np.subtract(1, n, out=n)
             np.subtract(1, G_z, out=z)
             np.multiply(n, z, out=n)  # (1 - z) (1 - N^2)
             np.multiply(z, G_z, out=z)
-            np.subtract(A[:-1][part], N, out=m)
+            np.subtract(A[:-1][steps, part], N, out=m)
             np.multiply(z, m, out=z)  # (A_{t-1} - N) z (1 - z)
             np.multiply(n, G_r, out=m)  # n r
             np.subtract(1, G_r, out=r)
             np.multiply(r, m, out=r)
-            np.multiply(r, M[part], out=r)  # n M r (1 - r)
+            np.multiply(r, M[steps, part], out=r)  # n M r (1 - r)
 
         def share(_: int, part: slice) -> None:
             total = accumulator[part]
             back, dA_t = new_like(total), new_like(total)
-            for t in reversed(range(len(X))):
-                if is_cut(t, len(X), truncate):
-                    total.fill(0)
-                d = dZ[t, part]
-                blocks = d.reshape(len(d), 4, h)
-                if dA is None:
-                    np.copyto(dA_t, total)
-                else:
-                    np.add(dA[t, part], total, out=dA_t)
-                np.multiply(blocks, dA_t[:, None], out=blocks)
-                if mask is not None:
-                    np.copyto(d, 0, where=~mask[t, part])
-                np.matmul(d[:, h:], weights.recurrent.T, out=back)
-                np.multiply(dA_t, gates[t, part, h : 2 * h], out=dA_t)
-                if mask is None:
-                    np.add(back, dA_t, out=total)
-                else:
-                    np.add(back, dA_t, out=back)
-                    np.copyto(total, back, where=mask[t, part])
+            for steps in blocks_back(dZ[:, part]):
+                factors(steps, part)
+                for t, d in zip(backwards(steps), dZ[steps, part][::-1], strict=True):
+                    if is_cut(t, len(X), truncate):
+                        total.fill(0)
+                    blocks = d.reshape(len(d), 4, h)
+                    if dA is None:
+                        np.copyto(dA_t, total)
+                    else:
+                        np.add(dA[t, part], total, out=dA_t)
+                    np.multiply(blocks, dA_t[:, None], out=blocks)
+                    if mask is not None:
+                        np.copyto(d, 0, where=~mask[t, part])
+                    np.dot(d[:, h:], weights.recurrent.T, out=back)
+                    np.multiply(dA_t, gates[t, part, h : 2 * h], out=dA_t)
+                    if mask is None:
+                        np.add(back, dA_t, out=total)
+                    else:
+                        np.add(back, dA_t, out=back)
+                        np.copyto(total, back, where=mask[t, part])
 
-        over_steps(dZ, factors)
         over_examples(gates, share)
         return gradients(trace, dZ, weights, params, inputs, (accumulator,))
 
@@ -257,3 +268,35 @@ def _logistic_of_negative(z: Array) -> None:
     np.exp(z, out=z)
     np.add(z, 1, out=z)
     np.divide(1, z, out=z)
+
+
+class _StepProducts:
+    """Z_t = A_{t-1} W_a + X_t W_x + bias, one step after another.
+
+    With few inputs that is one product, of rows [A_{t-1}, X_t, 1]: four blocks of pre-activations
+    would have left the cache before their step. Otherwise what comes from the inputs is there
+    before the first step.
+    """
+
+    def __init__(self, X: Array, W_a: Array, W_x: Array, bias: Array, A: Array, Z: Array) -> None:
+        n_t, n, n_in = X.shape
+        h, width = W_a.shape
+        self.A, self.Z, self.W, self.h = A, Z, W_a, h
+        self.rows: Array | None = None
+        if n < _TALL or n_in > h:
+            project(X, W_x, bias, Z)
+            return
+        rows = self.rows = workspace.empty((n_t, n, h + n_in + 1), X.dtype)
+        rows[:, :, h:-1], rows[:, :, -1] = X, 1
+        self.W = workspace.empty((h + n_in + 1, width), X.dtype)
+        self.W[:h], self.W[h:-1], self.W[-1] = W_a, W_x, bias
+
+    def of(self, t: int, part: slice, free: Array) -> None:
+        """Write Z_t of some examples; `free` is an array of its size to work in."""
+        if self.rows is None:
+            np.matmul(self.A[t, part], self.W, out=free)
+            np.add(self.Z[t, part], free, out=self.Z[t, part])
+        else:
+            row = self.rows[t, part]
+            row[:, : self.h] = self.A[t, part]
+            np.matmul(row, self.W, out=self.Z[t, part])

@@ -1,15 +1,16 @@
 """Recurrent networks over whole sequences on the CPU: few NumPy calls a step, no new arrays.
 
-- What needs no state is computed for all steps at once: the input's products, the slopes of the
-  activations, the gradients of the weights.
+- What needs no state is computed for many steps at once: the input's products, the slopes of the
+  activations (for as many as the cache holds), the gradients of the weights.
 - The operations of one step are so short that two Python threads would wait for one another's lock
   most of the time: so one thread goes through the steps, and BLAS uses the others for the products.
-  Of large batches each thread takes a part through all steps.
+  Of large batches each thread takes a part through all steps. Work of Python's threads in between
+  would share its cores with BLAS's, which go on looking for more for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,7 +27,7 @@ States = tuple[Array, ...]
 _COPY_BYTES = 1 << 17  # of a block of examples that is turned around inside the cache
 _NUMBERS = 1 << 16  # pre-activations of one step that are worth a thread
 _CACHED = 1 << 16  # numbers that a bias is added to before they leave the cache
-_TALL = 8  # rows of a step's product from which its matrix may be read for each step anew
+_SLOPES = 1 << 18  # numbers of several steps that are still in the cache when they are used
 _TANH = ("tanh", 0.0, 0.0)  # a built-in activation's `kernel`
 
 
@@ -70,19 +71,20 @@ class CpuSequence(ReferenceSequence):
         (A,) = states_of(X, first, weights, 1)
         Z = workspace.empty((*A[1:].shape[:2], A.shape[2]), X.dtype)
         bias = weights.biases[0] + weights.biases[1]
-        products = StepProducts(X, weights.recurrent, weights.input, bias, A, Z)
+        project(X, weights.input, bias, Z)
 
         def share(_: int, part: slice) -> None:
-            free = new_like(A[0, part])
-            for t in range(len(X)):
-                products.of(t, part, free)
-                z, new = Z[t, part], A[t + 1, part]
+            product = new_like(A[0, part])
+            each = range(len(X)), Z[:, part], A[:-1, part], A[1:, part]
+            for t, z, old, new in zip(*each, strict=True):
+                np.dot(old, weights.recurrent, out=product)
+                np.add(z, product, out=z)
                 if act.kernel == _TANH:
                     np.tanh(z, out=new)
                 else:
                     new[...] = act.fn(z)
                 if mask is not None:
-                    np.copyto(new, A[t, part], where=~mask[t, part])
+                    np.copyto(new, old, where=~mask[t, part])
 
         over_examples(Z, share)
         return Trace(X, mask, (A,), (Z,))
@@ -104,31 +106,30 @@ class CpuSequence(ReferenceSequence):
         dZ = workspace.empty(Z.shape, Z.dtype)
         (accumulator,) = accumulators_of(trace, last)
 
-        def slopes(part: slice) -> None:
-            if act.kernel == _TANH:  # 1 - A_t^2; where a step is left out, zero is multiplied
-                after = A[1:][part]
-                np.multiply(after, after, out=dZ[part])
-                np.subtract(1, dZ[part], out=dZ[part])
-            else:
-                dZ[part] = act.grad(Z[part])
-
         def share(_: int, part: slice) -> None:
             total, back = accumulator[part], new_like(accumulator[part])
-            for t in reversed(range(len(X))):
-                if is_cut(t, len(X), truncate):
-                    total.fill(0)
-                dz, dA_t = dZ[t, part], total
-                if dA is not None:
-                    dA_t = np.add(dA[t, part], total, out=back)
-                np.multiply(dz, dA_t, out=dz)
-                if mask is None:
-                    np.matmul(dz, weights.recurrent.T, out=total)
+            for steps in blocks_back(dZ[:, part]):
+                slopes = dZ[steps, part]
+                if act.kernel == _TANH:  # 1 - A_t^2; where a step is left out, it becomes zero
+                    after = A[1:][steps, part]
+                    np.multiply(after, after, out=slopes)
+                    np.subtract(1, slopes, out=slopes)
                 else:
-                    np.copyto(dz, 0, where=~mask[t, part])
-                    np.matmul(dz, weights.recurrent.T, out=back)
-                    np.copyto(total, back, where=mask[t, part])
+                    slopes[...] = act.grad(Z[steps, part])
+                for t, dz in zip(backwards(steps), slopes[::-1], strict=True):
+                    if is_cut(t, len(X), truncate):
+                        total.fill(0)
+                    dA_t = total
+                    if dA is not None:
+                        dA_t = np.add(dA[t, part], total, out=back)
+                    np.multiply(dz, dA_t, out=dz)
+                    if mask is None:
+                        np.dot(dz, weights.recurrent.T, out=total)
+                    else:
+                        np.copyto(dz, 0, where=~mask[t, part])
+                        np.dot(dz, weights.recurrent.T, out=back)
+                        np.copyto(total, back, where=mask[t, part])
 
-        over_steps(dZ, slopes)
         over_examples(Z, share)
         return gradients(trace, dZ, weights, params, inputs, (accumulator,))
 
@@ -181,44 +182,19 @@ def over_examples(Z: Array, share: Callable[[int, slice], None]) -> None:
         share(0, slice(0, n))
 
 
-def over_steps(Z: Array, work: Callable[[slice], None]) -> None:
-    """Call ``work(part)`` for parts of the steps."""
-    parts = threads.shares(len(Z), max(1, _NUMBERS // max(1, Z[0].size)))
-    threads.run_shares(lambda _, part: work(part), parts)
+def blocks_back(Z: Array) -> Iterator[slice]:
+    """Blocks of the steps of (n_t, n, width), the last first."""
+    step = max(1, _SLOPES // max(1, Z[0].size))
+    for stop in range(len(Z), 0, -step):
+        yield slice(max(0, stop - step), stop)
+
+
+def backwards(steps: slice) -> range:
+    """The numbers of the steps, the last first."""
+    return range(steps.stop - 1, steps.start - 1, -1)
 
 
 # ------------------------------------------------------------------------- products of all steps
-
-
-class StepProducts:
-    """Z_t = A_{t-1} W_a + X_t W_x + bias, one step after another.
-
-    With few inputs that is one product, of rows [A_{t-1}, X_t, 1]; otherwise what comes from the
-    inputs is there before the first step.
-    """
-
-    def __init__(self, X: Array, W_a: Array, W_x: Array, bias: Array, A: Array, Z: Array) -> None:
-        n_t, n, n_in = X.shape
-        h, width = W_a.shape
-        self.A, self.Z, self.W, self.h = A, Z, W_a, h
-        self.rows: Array | None = None
-        if n < _TALL or n_in > h:
-            project(X, W_x, bias, Z)
-            return
-        rows = self.rows = workspace.empty((n_t, n, h + n_in + 1), X.dtype)
-        rows[:, :, h:-1], rows[:, :, -1] = X, 1
-        self.W = workspace.empty((h + n_in + 1, width), X.dtype)
-        self.W[:h], self.W[h:-1], self.W[-1] = W_a, W_x, bias
-
-    def of(self, t: int, part: slice, free: Array) -> None:
-        """Write Z_t of some examples; `free` is an array of its size to work in."""
-        if self.rows is None:
-            np.matmul(self.A[t, part], self.W, out=free)
-            np.add(self.Z[t, part], free, out=self.Z[t, part])
-        else:
-            row = self.rows[t, part]
-            row[:, : self.h] = self.A[t, part]
-            np.matmul(row, self.W, out=self.Z[t, part])
 
 
 def project(X: Array, W: Array, bias: Array, out: Array) -> None:
@@ -231,11 +207,6 @@ def project(X: Array, W: Array, bias: Array, out: Array) -> None:
             np.add(rows[part], bias, out=rows[part])
 
 
-def _product(A: Array, B: Array, out: Array) -> None:
-    with threads.threaded_blas():
-        np.matmul(A, B, out=out)
-
-
 def gradients(
     trace: Trace, dZ: Array, weights: Weights, params: bool, inputs: bool, states: States
 ) -> SequenceGradients:
@@ -246,15 +217,16 @@ def gradients(
     A, rows = trace.states[0], dZ.reshape(n_t * n, dZ.shape[2])
     from_input, from_state = rows[:, :width], rows[:, rows.shape[1] - width :]
     dX = grads = None
-    if inputs:
-        dX = new_like(trace.X)
-        _product(from_input, weights.input.T, dX.reshape(n_t * n, n_in))
-    if params:
-        X, A_prev = trace.X.reshape(n_t * n, n_in), A[:-1].reshape(n_t * n, h)
-        dW_a, dW_x = new_like(weights.recurrent), new_like(weights.input)
-        db = workspace.empty((1, rows.shape[1]), rows.dtype)
-        _product(A_prev.T, from_state, dW_a)
-        _product(X.T, from_input, dW_x)
-        _product(np.ones((1, n_t * n), rows.dtype), rows, db)
-        grads = Weights(dW_a, dW_x, (db[0], db[0])[: len(weights.biases)])
+    with threads.threaded_blas():
+        if inputs:
+            dX = new_like(trace.X)
+            np.matmul(from_input, weights.input.T, out=dX.reshape(n_t * n, n_in))
+        if params:
+            X, A_prev = trace.X.reshape(n_t * n, n_in), A[:-1].reshape(n_t * n, h)
+            dW_a, dW_x = new_like(weights.recurrent), new_like(weights.input)
+            db = workspace.empty((1, rows.shape[1]), rows.dtype)
+            np.matmul(A_prev.T, from_state, out=dW_a)
+            np.matmul(X.T, from_input, out=dW_x)
+            np.matmul(np.ones((1, n_t * n), rows.dtype), rows, out=db)
+            grads = Weights(dW_a, dW_x, (db[0], db[0])[: len(weights.biases)])
     return SequenceGradients(dX, grads, states)
