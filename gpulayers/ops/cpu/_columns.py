@@ -141,18 +141,18 @@ def outputs_per_row(
     out_ch: int,
     out_cols: int,
     enough: int = _BAND_WIDTH,
-    in_pairs: bool = True,
+    most: int = 1,
 ) -> int:
     """How many neighbouring outputs T one row of columns should compute; 1 means no band.
 
-    `enough` columns of the band make BLAS fast; more only add multiplications. Where W alone has as
-    many, pairs still halve the number of copies, if `in_pairs`.
+    `enough` columns of the band make BLAS fast; more only add multiplications. Where W alone has
+    them, up to `most` outputs, a power of two, still make copies (or sums) fewer and longer.
     """
     fc, sc = window.kernel[1], window.stride[1]
     if window.dilation[1] != 1 or ch * fc >= _BAND_WIDTH:
         return 1
     if out_ch >= _BAND_WIDTH:
-        return 2 if in_pairs and out_cols % 2 == 0 else 1
+        return math.gcd(most, out_cols)
     best = 1
     for t in range(2, out_cols + 1):
         if (fc + (t - 1) * sc) / fc > _BAND_COST:
@@ -162,6 +162,11 @@ def outputs_per_row(
             if t * out_ch >= enough:
                 break
     return best
+
+
+def _pairs(out_ch: int) -> int:
+    """2 where pairs of outputs save more by copying than they cost in multiplications."""
+    return 2 if out_ch < 2 * _BAND_WIDTH else 1
 
 
 def band_window(window: Window, t: int) -> Window:
@@ -188,7 +193,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
     n, rows, cols, ch = X.shape
     out, out_ch = window.output_size(rows, cols), W.shape[3]
     Z = workspace.empty((n, *out, out_ch), X.dtype)
-    t = outputs_per_row(window, ch, out_ch, out[1])
+    t = outputs_per_row(window, ch, out_ch, out[1], most=_pairs(out_ch))
     if t > 1 and not all_finite(X):
         t = 1  # an infinity times a zero of the band would be NaN in outputs that don't see it
     if t > 1:
@@ -226,7 +231,7 @@ def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
     """
     n, out_rows, out_cols, out_ch = dZ.shape
     ch = X.shape[3]
-    t = outputs_per_row(window, ch, out_ch, out_cols)
+    t = outputs_per_row(window, ch, out_ch, out_cols, most=_pairs(out_ch))
     wide = band_window(window, t) if t > 1 else window
     columns = Columns(X.shape, X.dtype, wide, (out_rows, out_cols // t), with_ones=True)
     size = (columns.depth, t * out_ch)
@@ -262,8 +267,8 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     n, rows, cols, ch = x_shape
     out_ch = W.shape[3]
     out_rows, out_cols = window.output_size(rows, cols)
-    # twice as wide: longer runs are added up
-    t = outputs_per_row(window, ch, out_ch, out_cols, 2 * _BAND_WIDTH, in_pairs=False)
+    # twice as wide: longer runs are added up; of a single channel they are whole rows as it is
+    t = 1 if ch == 1 else outputs_per_row(window, ch, out_ch, out_cols, 2 * _BAND_WIDTH, most=4)
     if t > 1 and not all_finite(dZ):
         t = 1  # as in the forward pass
     if t > 1:
