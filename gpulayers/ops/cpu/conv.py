@@ -1,7 +1,8 @@
 """Convolution on the CPU: which of the algorithms computes what.
 
 Pointwise windows are one product, 3x3 windows over enough channels go through Winograd's
-(`_winograd`, many channels `_winograd2d`), everything else is columns in blocks (`_columns`).
+(`_winograd`, many channels `_winograd2d`), also with spacing between the taps (`_spaced`),
+everything else is columns in blocks (`_columns`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu import _columns, _winograd, _winograd2d, _winograd_layer
+from gpulayers.ops.cpu import _columns, _spaced, _winograd, _winograd2d, _winograd_layer
 from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place
 from gpulayers.ops.reference.conv import cropped
 from gpulayers.ops.window import Window
@@ -117,6 +118,10 @@ def convolve(X: Array, W: Array, b: Array | None, window: Window, rectify: bool)
         if rectify:
             relu_in_place(Z)
         return Z.reshape(*X.shape[:3], out_ch)
+    dense = _dense(X, out_ch, window)
+    if dense is not None:
+        parts = _spaced.apart(X, window.dilation)
+        return _spaced.together(convolve(parts, W, b, dense, rectify), window.dilation)
     way = _way(X, out_ch, window)
     Z = None if way is None else _winograd_layer.forward(way, X, W, b, window, rectify)
     return _columns.forward(X, W, b, window, rectify) if Z is None else Z
@@ -127,8 +132,22 @@ def _way(X: Array, out_ch: int, window: Window) -> Any:
     return next((way for way in (_winograd2d, _winograd) if way.serves(X, out_ch, window)), None)
 
 
+def _dense(X: Array, out_ch: int, window: Window) -> Window | None:
+    """The window without spacing between its taps on the parts of `X` of which `_spaced` tells, if
+    Winograd's algorithm serves there."""
+    dense = _spaced.dense_window(window, X.shape[1:3])
+    if dense is None:
+        return None
+    parts = X.reshape(_spaced.shape_apart(X.shape, window.dilation))  # of their size alone
+    return None if _way(parts, out_ch, dense) is None else dense
+
+
 def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | None:
     """(dW, db) by Winograd's algorithm; None where it does not serve."""
+    dense = _dense(X, dZ.shape[3], window)
+    if dense is not None:
+        apart = _spaced.apart
+        return param_grads(apart(X, window.dilation), apart(dZ, window.dilation), dense)
     way = _way(X, dZ.shape[3], window)
     return None if way is None else _winograd_layer.weight_grad(way, X, dZ, window)
 
@@ -136,6 +155,14 @@ def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array] | No
 def all_grads(X: Array, dZ: Array, W: Array, window: Window) -> tuple[Array, Array, Array] | None:
     """(dX, dW, db) by Winograd's algorithm; None where it does not serve."""
     ch, out_ch = W.shape[2:]
+    dense = _dense(X, out_ch, window)
+    if dense is not None:
+        apart = _spaced.apart
+        gradients = all_grads(apart(X, window.dilation), apart(dZ, window.dilation), W, dense)
+        if gradients is None:
+            return None
+        dX, dW, db = gradients
+        return _spaced.together(dX, window.dilation), dW, db
     if not _flips(window, ch):
         return None
     back = _flipped_window(window)

@@ -12,7 +12,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gpulayers.ops import Window
-from gpulayers.ops.cpu import Cpu, _winograd, _winograd2d
+from gpulayers.ops.cpu import Cpu, _spaced, _winograd, _winograd2d, _winograd_layer
 from gpulayers.ops.reference import Reference
 from gpulayers.threads import use_threads
 from tests.ops.cpu.conftest import normal
@@ -149,6 +149,51 @@ def test_many_channels_on_whole_tiles_go_through_both_directions() -> None:
     assert not _winograd2d.serves(many[:, :5, :5], 128, window)  # 64 outputs for 25
     assert not _winograd2d.serves(many.astype(float), 128, window)
     assert not _winograd2d.serves(many, 128, Window((3, 3), (2, 2), (1, 1, 1, 1)))
+
+
+# n, rows, cols, spacing, pad
+SPACED = [
+    (3, 12, 10, (2, 2), (2, 2, 2, 2)),
+    (2, 12, 15, (2, 3), (0, 2, 3, 6)),
+    (1, 8, 20, (1, 4), (1, 1, 4, 4)),
+]
+
+
+@pytest.mark.parametrize("case", SPACED, ids=str)
+def test_spacing_between_the_taps(
+    case: Any, bound: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, rows, cols, spacing, pad = case
+    window = Window((3, 3), pad=pad, dilation=spacing)
+    X, W, b = normal((n, rows, cols, 24), 1), normal((3, 3, 24, 31), 2), normal((31,), 3)
+    gold = gold_forward(X, W, window)
+    dZ = normal(gold.shape, 4)
+    dX, dW = gold_gradients(X, W, dZ, window)
+    for spoiled in (False, True):  # then the columns of the parts, and of the whole
+        if spoiled:
+            monkeypatch.setattr(_winograd_layer, "all_finite", lambda array: False)
+        rectified = CPU.conv2d_relu_forward(X, W, b, window)
+        assert error(rectified, np.maximum(gold + b, 0)) < bound
+        assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < bound
+        assert error(CPU.conv2d_param_grads(X, dZ, window)[0], dW) < bound
+        three = CPU.conv2d_grads(X, dZ, W, window)
+        for actual, wanted in zip(three, (dX, dW, dZ.sum(axis=(0, 1, 2))), strict=True):
+            assert error(actual, wanted) < bound
+
+
+@pytest.mark.parametrize(
+    ("size", "pad", "parts"),
+    [((8, 12), (2, 2, 2, 2), True), ((9, 12), (2, 2, 2, 2), False), ((8, 12), (2, 1, 2, 2), False)],
+)
+def test_spacing_is_taken_apart_where_the_parts_are_alike(
+    size: tuple[int, int], pad: Any, parts: bool
+) -> None:
+    dense = _spaced.dense_window(Window((3, 3), pad=pad, dilation=(2, 2)), size)
+    assert dense == (Window((3, 3), pad=(1, 1, 1, 1)) if parts else None)
+    assert _spaced.dense_window(Window((3, 3), (2, 2), pad, (2, 2)), size) is None
+    images = np.arange(2 * 8 * 12 * 3, dtype=np.float32).reshape(2, 8, 12, 3)
+    assert_same_bits(_spaced.apart(images, (2, 3))[4], images[0, 1::2, 1::3])
+    assert_same_bits(_spaced.together(_spaced.apart(images, (2, 3)), (2, 3)), images)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
