@@ -290,17 +290,22 @@ def judge_all(
 ) -> Iterator[Verdict]:
     """Judges mutants in several processes, in order; one that crashes its process is caught."""
     known = {entry.key for entry in equivalent_mutants()}
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        jobs = [pool.submit(judge, m, thorough and m.key not in known) for m in chosen]
-        for mutant, job in zip(chosen, jobs, strict=True):
-            try:
-                verdict = job.result()
-            except BrokenProcessPool:  # by this mutant or another one: try it alone
-                verdict = _judge_alone(mutant)
-            if verdict.outcome == "alive" and mutant.key in known:
-                verdict = Verdict(mutant, "equivalent")
-            yield verdict
+    jobs = [_pool(processes).submit(judge, m, thorough and m.key not in known) for m in chosen]
+    for mutant, job in zip(chosen, jobs, strict=True):
+        try:
+            verdict = job.result()
+        except BrokenProcessPool:  # by this mutant or another one: try it alone
+            _pool.cache_clear()
+            verdict = _judge_alone(mutant)
+        if verdict.outcome == "alive" and mutant.key in known:
+            verdict = Verdict(mutant, "equivalent")
+        yield verdict
+
+
+@functools.cache
+def _pool(processes: int) -> ProcessPoolExecutor:
+    """The processes, the same for all sources: to start one takes as long as a few mutants."""
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def _judge_alone(mutant: Mutant) -> Verdict:

@@ -24,6 +24,7 @@ OLDEST_GXX = 11
 COMMON_FLAGS = (
     "-std=c++17",
     "-gdwarf-4",
+    "-g1",  # lines and inlined calls, for the reports; the rest takes longer than the code
     "-fPIC",
     "-w",
     "-fno-exceptions",
@@ -32,7 +33,7 @@ COMMON_FLAGS = (
     "-ffp-contract=off",
 )
 KERNEL_FLAGS = {
-    "plain": ("-O2",),
+    "plain": ("-O1",),  # cases are small: -O2 takes longer to compile than it saves
     # The sanitizers only instrument; their libraries are not linked (runtime/hooks.cpp).
     "check": (
         "-O1",
