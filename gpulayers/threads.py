@@ -28,6 +28,7 @@ __all__ = [
     "is_serial",
     "run_shares",
     "shares",
+    "shares_at_most",
     "single_threaded_blas",
     "thread_count",
     "threaded_blas",
@@ -296,6 +297,11 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.busy.acquire(timeout=1))
 
 
+def shares_at_most() -> int:
+    """How many slices `shares` cuts at most: `thread_count`, and one within a share."""
+    return 1 if is_serial() else thread_count()
+
+
 def shares(n: int, grain: int = 1) -> list[slice]:
     """Split 0..n into at most `thread_count` slices of equal size, each of at least `grain`.
 
@@ -303,31 +309,30 @@ def shares(n: int, grain: int = 1) -> list[slice]:
     number of threads. Within a share of `run_shares` it is one slice.
     """
     grain = max(1, grain)
-    count = 1 if is_serial() else thread_count()
-    count = max(1, min(count, n // grain))
+    count = max(1, min(shares_at_most(), n // grain))
     step = -(-n // count)
     step = max(1, -(-step // grain) * grain)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)] or [slice(0, n)]
 
 
-def run_shares(work: Work, parts: list[slice]) -> None:
+def run_shares(work: Work, parts: list[slice], blas: bool = True) -> None:
     """Call ``work(i, parts[i])`` for every share, each in a thread of its own, BLAS at one thread.
 
     The calling thread takes the first share. Called from within a share, or while another thread
     has the workers, it runs them one after another, so threads never multiply. Context variables
     (`numpy.errstate` is one) have the caller's values. The first exception of a share is raised
-    here, after all have ended.
+    here, after all have ended. Work without matrix products can do with ``blas=False``: BLAS is
+    then left alone, which takes a while to tell.
     """
     if is_serial():
         for i, part in enumerate(parts):
             work(i, part)
         return
-    if len(parts) == 1:
-        with single_threaded_blas():
+    with single_threaded_blas() if blas else contextlib.nullcontext():
+        if len(parts) == 1:
             work(0, parts[0])
-        return
-    pool = _pool
-    with single_threaded_blas():
+            return
+        pool = _pool
         if not pool.busy.acquire(blocking=False):
             for i, part in enumerate(parts):
                 work(i, part)

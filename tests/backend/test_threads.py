@@ -264,6 +264,14 @@ def test_a_blas_without_control_is_left_alone(blas: FakeBlas, count: int | None)
     assert blas.told == []
 
 
+def test_work_without_products_leaves_blas_alone(blas: FakeBlas) -> None:
+    seen: list[int] = []
+    run_shares(lambda i, part: seen.append(i), [slice(0, 1)] * 3, blas=False)
+    assert (sorted(seen), blas.told) == ([0, 1, 2], [])
+    run_shares(lambda i, part: seen.append(i), [slice(0, 1)] * 3)
+    assert blas.told == [1, 7]
+
+
 def test_blas_alone_has_the_threads(blas: FakeBlas) -> None:
     with use_threads(3), threads.threaded_blas():
         assert blas.count == 3

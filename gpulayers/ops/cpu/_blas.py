@@ -1,4 +1,5 @@
-"""Sums of multiples by BLAS: one pass over memory where NumPy's operations take two or three.
+"""Sums of multiples by BLAS: one pass over memory where NumPy's operations take two or three, and
+a column added to a matrix, where they take a loop for each row.
 
 NumPy does not offer them, but OpenBLAS, which its wheels bring along, has them under C names. They
 are looked up in the library whose threads `gpulayers.threads` controls; where there is no such
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,11 +23,13 @@ from gpulayers.threads import blas_libraries
 
 # OpenBLAS is built with names of its own, so that two of them can live in one process.
 _NAMES = ("scipy_cblas_{}64_", "cblas_{}64_", "scipy_cblas_{}", "cblas_{}")
+_ROWS = 101  # CblasRowMajor
 
 
 class _Functions(NamedTuple):
     axpy: Callable[..., None]  # (n, a, x, 1, y, 1)
     axpby: Callable[..., None]  # (n, a, x, 1, b, y, 1)
+    ger: Callable[..., None]  # (order, m, n, a, x, 1, y, 1, matrix, n)
 
 
 @cache
@@ -34,25 +37,23 @@ def _functions(dtype: np.dtype) -> _Functions | None:
     if dtype.char not in "fd":
         return None
     letter, number = ("s", ctypes.c_float) if dtype.char == "f" else ("d", ctypes.c_double)
+    size, vector = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64)
+    arguments = (  # a library of 32-bit integers reads the lower half of them
+        (size, number, *vector, *vector),
+        (size, number, *vector, number, *vector),
+        (ctypes.c_int, size, size, number, *vector, *vector, *vector),
+    )
     for library in blas_libraries():
         if library.internal_api != "openblas":
             continue
         for name in _NAMES:
-            axpy, axpby = (
-                getattr(library.dynlib, name.format(letter + field), None)
-                for field in _Functions._fields
-            )
-            if axpy is not None and axpby is not None:
-                return _Functions(_typed(axpy, number, 1), _typed(axpby, number, 2))
+            full = [name.format(letter + field) for field in _Functions._fields]
+            if all(hasattr(library.dynlib, field) for field in full):
+                found = [getattr(library.dynlib, field) for field in full]
+                for function, types in zip(found, arguments, strict=True):
+                    function.argtypes, function.restype = types, None
+                return _Functions(*found)
     return None
-
-
-def _typed(function: Any, number: Any, factors: int) -> Callable[..., None]:
-    # a library of 32-bit integers reads the lower half of these
-    vector = (ctypes.c_void_p, ctypes.c_int64)
-    function.argtypes = (ctypes.c_int64, *(number, *vector) * factors, *vector * (2 - factors))
-    function.restype = None
-    return function
 
 
 def serves(written: Iterable[Array], factors: Iterable[float]) -> bool:
@@ -79,6 +80,17 @@ def weigh(a: float, x: Array, b: float, y: Array) -> None:
     functions = _functions(x.dtype)
     if functions is not None:
         functions.axpby(x.size, a, _place(x), 1, b, _place(y), 1)
+
+
+def add_column(a: float, column: Array, one: Array, matrix: Array) -> None:
+    """matrix += a * column: to every row (m, n) its number of (m,); `one` holds n ones.
+
+    A number of the column that is zero changes nothing in any case.
+    """
+    functions = _functions(matrix.dtype)
+    if functions is not None:
+        m, n = matrix.shape
+        functions.ger(_ROWS, m, n, a, _place(column), 1, _place(one), 1, _place(matrix), n)
 
 
 def _place(array: Array) -> int:

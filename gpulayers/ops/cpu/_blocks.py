@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from gpulayers.threads import run_shares, shares, single_threaded_blas
 SMALL = 1 << 15  # elements up to which an array is worked on as a whole, without ado
 BLOCK = 1 << 17  # elements of one array that an elementwise pass takes at a time
 _SHARE = 1 << 17  # elements, gone over twice, from which a second thread pays
+_LEAD = 3 << 16  # elements, gone over once, that the caller does while another thread wakes
+_VECTOR = 16  # elements that at most are loaded at once
 _WIDE = 1 << 13  # elements of a row of which NumPy's buffer (8192) does not take two
 _LONG = 512  # elements of a row from which NumPy should not copy it; see `row_by_row`
 
@@ -26,8 +28,33 @@ def blocks(part: slice, step: int) -> Iterator[slice]:
 
 
 def row_shares(rows: int, width: int, passes: int = 4) -> list[slice]:
-    """Shares of `rows` rows of `width` elements, for about `passes` passes over them."""
-    return shares(rows, -(-_SHARE * 2 // max(1, passes * width)))
+    """Shares of `rows` rows of `width` elements, for about `passes` passes over them.
+
+    The first is the largest: the caller, whose share it is, begins while the others wake, and would
+    have to be woken himself if they ended after him.
+    """
+    work = max(1, passes * width)
+    grain = -(-_SHARE * 2 // work)
+    count = len(shares(rows, grain))
+    step = max(1, (rows - min(_LEAD // work, grain)) // count)
+    if width == 1 and step > _VECTOR:
+        step -= step % _VECTOR
+    first = rows - (count - 1) * step
+    return [slice(0, first), *blocks(slice(first, rows), step)]
+
+
+def block_lengths(parts: list[slice], step: int, whole: int = 1) -> list[int]:
+    """How much of its share each thread takes at a time, in multiples of `whole`: the caller about
+    `step`, the others about twice as much.
+
+    Threads that called the same at the same time would meet at Python's lock after every call.
+    """
+    lengths: list[int] = []
+    for i, part in enumerate(parts):
+        size = (part.stop - part.start) // whole
+        count = max(1, round(size * whole / (2 * step if i else step)))
+        lengths.append(max(1, -(-size // count)) * whole)
+    return lengths
 
 
 @lru_cache(maxsize=1024)
@@ -83,35 +110,48 @@ def column_sums(rows: Array) -> Array:
 
 
 def ones(n: int, dtype: np.dtype) -> Array:
-    """A vector of ones, of the active workspace."""
+    """A vector of ones, which is not to be written to."""
+    if n <= 2 * _WIDE:
+        return _constant(n, 1.0, dtype)
     vector = workspace.empty((n,), dtype)
     vector.fill(1)
     return vector
 
 
-@cache
-def zero_block(dtype: np.dtype) -> Array:
-    """4 BLOCK zeros: a maximum with an array of zeros is faster than one with the number 0."""
-    zero = np.zeros(4 * BLOCK, dtype)
-    zero.setflags(write=False)
-    return zero
+def averaging(n: int, dtype: np.dtype) -> Array:
+    """A column of 1 / n, not to be written to: rows times it are their averages."""
+    return _constant(n, 1.0 / n, dtype)[:, None]
+
+
+@lru_cache(maxsize=64)
+def _constant(n: int, value: float, dtype: np.dtype) -> Array:
+    vector = np.full(n, value, dtype)
+    vector.setflags(write=False)
+    return vector
+
+
+def zero_row(dtype: np.dtype) -> Array:
+    """2 _WIDE zeros: a maximum with an array of zeros is faster than one with the number 0, and
+    these stay in the nearest caches."""
+    return _constant(2 * _WIDE, 0.0, dtype)
 
 
 def relu(array: Array, out: Array) -> None:
     """out = max(array, 0), contiguous both; they may be one array."""
-    x, y, zero = array.reshape(-1), out.reshape(-1), zero_block(array.dtype)
-    if x.size <= 4 * BLOCK:
-        np.maximum(x, zero[: x.size], out=y)
-        return
-    for block in blocks(slice(0, x.size), 4 * BLOCK):
-        np.maximum(x[block], zero[: block.stop - block.start], out=y[block])
+    x, y, zero = array.reshape(-1), out.reshape(-1), zero_row(array.dtype)
+    rest = x.size % zero.size
+    full = x.size - rest
+    if full:
+        np.maximum(x[:full].reshape(-1, zero.size), zero, out=y[:full].reshape(-1, zero.size))
+    if rest:
+        np.maximum(x[full:], zero[:rest], out=y[full:])
 
 
 def relu_in_place(array: Array) -> None:
     """max(array, 0) of a contiguous array, in threads."""
     flat = array.reshape(-1)
     parts = row_shares(flat.size, 1, 2)
-    run_shares(lambda i, part: relu(flat[part], flat[part]), parts)
+    run_shares(lambda i, part: relu(flat[part], flat[part]), parts, blas=False)
 
 
 def all_finite(array: Array) -> bool:

@@ -11,7 +11,15 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
-from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu, row_shares
+from gpulayers.ops.cpu._blocks import (
+    BLOCK,
+    SMALL,
+    add_bias,
+    block_lengths,
+    blocks,
+    relu,
+    row_shares,
+)
 from gpulayers.ops.reference.activation import ReferenceActivation
 from gpulayers.threads import run_shares
 
@@ -36,16 +44,17 @@ class CpuActivation(ReferenceActivation):
         step = max(1, 4 * BLOCK // ch)  # few passes: calls cost more than the cache saves
         rows, out = Z.reshape(-1, ch), Y.reshape(-1, ch)
         parts = row_shares(len(rows), ch, _PASSES.get(name, 0) + (b is not None))
+        steps = block_lengths(parts, step)
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
+            for block in blocks(part, steps[i]):
                 x = rows[block]
                 if b is not None:
                     add_bias(x, b)
                 if name in _PASSES:
                     _apply(name, x.reshape(-1), out[block].reshape(-1))
 
-        run_shares(work, parts)
+        run_shares(work, parts, blas=False)
         return Y if name in _PASSES else super().bias_activation(Z, None, act)
 
     def activation_backward(self, dY: Array, Z: Array, act: Activation) -> Array:
@@ -59,16 +68,16 @@ class CpuActivation(ReferenceActivation):
             np.multiply(dy, _slope(name, z, dz, _scratch(name, z.size, Z.dtype)), out=dz)
             return dZ
         parts = row_shares(z.size, 1, _PASSES[name])
-        step = 4 * BLOCK
-        scratch = [_scratch(name, min(step, part.stop - part.start), Z.dtype) for part in parts]
+        steps = block_lengths(parts, 4 * BLOCK)
+        scratch = [_scratch(name, step, Z.dtype) for step in steps]
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
+            for block in blocks(part, steps[i]):
                 x, out = z[block], dz[block]
                 slope = _slope(name, x, out, scratch[i][: x.size])
                 np.multiply(dy[block], slope, out=out)
 
-        run_shares(work, parts)
+        run_shares(work, parts, blas=False)
         return dZ
 
 

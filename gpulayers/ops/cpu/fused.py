@@ -12,7 +12,15 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
 from gpulayers.ops.cpu import _columns, _dense, _pooled
-from gpulayers.ops.cpu._blocks import BLOCK, SMALL, add_bias, blocks, relu_in_place, row_shares
+from gpulayers.ops.cpu._blocks import (
+    BLOCK,
+    SMALL,
+    add_bias,
+    block_lengths,
+    blocks,
+    relu_in_place,
+    row_shares,
+)
 from gpulayers.ops.cpu.conv import all_grads, convolve, param_grads
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
@@ -65,13 +73,13 @@ class CpuFused(ReferenceFused):
             np.multiply(dy, np.greater(y, 0, out=workspace.empty(y.shape, np.bool_)), out=dz)
             return dZ
         parts = row_shares(y.size, 1, 2)
-        step = 4 * BLOCK  # two passes: calls cost more than the cache saves
-        masks = [workspace.empty((min(step, p.stop - p.start),), np.bool_) for p in parts]
+        steps = block_lengths(parts, 4 * BLOCK)  # calls cost more than the cache saves
+        masks = [workspace.empty((step,), np.bool_) for step in steps]
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
+            for block in blocks(part, steps[i]):
                 above = np.greater(y[block], 0, out=masks[i][: block.stop - block.start])
                 np.multiply(dy[block], above, out=dz[block])
 
-        run_shares(work, parts)
+        run_shares(work, parts, blas=False)
         return dZ

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import blocks, fold, ones, repeated, row_by_row, row_shares
+from gpulayers.ops.cpu import _blas
+from gpulayers.ops.cpu._blocks import (
+    averaging,
+    block_lengths,
+    blocks,
+    fold,
+    ones,
+    repeated,
+    row_by_row,
+    row_shares,
+)
 from gpulayers.ops.reference.normalization import ReferenceNormalization
-from gpulayers.threads import Work, run_shares
+from gpulayers.threads import Work, run_shares, shares_at_most
 
 BLOCK = (
     1 << 18
@@ -38,13 +49,10 @@ class _Columns:
         self.m, self.ch, self.dtype = m, ch, dtype
         self.k = fold(m, ch)
         self.rows, self.width = m // self.k, self.k * ch
-        self.step = max(1, BLOCK // self.width)
         self.parts = row_shares(self.rows, self.width, 4)
-        self.one = ones(max(min(self.step, self.rows), self.k), dtype)
-        self.free = [
-            workspace.empty((min(self.step, p.stop - p.start), self.width), dtype)
-            for p in self.parts
-        ]
+        self.steps = block_lengths(self.parts, max(1, BLOCK // self.width))
+        self.one = ones(max(*self.steps, self.k), dtype)
+        self.free = [workspace.empty((step, self.width), dtype) for step in self.steps]
 
     def wide(self, array: Array) -> Array:
         return array.reshape(self.rows, self.width)
@@ -89,7 +97,7 @@ class CpuNormalization(ReferenceNormalization):
 
         def add_up(i: int, part: slice) -> None:
             """Each block by itself, while it is in the cache: its mean, the squares around it."""
-            for block in blocks(part, cut.step):
+            for block in blocks(part, cut.steps[i]):
                 rows = x[block]
                 count, centred = len(rows) * cut.k, cut.free[i][: len(rows)]
                 centre = cut.total(rows)
@@ -106,7 +114,7 @@ class CpuNormalization(ReferenceNormalization):
         gain, shift = cut.tiled(scaler), cut.tiled(intercept)
 
         def normalize(i: int, part: slice) -> None:
-            for block in blocks(part, cut.step):
+            for block in blocks(part, cut.steps[i]):
                 np.subtract(x[block], centre, out=x_hat[block])
                 np.multiply(x_hat[block], scale, out=x_hat[block])
                 np.multiply(x_hat[block], gain, out=y[block])
@@ -127,7 +135,7 @@ class CpuNormalization(ReferenceNormalization):
         sums = cut.zeros(2)
 
         def add_up(i: int, part: slice) -> None:
-            for block in blocks(part, cut.step):
+            for block in blocks(part, cut.steps[i]):
                 products = cut.free[i][: block.stop - block.start]
                 sums[i][0] += cut.total(dy[block])
                 np.multiply(dy[block], x_hat[block], out=products)
@@ -143,7 +151,7 @@ class CpuNormalization(ReferenceNormalization):
         slope, shift = (cut.tiled(-factor * total / cut.m) for total in (dscaler, dintercept))
 
         def put_together(i: int, part: slice) -> None:
-            for block in blocks(part, cut.step):
+            for block in blocks(part, cut.steps[i]):
                 free, out = cut.free[i][: block.stop - block.start], dx[block]
                 np.multiply(x_hat[block], slope, out=free)
                 np.add(free, shift, out=free)
@@ -156,70 +164,65 @@ class CpuNormalization(ReferenceNormalization):
     def standardize_forward(
         self, X: Array, axes: tuple[int, ...], eps: float
     ) -> tuple[Array, Array]:
-        length = _row_length(X, axes)
-        if length == 0:
+        x = _as_rows(X, axes)
+        if x is None:
             return super().standardize_forward(X, axes, eps)
         X_hat = workspace.empty(X.shape, X.dtype)
-        x, x_hat = X.reshape(-1, length), X_hat.reshape(-1, length)
+        x_hat = X_hat.reshape(x.shape)
         inv_std = np.empty((len(x), 1), X.dtype)
-        cut, small = _Rows(x), X.dtype.type(eps)
+        cut, small = _Rows(x_hat), X.dtype.type(eps)
 
         def work(i: int, part: slice) -> None:
             for block, _ in cut.each(i, part):
-                _standardize(x[block], x_hat[block], inv_std[block], cut.average, small)
+                cut.standardize(i, x[block], x_hat[block], inv_std[block], small)
 
-        _run(work, cut.parts, length)
+        _run(work, cut.parts, cut.length)
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
         return X_hat, inv_std.reshape(kept)
 
     def layernorm_forward(
         self, X: Array, scaler: Array, intercept: Array, eps: float
     ) -> tuple[Array, Array, Array]:
-        length = _row_length(X, (1,))
+        length = _row_length(X)
         if length == 0:
             return super().layernorm_forward(X, scaler, intercept, eps)
         Y, X_hat = (workspace.empty(X.shape, X.dtype) for _ in range(2))
         inv_std = np.empty((len(X), 1), X.dtype)
-        cut, small = _Rows(X), X.dtype.type(eps)
+        cut, small = _Rows(X_hat), X.dtype.type(eps)
         gain, shift = cut.tiled(scaler), cut.tiled(intercept)
 
         def work(i: int, part: slice) -> None:
             for block, _ in cut.each(i, part):
-                _standardize(X[block], X_hat[block], inv_std[block], cut.average, small)
+                cut.standardize(i, X[block], X_hat[block], inv_std[block], small)
                 y = cut.wide(Y[block])
                 np.multiply(cut.wide(X_hat[block]), gain, out=y)
                 np.add(y, shift, out=y)
 
-        _run(work, cut.parts, length)
+        _run(work, cut.parts, cut.length)
         return Y, X_hat, inv_std
 
     def layernorm_backward(
         self, dY: Array, X_hat: Array, scaler: Array, inv_std: Array
     ) -> tuple[Array, Array, Array]:
-        # As `standardize_backward` of dX_hat = dY * scaler, whose means are products with scaler.
-        length = _row_length(dY, (1,))
+        # As `standardize_backward` of dX_hat = dY * scaler.
+        length = _row_length(dY)
         if length == 0:
             return super().layernorm_backward(dY, X_hat, scaler, inv_std)
         dX = workspace.empty(dY.shape, dY.dtype)
-        cut = _Rows(dY)
-        gain, weights = cut.tiled(scaler), cut.average * scaler[:, None]
-        one, sums = ones(cut.step, dY.dtype), [np.zeros((2, length)) for _ in cut.parts]
+        cut = _Rows(dX)
+        gain, one = cut.tiled(scaler), ones(max(cut.steps), dY.dtype)
+        sums = [np.zeros((2, length)) for _ in cut.parts]
 
         def work(i: int, part: slice) -> None:
             dscaler, dintercept = sums[i]
-            for block, products in cut.each(i, part):
+            for block, free in cut.each(i, part):
                 d, x, out = dY[block], X_hat[block], dX[block]
-                np.multiply(d, x, out=products)
-                dscaler += one[: len(d)] @ products
+                dscaler += np.einsum("ij,ij->j", d, x)
                 dintercept += one[: len(d)] @ d
-                slope = products @ weights
                 np.multiply(cut.wide(d), gain, out=cut.wide(out))
-                np.subtract(out, d @ weights, out=out)
-                np.multiply(x, slope, out=products)
-                np.subtract(out, products, out=out)
-                np.multiply(out, inv_std[block], out=out)
+                cut.carry_back(i, out, x, inv_std[block], free, out)
 
-        _run(work, cut.parts, length)
+        _run(work, cut.parts, cut.length)
         for more in sums[1:]:
             sums[0] += more
         dscaler, dintercept = sums[0].astype(dY.dtype)
@@ -229,66 +232,63 @@ class CpuNormalization(ReferenceNormalization):
         self, dX_hat: Array, X_hat: Array, inv_std: Array, axes: tuple[int, ...]
     ) -> Array:
         # mean and variance depend on every element, hence the two averages taken out
-        length = _row_length(X_hat, axes)
-        if length == 0:
+        x_hat = _as_rows(X_hat, axes)
+        if x_hat is None:
             return super().standardize_backward(dX_hat, X_hat, inv_std, axes)
         dX = workspace.empty(X_hat.shape, X_hat.dtype)
-        dx_hat, x_hat, dx = (a.reshape(-1, length) for a in (dX_hat, X_hat, dX))
+        dx_hat, dx = dX_hat.reshape(x_hat.shape), dX.reshape(x_hat.shape)
         scale = inv_std.reshape(-1, 1)
-        cut = _Rows(x_hat)
+        cut = _Rows(dx)
 
         def work(i: int, part: slice) -> None:
-            for block, products in cut.each(i, part):
+            for block, free in cut.each(i, part):
                 d, x, out = dx_hat[block], x_hat[block], dx[block]
-                np.multiply(d, x, out=products)
-                slope = products @ cut.average
-                np.subtract(d, d @ cut.average, out=out)
-                np.multiply(x, slope, out=products)
-                np.subtract(out, products, out=out)
-                np.multiply(out, scale[block], out=out)
+                cut.carry_back(i, d, x, scale[block], free, out)
 
-        _run(work, cut.parts, length)
+        _run(work, cut.parts, cut.length)
         return dX
 
 
-def _standardize(x: Array, x_hat: Array, inv_std: Array, average: Array, eps: Array) -> None:
-    """Rows of x into x_hat and inv_std."""
-    np.subtract(x, x @ average, out=x_hat)
-    np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
-    np.multiply(inv_std, average[0], out=inv_std)
-    np.add(inv_std, eps, out=inv_std)
-    np.sqrt(inv_std, out=inv_std)
-    np.divide(x.dtype.type(1), inv_std, out=inv_std)
-    np.multiply(x_hat, inv_std, out=x_hat)
+def _row_length(rows: Array) -> int:
+    """The length of the rows of a matrix if they suit this way; else 0."""
+    length = rows.shape[1]
+    return length if rows.size and length <= _LONGEST and rows.dtype.itemsize >= 4 else 0
 
 
-def _row_length(X: Array, axes: tuple[int, ...]) -> int:
-    """The length of the rows if `axes` are the last ones and rows suit this way; else 0."""
-    length = math.prod(X.shape[axis] for axis in axes)
-    last = axes == tuple(range(X.ndim - len(axes), X.ndim))
-    return length if last and X.dtype.itemsize >= 4 and X.size and length <= _LONGEST else 0
+def _as_rows(X: Array, axes: tuple[int, ...]) -> Array | None:
+    """X as rows of what `axes` hold, if these are the last ones and rows suit this way."""
+    if not X.size or axes != tuple(range(X.ndim - len(axes), X.ndim)):
+        return None
+    rows = X.reshape(-1, math.prod(X.shape[axis] for axis in axes))
+    return rows if _row_length(rows) else None
+
+
+@lru_cache(maxsize=256)
+def _cut(m: int, length: int, threads: int) -> tuple[int, list[slice], list[int]]:
+    """How rows are cut for `threads` threads: how many are seen as one where all have the same
+    factors, the shares, and how many rows of its share each thread takes at a time."""
+    k = fold(m, length)
+    parts = [slice(k * part.start, k * part.stop) for part in row_shares(m // k, k * length, 6)]
+    return k, parts, block_lengths(parts, max(1, BLOCK // length), k)
 
 
 class _Rows:
-    """Rows of (m, length) cut for threads and cache, with what all of them need."""
+    """Rows of (m, length) cut for threads and cache, with what all of them need; `rows` is the
+    array that the result goes to."""
 
     def __init__(self, rows: Array) -> None:
         m, self.length = rows.shape
-        self.k = fold(m, self.length)  # rows seen as one where all have the same factors
-        self.step = max(1, BLOCK // (self.k * self.length)) * self.k
-        self.parts = [
-            slice(self.k * part.start, self.k * part.stop)
-            for part in row_shares(m // self.k, self.k * self.length, 6)
-        ]
-        self._free = [
-            workspace.empty((min(self.step, p.stop - p.start), self.length), rows.dtype)
-            for p in self.parts
-        ]
-        self.average = np.full((self.length, 1), 1.0 / self.length, rows.dtype)
+        self.k, self.parts, self.steps = _cut(m, self.length, shares_at_most())
+        free = (max(self.steps), self.length)
+        self._free = [workspace.empty(free, rows.dtype) for _ in self.parts]
+        self._column = [np.empty((free[0], 1), rows.dtype) for _ in self.parts]
+        self._average = averaging(self.length, rows.dtype)
+        self._one = ones(self.length, rows.dtype)
+        self._by_blas = _blas.serves([rows], [])
 
     def each(self, i: int, part: slice) -> Iterator[tuple[slice, Array]]:
         """Blocks of a share, each with an array of its size to work in."""
-        for block in blocks(part, self.step):
+        for block in blocks(part, self.steps[i]):
             yield block, self._free[i][: block.stop - block.start]
 
     def wide(self, block: Array) -> Array:
@@ -296,3 +296,36 @@ class _Rows:
 
     def tiled(self, vector: Array) -> Array:
         return repeated(vector, self.k)
+
+    def _less(self, rows: Array, column: Array, out: Array) -> None:
+        """out = rows - column; `out` may be `rows`."""
+        if not self._by_blas:
+            np.subtract(rows, column, out=out)
+            return
+        if out is not rows:  # a copy and BLAS's pass take less than a subtraction row by row
+            np.copyto(out, rows)
+        _blas.add_column(-1.0, column, self._one, out)
+
+    def standardize(self, i: int, x: Array, x_hat: Array, inv_std: Array, eps: Array) -> None:
+        """Rows of x into x_hat and inv_std."""
+        mean = np.matmul(x, self._average, out=self._column[i][: len(x)])
+        self._less(x, mean, out=x_hat)
+        np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
+        np.multiply(inv_std, self._average[0], out=inv_std)
+        np.add(inv_std, eps, out=inv_std)
+        np.sqrt(inv_std, out=inv_std)
+        np.divide(x.dtype.type(1), inv_std, out=inv_std)
+        np.multiply(x_hat, inv_std, out=x_hat)
+
+    def carry_back(
+        self, i: int, d: Array, x_hat: Array, inv_std: Array, free: Array, out: Array
+    ) -> None:
+        """out = inv_std * (d - mean(d) - x_hat * mean(d * x_hat)); `out` may be `d`."""
+        column = self._column[i][: len(d)]
+        np.vecdot(d, x_hat, out=column[:, 0])
+        np.multiply(column, self._average[0], out=column)
+        np.multiply(x_hat, column, out=free)
+        np.matmul(d, self._average, out=column)
+        self._less(d, column, out=out)
+        np.subtract(out, free, out=out)
+        np.multiply(out, inv_std, out=out)

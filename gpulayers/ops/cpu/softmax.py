@@ -8,7 +8,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import BLOCK, blocks, ones, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, block_lengths, blocks, ones, row_shares
 from gpulayers.ops.reference.softmax import ReferenceSoftmax
 from gpulayers.threads import run_shares
 
@@ -70,10 +70,11 @@ class CpuSoftmax(ReferenceSoftmax):
         probs = workspace.empty(shape, logits.dtype)
         losses = workspace.empty((m,), logits.dtype)
         one, number = ones(classes, logits.dtype), np.arange(m)
-        step = max(1, _BLOCK // classes)
+        parts = row_shares(m, classes, _PASSES)
+        steps = block_lengths(parts, max(1, _BLOCK // classes))
 
         def work(i: int, part: slice) -> None:
-            for block in blocks(part, step):
+            for block in blocks(part, steps[i]):
                 p, z = probs[block], logits[block]
                 np.subtract(z, z.max(axis=1, keepdims=True), out=p)
                 picked = p[number[: len(p)], labels[block]]
@@ -82,7 +83,7 @@ class CpuSoftmax(ReferenceSoftmax):
                 np.divide(p, total[:, None], out=p)
                 np.subtract(np.log(total), picked, out=losses[block])
 
-        run_shares(work, row_shares(m, classes, _PASSES))
+        run_shares(work, parts)
         return losses, probs
 
     def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
@@ -101,7 +102,7 @@ class CpuSoftmax(ReferenceSoftmax):
             np.multiply(probs[part], factor, out=dz)
             dz[rows, labels[part]] = (probs[part][rows, labels[part]] - 1) * factor
 
-        run_shares(work, row_shares(*probs.shape, passes=2))
+        run_shares(work, row_shares(*probs.shape, passes=2), blas=False)
         return dlogits
 
 

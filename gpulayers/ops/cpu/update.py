@@ -13,7 +13,7 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops.cpu import _blas
-from gpulayers.ops.cpu._blocks import BLOCK, SMALL, blocks, row_shares
+from gpulayers.ops.cpu._blocks import BLOCK, SMALL, block_lengths, blocks, row_shares
 from gpulayers.ops.reference.update import ReferenceUpdate
 from gpulayers.threads import run_shares, shares
 
@@ -22,24 +22,27 @@ _ALONE = 1 << 22  # elements of two sums that one thread has done before a secon
 Rule = Callable[..., None]
 
 
-def _in_blocks(rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int) -> None:
-    """Call ``rule(*blocks of the arrays, *scratch arrays of a block)`` for all blocks."""
+def _in_blocks(
+    rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int, blas: bool = False
+) -> None:
+    """Call ``rule(*blocks of the arrays, *scratch arrays of a block)`` for all blocks.
+    `blas` says whether the rule calls it."""
     flat = [array.reshape(-1) for array in arrays]
     n, dtype = flat[0].size, flat[0].dtype
     if n <= SMALL:
         rule(*flat, *(workspace.empty((n,), dtype) for _ in range(scratch)))
         return
     parts = row_shares(n, 1, passes)
-    step = 4 * BLOCK  # a few cheap passes: calls cost more than the cache saves
-    size = min(step, n)
-    own = [[workspace.empty((size,), dtype) for _ in range(scratch)] for _ in parts]
+    # few cheap passes: calls cost more than the cache saves
+    steps = block_lengths(parts, 4 * BLOCK)
+    own = [[workspace.empty((step,), dtype) for _ in range(scratch)] for step in steps]
 
     def work(i: int, part: slice) -> None:
-        for block in blocks(part, step):
+        for block in blocks(part, steps[i]):
             count = block.stop - block.start
             rule(*(array[block] for array in flat), *(free[:count] for free in own[i]))
 
-    run_shares(work, parts)
+    run_shares(work, parts, blas)
 
 
 class CpuUpdate(ReferenceUpdate):
@@ -145,9 +148,8 @@ class CpuUpdate(ReferenceUpdate):
             _blas.add_multiple(-rate, a, p)
 
         fewer = _blas.serves((param, mean, var), (keep1, take1, keep2, take2, rate))
-        return _in_blocks(
-            rule_of_blas if fewer else rule, (param, grad, mean, var), scratch=1, passes=14
-        )
+        best = rule_of_blas if fewer else rule
+        return _in_blocks(best, (param, grad, mean, var), scratch=1, passes=14, blas=fewer)
 
 
 def _descend(p: Array, g: Array, c: Array, rate: float, small: float, a: Array, b: Array) -> None:

@@ -58,8 +58,9 @@ def forget_after() -> Iterator[None]:
 
 def forget() -> None:
     """What was kept for other sizes of blocks."""
-    _blocks.zero_block.cache_clear()
+    _blocks._constant.cache_clear()
     _blocks.fold.cache_clear()
+    normalization._cut.cache_clear()
 
 
 def normal(shape: tuple[int, ...], seed: int, dtype: str = "float32") -> np.ndarray:

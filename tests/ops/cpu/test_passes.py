@@ -7,7 +7,7 @@ import pytest
 
 from gpulayers import activations
 from gpulayers.ops import Window
-from gpulayers.ops.cpu import Cpu, _blas
+from gpulayers.ops.cpu import Cpu, _blas, _blocks
 from gpulayers.ops.reference import Reference
 from tests.ops.cpu.conftest import normal
 from tests.support.compare import assert_close, assert_same_bits
@@ -133,8 +133,15 @@ def test_a_label_out_of_range_is_nan(label: int, few: bool, request: pytest.Fixt
 @dtypes
 @pytest.mark.parametrize("far", [0.0, 300.0])
 def test_normalization(
-    shape: tuple[int, int], dtype: str, far: float, count: int, small_blocks: None
+    shape: tuple[int, int],
+    dtype: str,
+    far: float,
+    count: int,
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if (shape[0] + count) % 2:
+        monkeypatch.setattr(_blas, "_functions", lambda dtype: None)  # by NumPy alone
     X, dY = normal(shape, 1, dtype) + np.dtype(dtype).type(far), normal(shape, 2, dtype)
     scaler, intercept = normal(shape[1:], 3, dtype), normal(shape[1:], 4, dtype)
     wide = [a.astype(float) for a in (X, scaler, intercept)]
@@ -247,6 +254,24 @@ def test_sums_of_multiples_by_blas(dtype: str, count: int, small_blocks: None) -
     assert _blas.serves((total,), (0.5,))
     assert not _blas.serves((total, y), (0.5,))  # y is read-only: NumPy will say so
     assert not _blas.serves((total.astype("float16"),), (0.5,))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 31, 1000, 70_001])
+@pytest.mark.parametrize("width", [1, 3, 4096])
+def test_shares_and_blocks_are_all_rows(
+    rows: int, width: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in (1, _blocks._SHARE):
+        monkeypatch.setattr(_blocks, "_SHARE", share)
+        parts = _blocks.row_shares(rows, width, 3)
+        lengths = _blocks.block_lengths(parts, 48)
+        found = [i for k, part in enumerate(parts) for i in _blocks.blocks(part, lengths[k])]
+        assert [b.start for b in found] == [0, *(b.stop for b in found[:-1])]
+        assert found[-1].stop == rows and all(b.start < b.stop for b in found)
+        assert len(parts) <= count
+        sizes = [part.stop - part.start for part in parts]
+        assert sizes[0] == max(sizes) < 0.8 * rows or len(parts) == 1 or rows < 10
+        assert all(step < 2.5 * 48 for step in lengths)
 
 
 def test_nothing_times_nan_is_nan(count: int, small_blocks: None) -> None:
