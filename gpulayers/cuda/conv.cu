@@ -3,6 +3,7 @@
 #include "words.cuh"
 #include "window.cuh"
 #include "tile.cuh"
+#include "fragments.cuh"
 #include "large.cuh"
 #include "conv.cuh"
 

@@ -5,6 +5,7 @@
 #include "words.cuh"
 #include "window.cuh"
 #include "tile.cuh"
+#include "fragments.cuh"
 #include "large.cuh"
 #include "conv.cuh"
 #include "rows.cuh"

@@ -2,6 +2,7 @@
 #include "common.cuh"
 #include "words.cuh"
 #include "tile.cuh"
+#include "fragments.cuh"
 #include "large.cuh"
 
 // c (rows, cols) = a (rows, terms) b (terms, cols); the numbers of a row or column lie a_row, a_term, ... apart.

@@ -86,13 +86,6 @@ __device__ __forceinline__ unsigned both_terms(const unsigned (&run)[4], int i)
     return i % 2 ? now >> 16 | (next & 0xffff0000u) : (now & 0xffffu) | next << 16;
 }
 
-__device__ __forceinline__ unsigned to_tf32(unsigned bits)
-{
-    unsigned rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-    return rounded;
-}
-
 template <typename T, bool TENSOR, int LINES, int COUNT>
 __device__ __forceinline__ void store_runs(const unsigned (&runs)[COUNT][4], bool terms_lie_together,
                                            unsigned (&tile)[TERM_WORDS][LINES + SKEW])
@@ -123,40 +116,6 @@ __device__ __forceinline__ Pack<unsigned, 4> four_lines(const unsigned (&tile)[T
 }
 
 // ---- the products of what is in shared memory
-
-// d += a b by a warp: 16 rows, 8 columns, 8 words of terms (PTX ISA, "Matrix fragments for mma"). The pointer only says
-// of what type the factors are.
-
-__device__ __forceinline__ void multiply_fragments(const float*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-{
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-#ifdef GPULAYERS_BFLOAT16
-__device__ __forceinline__ void multiply_fragments(const __nv_bfloat16*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-{
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-#endif
-
-#ifdef GPULAYERS_FLOAT16
-__device__ __forceinline__ void multiply_fragments(const __half*, float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1,
-                                                unsigned a2, unsigned a3, unsigned b0, unsigned b1)
-{
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-#endif
 
 // A thread's sums: in a tile for tensor cores STRIPS times four rows of eight columns (a warp has STRIPS times 32 rows
 // and 32 columns), else 2 x 2 fours of rows of four columns.

@@ -12,11 +12,20 @@ Products of the half types use tensor cores wherever the device has them: they l
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 from gpulayers.cuda.table_tiles import TENSOR_CORES
 from gpulayers.errors import BackendError, ParameterError, suggest
 
-__all__ = ["PRECISIONS", "capability", "check", "current", "has_tensor_cores", "use_precision"]
+__all__ = [
+    "PRECISIONS",
+    "capability",
+    "check",
+    "current",
+    "has_tensor_cores",
+    "takes_tensor_cores",
+    "use_precision",
+]
 
 #: what float32 is multiplied in; the first is the default
 PRECISIONS = ("fp32", "tf32")
@@ -68,6 +77,20 @@ def capability() -> int:
 def has_tensor_cores() -> bool:
     """Whether the current device has tensor cores for TF32 and both half types."""
     return capability() >= TENSOR_CORES
+
+
+def takes_tensor_cores(who: str, dtype: Any) -> bool:
+    """Whether `who` multiplies numbers of this dtype by tensor cores, here and now.
+
+    Raises
+    ------
+    BackendError
+        If the precision is one that the device does not have.
+    """
+    if dtype.name != "float32":
+        return has_tensor_cores()
+    check(who, current())
+    return current() == "tf32"
 
 
 def check(who: str, name: str) -> None:

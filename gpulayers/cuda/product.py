@@ -64,11 +64,7 @@ def tiles_of(name: str, dtype: Any, runs: bool) -> list[str]:
     BackendError
         If the precision is one that the device does not have.
     """
-    if dtype.name == "float32":
-        precision.check(name, precision.current())
-        cores = precision.current() == "tf32"
-    else:
-        cores = precision.has_tensor_cores()
+    cores = precision.takes_tensor_cores(name, dtype)
     return [
         suffix
         for suffix, tile in TILES.items()

@@ -4,8 +4,9 @@ Before it the input's products of all steps are one product, after the way back 
 the weights are another. A block takes some examples through all steps, with the recurrent weights
 in its registers and its shared memory; what does not fit there is read from the L2 cache in each
 step. Weights that are too many for that are kept by many blocks together, which wait for one
-another after each step. Step by step go networks with other activations, and those that the device
-has no room for.
+another after each step; they multiply by tensor cores in half types, and in float32 within
+``use_precision("tf32")``. Step by step go networks with other activations, and those that the
+device has no room for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import cupy
 
 from gpulayers.backend import Array
+from gpulayers.cuda import precision
 from gpulayers.cuda.activation import activation_arguments
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.recurrent import CudaRecurrent
@@ -58,7 +60,7 @@ def _way(
     if way is not None and way.streamed <= _MOST_BESIDE_GROUPS:
         return way if way.streamed <= _MOST_STREAMED else "it would read too much in each step"
     sizes = batch, hidden, dtype.name, shared, device["MultiProcessorCount"]
-    group = group_of(kind, back, *sizes)
+    group = group_of(kind, back, *sizes, precision.takes_tensor_cores(kind, dtype))
     if isinstance(group, str) and way is not None and way.streamed <= _MOST_STREAMED:
         return way
     return group
@@ -76,7 +78,8 @@ def _words(way: Way | Group | str) -> str:
     if isinstance(way, str):
         return f"step by step: {way}"
     if isinstance(way, Group):
-        return f"in one launch of {way.groups} groups of {way.blocks // way.groups} blocks"
+        by = ", by tensor cores" if way.tensor else ""
+        return f"in one launch of {way.groups} groups of {way.blocks // way.groups} blocks{by}"
     return "in one launch"
 
 

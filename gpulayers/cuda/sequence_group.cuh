@@ -6,7 +6,11 @@
 // their recurrent weights of all gates in shared memory from the beginning to the end. Ahead, a member gets what all
 // units have become in the last step from the L2 cache, and works out its own. Back, it multiplies the gradients of its
 // own units by its weights, which gives its share of the gradients of all units; whoever has a unit adds the shares up
-// in the members' order. After each step the members of a group, and they alone, wait for one another.
+// in the members' order. After each step the members of a group, and they alone, wait for one another; what the next
+// step needs besides is on its way by then.
+//
+// The members multiply ByLanes, as below, or ByCores (sequence_tensor.cuh): functions that take one of the two as their
+// first argument have an overload for each.
 
 #define GROUP_BOUNDS 256, 1  // threads of a block at most, blocks at a time
 #define SIDE 8               // rows and columns of a warp's tile
@@ -18,17 +22,32 @@ struct __align__(COUNT * sizeof(T)) Several {
     T v[COUNT];
 };
 
+// The lanes of a warp take terms of their own. What columns and terms are rounded up to, and the type of dz as a factor.
+struct ByLanes {
+    template <typename T>
+    static constexpr int COLUMNS = SIDE;
+    template <typename T>
+    static constexpr int TERMS = BAND;
+    template <typename T, typename Acc>
+    using Factor = Acc;
+};
+
 // Who this block is in its group, and how its weights lie: `columns`, one for each gate of each unit, of `pitch` terms
-// each, zeros behind the last term and the last column.
+// each, zeros behind the last term and the last column. `chunk`: the examples that are worked on at a time.
 struct Member {
     int number, members, group, groups;
     int first_unit, units, most_units;
-    int first_row, rows, most_rows;
+    int first_row, rows, most_rows, chunk;
     int hidden, pitch, columns;
 };
 
-template <int GATES>
-__device__ __forceinline__ Member member_of(int batch, int hidden, int units, int rows)
+__device__ __forceinline__ int up_to(int number, int multiple)
+{
+    return (number + multiple - 1) / multiple * multiple;
+}
+
+template <typename By, typename T, int GATES>
+__device__ __forceinline__ Member member_of(int batch, int hidden, int units, int rows, int chunk)
 {
     Member me;
     me.members = (hidden + units - 1) / units;
@@ -41,20 +60,25 @@ __device__ __forceinline__ Member member_of(int batch, int hidden, int units, in
     me.first_row = me.group * rows;
     me.rows = min(rows, batch - me.first_row);
     me.most_rows = rows;
+    me.chunk = chunk;
     me.hidden = hidden;
-    me.pitch = (hidden + BAND - 1) / BAND * BAND;
-    me.columns = (units * GATES + SIDE - 1) / SIDE * SIDE;
+    me.pitch = up_to(hidden, By::template TERMS<T>);
+    me.columns = up_to(units * GATES, By::template COLUMNS<T>);
     return me;
 }
 
-// Wait for the other members; each group has a line of memory to count on.
-__device__ void meet(const Member& me, unsigned* arrived)
+// Tell the other members, and wait for them; each group has a line of memory to count on.
+__device__ unsigned arrive(const Member& me, unsigned* arrived)
 {
-    unsigned* const count = arrived + 32 * me.group;
-    wait(count, arrive(count, me.number == 0, static_cast<unsigned>(me.members)));
+    return arrive(arrived + 32 * me.group, me.number == 0, static_cast<unsigned>(me.members));
 }
 
-// Example and unit of this thread among the `chunk` examples from the member's number `first`: a thread has one at most.
+__device__ void wait(const Member& me, unsigned* arrived, unsigned before)
+{
+    wait(arrived + 32 * me.group, before);
+}
+
+// Example and unit of this thread among a chunk from the member's example `first` on: a thread has one at most.
 struct Spot {
     int row, unit;        // within chunk and member
     int example, number;  // within the batch, and of (example, unit) within (batch, hidden)
@@ -62,7 +86,7 @@ struct Spot {
     bool works;
 };
 
-__device__ __forceinline__ Spot spot_of(const Member& me, int first, int chunk)
+__device__ __forceinline__ Spot spot_of(const Member& me, int first)
 {
     Spot spot;
     spot.row = static_cast<int>(threadIdx.x) / me.most_units;
@@ -70,13 +94,27 @@ __device__ __forceinline__ Spot spot_of(const Member& me, int first, int chunk)
     spot.example = me.first_row + first + spot.row;
     spot.number = spot.example * me.hidden + me.first_unit + spot.unit;
     spot.own = (first + spot.row) * me.most_units + spot.unit;
-    spot.works = spot.row < min(chunk, me.rows - first) && spot.unit < me.units;
+    spot.works = spot.row < min(me.chunk, me.rows - first) && spot.unit < me.units;
     return spot;
 }
 
+// What a factor of a product is stored as.
+template <typename Factor, typename T>
+__device__ __forceinline__ Factor as_factor(ByLanes, T number)
+{
+    return static_cast<Factor>(number);
+}
+
+// Where the weight of a column and a term lies, for the way ahead or back.
+template <typename T, bool BACK>
+__device__ __forceinline__ int weight_at(ByLanes, const Member& me, int column, int term)
+{
+    return column * me.pitch + term;
+}
+
 // The member's columns of the weights (hidden, GATES * hidden) into `memory`; returns what is behind them.
-template <int GATES, typename T>
-__device__ __forceinline__ T* keep(T* memory, const Member& me, const T* __restrict__ weights)
+template <int GATES, bool BACK, typename By, typename T>
+__device__ __forceinline__ T* keep(By by, T* memory, const Member& me, const T* __restrict__ weights)
 {
     clear(memory, me.columns * me.pitch);
     __syncthreads();
@@ -85,8 +123,8 @@ __device__ __forceinline__ T* keep(T* memory, const Member& me, const T* __restr
         const int term = i % me.hidden;
         const int unit = i / me.hidden % me.units;
         const int gate = i / me.hidden / me.units;
-        memory[(unit * GATES + gate) * me.pitch + term] =
-            weights[(term * GATES + gate) * me.hidden + me.first_unit + unit];
+        memory[weight_at<T, BACK>(by, me, unit * GATES + gate, term)] =
+            as_factor<T>(by, weights[(term * GATES + gate) * me.hidden + me.first_unit + unit]);
     }
     return memory + me.columns * me.pitch;
 }
@@ -195,12 +233,26 @@ __device__ __forceinline__ Several<Acc, 2> sum_tile(const T* vectors, const T* w
     return {sum[0], sum[1]};
 }
 
-// sums (chunk, columns) = the `count` vectors from `state` times the member's weights. Nobody is to need the last ones.
+// Where a chunk's vectors lie, and their sums (chunk, columns).
 template <typename T, typename Acc>
-__device__ __forceinline__ void sum_all(const Member& me, Acc* sums, T* vectors, const T* weights, const T* state,
-                                        int count)
+struct Room {
+    T* vectors;
+    Acc* sums;
+};
+
+template <typename Acc, typename T>
+__device__ __forceinline__ Room<T, Acc> room_in(ByLanes, const Member& me, T* memory)
 {
-    bring(vectors, state, count, me.hidden, me.pitch);
+    clear(memory, me.chunk * me.pitch);
+    return {memory, reinterpret_cast<Acc*>(memory + me.chunk * me.pitch)};
+}
+
+// sums = the `count` vectors from `state` times the member's weights. Nobody is to need the last ones.
+template <int GATES, typename T, typename Acc>
+__device__ __forceinline__ void sum_all(ByLanes, const Member& me, const Room<T, Acc>& room, const T* weights,
+                                        const T* state, int count)
+{
+    bring(room.vectors, state, count, me.hidden, me.pitch);
     __syncthreads();
     const int across = me.columns / SIDE;
     const int tiles = (count + SIDE - 1) / SIDE * across;
@@ -209,10 +261,20 @@ __device__ __forceinline__ void sum_all(const Member& me, Acc* sums, T* vectors,
     for (int tile = static_cast<int>(threadIdx.x) / 32; tile < tiles; tile += warps) {
         const int row = tile / across * SIDE;
         const int col = tile % across * SIDE;
-        const Several<Acc, 2> two = sum_tile<T, Acc>(vectors + row * me.pitch, weights + col * me.pitch, me.pitch);
-        *reinterpret_cast<Several<Acc, 2>*>(sums + (row + lane / 4) * me.columns + col + lane % 4 * 2) = two;
+        const Several<Acc, 2> two =
+            sum_tile<T, Acc>(room.vectors + row * me.pitch, weights + col * me.pitch, me.pitch);
+        *reinterpret_cast<Several<Acc, 2>*>(room.sums + (row + lane / 4) * me.columns + col + lane % 4 * 2) = two;
     }
     __syncthreads();
+}
+
+// The sums of an example and a unit, all gates'.
+template <int GATES, typename T, typename Acc>
+__device__ __forceinline__ void read_sums(ByLanes, const Member& me, const Room<T, Acc>& room, const Spot& spot,
+                                          Acc (&found)[GATES])
+{
+#pragma unroll
+    for (int k = 0; k < GATES; ++k) found[k] = room.sums[spot.row * me.columns + spot.unit * GATES + k];
 }
 
 // ---- back
@@ -255,11 +317,18 @@ __device__ __forceinline__ void finish(const Member& me, T* __restrict__ first, 
     }
 }
 
+// How far apart the examples of dz are, in numbers.
+template <typename T>
+__device__ __forceinline__ int apart_of(ByLanes, const Member& me, const T*)
+{
+    return me.columns;
+}
+
 // This member's shares in the gradients of all units: dz (chunk, columns) of `count` examples from the group's number
 // `first` on times its weights. A lane has two units of SIDE examples.
 template <typename T, typename Acc>
-__device__ __forceinline__ void share_all(const Member& me, Acc* between, int turn, const Acc* dz, const T* weights,
-                                          int first, int count)
+__device__ __forceinline__ void share_all(ByLanes, const Member& me, Acc* between, int turn, const Acc* dz,
+                                          const T* weights, int first, int count)
 {
     const int bands = (me.hidden + 63) / 64;
     const int tiles = (count + SIDE - 1) / SIDE * bands;

@@ -1,10 +1,13 @@
 // Gated recurrent units through all steps, and back. Blocks of a row of gates: candidate, update z, reset r; of the
 // recurrent weights: z, r, candidate; of bias and dz: candidate, z, r, and the candidate's recurrent product m.
 #include "common.cuh"
+#include "words.cuh"
+#include "fragments.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
 #include "barrier.cuh"
 #include "sequence_group.cuh"
+#include "sequence_tensor.cuh"
 
 #define GRU_GATES 3
 #define GRU_BLOCKS 4
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
 }
 
 // As gru_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     gru_group_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
                       const T* __restrict__ first_a, const unsigned char* __restrict__ mask, T* __restrict__ m, T* a,
@@ -198,48 +201,57 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                       int has_mask)
 {
     SHARED_MEMORY;
-    const Member me = member_of<GRU_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, GRU_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    T* const vectors = keep<GRU_GATES>(kept, me, weights);  // a before this step
-    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
-    clear(vectors, chunk * me.pitch);
+    const Room<T, Acc> room = room_in<Acc>(By(), me, keep<GRU_GATES, false>(By(), kept, me, weights));
     begin(me, a, first_a, has_first);
-    meet(me, arrived);
+    Acc value[GRU_GATES];
+    Acc a_prev = static_cast<Acc>(0);
+    bool stays = false;
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (!spot.works) return;
+        const long long example = static_cast<long long>(t) * batch + spot.example;
+        const int unit = me.first_unit + spot.unit;
+#pragma unroll
+        for (int k = 0; k < GRU_GATES; ++k)
+            value[k] = static_cast<Acc>(gates[(example * GRU_GATES + k) * hidden + unit]) +
+                       static_cast<Acc>(bias[k * hidden + unit]);
+        a_prev = static_cast<Acc>(a[example * hidden + unit]);
+        stays = has_mask && mask[example] == 0;
+    };
+    unsigned before = arrive(me, arrived);
+    ask(0, 0);
+    wait(me, arrived, before);
     for (int t = 0; t < steps; ++t) {
         const long long state = static_cast<long long>(t) * batch * hidden;
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
-            const long long example = static_cast<long long>(t) * batch + spot.example;
-            const int unit = me.first_unit + spot.unit;
-            T* const gate = gates + example * GRU_GATES * hidden + unit;
-            Acc value[GRU_GATES];  // asked for before the products, there after them
-#pragma unroll
-            for (int k = 0; k < GRU_GATES; ++k)
-                value[k] = spot.works ? static_cast<Acc>(gate[k * hidden]) + static_cast<Acc>(bias[k * hidden + unit])
-                                      : static_cast<Acc>(0);
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             const T* const from = a + state + (me.first_row + first) * hidden;
-            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            sum_all<GRU_GATES>(By(), me, room, kept, from, min(chunk, me.rows - first));
             if (spot.works) {
-                Acc products[GRU_GATES];
-#pragma unroll
-                for (int k = 0; k < GRU_GATES; ++k)
-                    products[k] = sums[spot.row * me.columns + spot.unit * GRU_GATES + k];
-                open_gates(value, products, static_cast<Acc>(bias[3 * hidden + unit]), gate,
-                           m + example * hidden + unit, hidden);
-                const bool stays = has_mask && mask[example] == 0;
-                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
+                Acc sum[GRU_GATES];
+                read_sums(By(), me, room, spot, sum);
+                const long long example = static_cast<long long>(t) * batch + spot.example;
+                const int unit = me.first_unit + spot.unit;
+                open_gates(value, sum, static_cast<Acc>(bias[3 * hidden + unit]),
+                           gates + example * GRU_GATES * hidden + unit, m + example * hidden + unit, hidden);
                 const Acc mixed = (static_cast<Acc>(1) - value[1]) * value[0] + value[1] * a_prev;
                 a[state + static_cast<long long>(batch) * hidden + spot.number] =
                     static_cast<T>(stays ? a_prev : mixed);
             }
             __syncthreads();
         }
-        meet(me, arrived);
+        before = arrive(me, arrived);
+        if (t + 1 < steps) ask(t + 1, 0);
+        wait(me, arrived, before);
     }
 }
 
 // As gru_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     gru_group_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ m,
                        const T* __restrict__ a, const T* __restrict__ weights,
@@ -247,38 +259,50 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                        T* __restrict__ da_first, Acc* between, unsigned* arrived, int steps, int batch, int hidden,
                        int units, int rows, int chunk, int has_da, int has_last, int has_mask, int truncate)
 {
+    using Factor = typename By::template Factor<T, Acc>;
     SHARED_MEMORY;
-    const Member me = member_of<GRU_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, GRU_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    Acc* const now = reinterpret_cast<Acc*>(keep<GRU_GATES>(kept, me, weights));  // dz of this step: z, r, m
-    Acc* const carried = now + chunk * me.columns;
-    clear(now, chunk * me.columns);
+    Factor* const now = reinterpret_cast<Factor*>(keep<GRU_GATES, true>(By(), kept, me, weights));  // dz: z, r, m
+    const int apart = apart_of(By(), me, kept);
+    Acc* const carried = reinterpret_cast<Acc*>(now + chunk * apart);
+    clear(now, chunk * apart);
     carry(me, carried, last_a, has_last);
+    GruStep<Acc> step = {};
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (spot.works)
+            step = read_gru_step<T, Acc>(gates, m, a, da, mask, static_cast<long long>(t) * batch + spot.example,
+                                         hidden, me.first_unit + spot.unit, has_da, has_mask);
+    };
+    ask(steps - 1, 0);
     __syncthreads();
     for (int t = steps - 1; t >= 0; --t) {
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
-            const long long example = static_cast<long long>(t) * batch + spot.example;
-            const int unit = me.first_unit + spot.unit;
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             if (spot.works) {
-                const GruStep<Acc> step =
-                    read_gru_step<T, Acc>(gates, m, a, da, mask, example, hidden, unit, has_da, has_mask);
                 const int row = first + spot.row;
                 const Acc da_next = come_back(me, between, carried[spot.own], t, steps, truncate, row, spot.unit);
                 const GruGradient<Acc> found = gru_gradient(step, da_next);
+                const long long example = static_cast<long long>(t) * batch + spot.example;
+                Factor* const mine = now + spot.row * apart + spot.unit * GRU_GATES;
 #pragma unroll
                 for (int k = 0; k < GRU_BLOCKS; ++k) {
                     const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
-                    dz[(example * GRU_BLOCKS + k) * hidden + unit] = stored;
-                    if (k > 0) now[spot.row * me.columns + spot.unit * GRU_GATES + k - 1] = static_cast<Acc>(stored);
+                    dz[(example * GRU_BLOCKS + k) * hidden + me.first_unit + spot.unit] = stored;
+                    if (k > 0) mine[k - 1] = as_factor<Factor>(By(), stored);
                 }
                 carried[spot.own] = step.left_out ? da_next : found.da;
             }
             __syncthreads();
-            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            share_all(By(), me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
             __syncthreads();
         }
-        meet(me, arrived);
+        const unsigned before = arrive(me, arrived);
+        if (t > 0) ask(t - 1, 0);
+        wait(me, arrived, before);
     }
     finish(me, da_first, between, carried);
 }

@@ -1,9 +1,12 @@
 // Long short-term memory through all steps, and back. Blocks of a row of gates: forget, update, candidate, output.
 #include "common.cuh"
+#include "words.cuh"
+#include "fragments.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
 #include "barrier.cuh"
 #include "sequence_group.cuh"
+#include "sequence_tensor.cuh"
 
 #define LSTM_GATES 4
 
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
 }
 
 // As lstm_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     lstm_group_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
                        const T* __restrict__ first_a, const T* __restrict__ first_c,
@@ -202,36 +205,46 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                        int batch, int hidden, int units, int rows, int chunk, int has_first, int has_mask)
 {
     SHARED_MEMORY;
-    const Member me = member_of<LSTM_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, LSTM_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    T* const vectors = keep<LSTM_GATES>(kept, me, weights);  // a before this step
-    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
-    clear(vectors, chunk * me.pitch);
+    const Room<T, Acc> room = room_in<Acc>(By(), me, keep<LSTM_GATES, false>(By(), kept, me, weights));
     begin(me, a, first_a, has_first);
     begin(me, c, first_c, has_first);
-    meet(me, arrived);
+    Acc value[LSTM_GATES];
+    Acc a_prev = static_cast<Acc>(0);
+    Acc c_prev = static_cast<Acc>(0);
+    bool stays = false;
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (!spot.works) return;
+        const long long example = static_cast<long long>(t) * batch + spot.example;
+        const int unit = me.first_unit + spot.unit;
+#pragma unroll
+        for (int k = 0; k < LSTM_GATES; ++k)
+            value[k] = static_cast<Acc>(gates[(example * LSTM_GATES + k) * hidden + unit]) +
+                       static_cast<Acc>(bias[k * hidden + unit]);
+        c_prev = static_cast<Acc>(c[example * hidden + unit]);
+        stays = has_mask && mask[example] == 0;
+        if (stays) a_prev = static_cast<Acc>(a[example * hidden + unit]);
+    };
+    unsigned before = arrive(me, arrived);
+    ask(0, 0);
+    wait(me, arrived, before);
     for (int t = 0; t < steps; ++t) {
         const long long state = static_cast<long long>(t) * batch * hidden;
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
-            const long long example = static_cast<long long>(t) * batch + spot.example;
-            const int unit = me.first_unit + spot.unit;
-            T* const gate = gates + example * LSTM_GATES * hidden + unit;
-            Acc value[LSTM_GATES];  // asked for before the products, there after them
-#pragma unroll
-            for (int k = 0; k < LSTM_GATES; ++k)
-                value[k] = spot.works ? static_cast<Acc>(gate[k * hidden]) + static_cast<Acc>(bias[k * hidden + unit])
-                                      : static_cast<Acc>(0);
-            const Acc c_prev = spot.works ? static_cast<Acc>(c[state + spot.number]) : static_cast<Acc>(0);
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             const T* const from = a + state + (me.first_row + first) * hidden;
-            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            sum_all<LSTM_GATES>(By(), me, room, kept, from, min(chunk, me.rows - first));
             if (spot.works) {
+                Acc sum[LSTM_GATES];
+                read_sums(By(), me, room, spot, sum);
 #pragma unroll
-                for (int k = 0; k < LSTM_GATES; ++k)
-                    value[k] += sums[spot.row * me.columns + spot.unit * LSTM_GATES + k];
-                open_gates(value, gate, hidden);
-                const bool stays = has_mask && mask[example] == 0;
-                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
+                for (int k = 0; k < LSTM_GATES; ++k) value[k] += sum[k];
+                const long long example = static_cast<long long>(t) * batch + spot.example;
+                open_gates(value, gates + example * LSTM_GATES * hidden + me.first_unit + spot.unit, hidden);
                 const T memory_cell = static_cast<T>(stays ? c_prev : value[0] * c_prev + value[1] * value[2]);
                 const long long number = state + static_cast<long long>(batch) * hidden + spot.number;
                 c[number] = memory_cell;
@@ -239,12 +252,14 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
             }
             __syncthreads();
         }
-        meet(me, arrived);
+        before = arrive(me, arrived);
+        if (t + 1 < steps) ask(t + 1, 0);
+        wait(me, arrived, before);
     }
 }
 
 // As lstm_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     lstm_group_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ c,
                         const T* __restrict__ weights, const unsigned char* __restrict__ mask,
@@ -253,42 +268,53 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                         int batch, int hidden, int units, int rows, int chunk, int has_da, int has_last, int has_mask,
                         int truncate)
 {
+    using Factor = typename By::template Factor<T, Acc>;
     SHARED_MEMORY;
-    const Member me = member_of<LSTM_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, LSTM_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    Acc* const now = reinterpret_cast<Acc*>(keep<LSTM_GATES>(kept, me, weights));  // dz of this step
-    Acc* const carried_a = now + chunk * me.columns;
+    Factor* const now = reinterpret_cast<Factor*>(keep<LSTM_GATES, true>(By(), kept, me, weights));  // dz of this step
+    const int apart = apart_of(By(), me, kept);
+    Acc* const carried_a = reinterpret_cast<Acc*>(now + chunk * apart);
     Acc* const carried_c = carried_a + rows * units;
-    clear(now, chunk * me.columns);
+    clear(now, chunk * apart);
     carry(me, carried_a, last_a, has_last % 2 > 0);
     carry(me, carried_c, last_c, has_last / 2 > 0);
+    LstmStep<Acc> step = {};
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (spot.works)
+            step = read_lstm_step<T, Acc>(gates, c, da, mask, static_cast<long long>(t) * batch + spot.example, batch,
+                                          hidden, me.first_unit + spot.unit, has_da, has_mask);
+    };
+    ask(steps - 1, 0);
     __syncthreads();
     for (int t = steps - 1; t >= 0; --t) {
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
-            const long long example = static_cast<long long>(t) * batch + spot.example;
-            const int unit = me.first_unit + spot.unit;
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             if (spot.works) {
-                const LstmStep<Acc> step =
-                    read_lstm_step<T, Acc>(gates, c, da, mask, example, batch, hidden, unit, has_da, has_mask);
                 const int row = first + spot.row;
                 const Acc da_next = come_back(me, between, carried_a[spot.own], t, steps, truncate, row, spot.unit);
                 if (ends_stretch(t, steps, truncate)) carried_c[spot.own] = static_cast<Acc>(0);
                 const LstmGradient<Acc> found = lstm_gradient(step, da_next, carried_c[spot.own]);
+                const long long example = static_cast<long long>(t) * batch + spot.example;
 #pragma unroll
                 for (int k = 0; k < LSTM_GATES; ++k) {
                     const T stored = static_cast<T>(step.left_out ? static_cast<Acc>(0) : found.dz[k]);
-                    dz[(example * LSTM_GATES + k) * hidden + unit] = stored;
-                    now[spot.row * me.columns + spot.unit * LSTM_GATES + k] = static_cast<Acc>(stored);
+                    dz[(example * LSTM_GATES + k) * hidden + me.first_unit + spot.unit] = stored;
+                    now[spot.row * apart + spot.unit * LSTM_GATES + k] = as_factor<Factor>(By(), stored);
                 }
                 carried_a[spot.own] = step.left_out ? da_next : static_cast<Acc>(0);
                 if (!step.left_out) carried_c[spot.own] = found.dc;
             }
             __syncthreads();
-            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            share_all(By(), me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
             __syncthreads();
         }
-        meet(me, arrived);
+        const unsigned before = arrive(me, arrived);
+        if (t > 0) ask(t - 1, 0);
+        wait(me, arrived, before);
     }
     finish(me, da_first, between, carried_a);
     for (int i = threadIdx.x; i < me.rows * me.units; i += blockDim.x) {

@@ -2,6 +2,7 @@
 #include "common.cuh"
 #include "words.cuh"
 #include "tile.cuh"
+#include "fragments.cuh"
 #include "large.cuh"
 
 template <typename T>

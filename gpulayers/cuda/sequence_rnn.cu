@@ -1,9 +1,12 @@
 // Simple recurrent networks through all steps, and back.
 #include "common.cuh"
+#include "words.cuh"
+#include "fragments.cuh"
 #include "activation_functions.cuh"
 #include "sequence.cuh"
 #include "barrier.cuh"
 #include "sequence_group.cuh"
+#include "sequence_tensor.cuh"
 
 #define RNN_GATES 1
 
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(SEQUENCE_BOUNDS)
 }
 
 // As rnn_sequence_forward, by groups of blocks that have `units` units each and `rows` examples, `chunk` at a time.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     rnn_group_forward(T* __restrict__ z, const T* __restrict__ weights, const T* __restrict__ ba,
                       const T* __restrict__ bx, const T* __restrict__ first_a, const unsigned char* __restrict__ mask,
@@ -128,40 +131,52 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                       int has_first, int has_mask, int act, Acc alpha, Acc beta)
 {
     SHARED_MEMORY;
-    const Member me = member_of<RNN_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, RNN_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    T* const vectors = keep<RNN_GATES>(kept, me, weights);  // a before this step
-    Acc* const sums = reinterpret_cast<Acc*>(vectors + chunk * me.pitch);
-    clear(vectors, chunk * me.pitch);
+    const Room<T, Acc> room = room_in<Acc>(By(), me, keep<RNN_GATES, false>(By(), kept, me, weights));
     begin(me, a, first_a, has_first);
-    meet(me, arrived);
+    Acc value = static_cast<Acc>(0);
+    Acc a_prev = static_cast<Acc>(0);
+    bool stays = false;
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (!spot.works) return;
+        const long long example = static_cast<long long>(t) * batch + spot.example;
+        const int unit = me.first_unit + spot.unit;
+        value = static_cast<Acc>(z[example * hidden + unit]) + static_cast<Acc>(ba[unit]) + static_cast<Acc>(bx[unit]);
+        stays = has_mask && mask[example] == 0;
+        if (stays) a_prev = static_cast<Acc>(a[example * hidden + unit]);
+    };
+    unsigned before = arrive(me, arrived);
+    ask(0, 0);
+    wait(me, arrived, before);
     for (int t = 0; t < steps; ++t) {
         const long long state = static_cast<long long>(t) * batch * hidden;
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
-            const int unit = me.first_unit + spot.unit;
-            const long long number = state + spot.number;
-            Acc value = static_cast<Acc>(0);  // asked for before the products, there after them
-            if (spot.works)
-                value = static_cast<Acc>(z[number]) + static_cast<Acc>(ba[unit]) + static_cast<Acc>(bx[unit]);
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             const T* const from = a + state + (me.first_row + first) * hidden;
-            sum_all(me, sums, vectors, kept, from, min(chunk, me.rows - first));
+            sum_all<RNN_GATES>(By(), me, room, kept, from, min(chunk, me.rows - first));
             if (spot.works) {
-                const T stored = static_cast<T>(value + sums[spot.row * me.columns + spot.unit]);
+                Acc sum[RNN_GATES];
+                read_sums(By(), me, room, spot, sum);
+                const T stored = static_cast<T>(value + sum[0]);
+                const long long number = state + spot.number;
                 z[number] = stored;
-                const bool stays = has_mask && mask[static_cast<long long>(t) * batch + spot.example] == 0;
-                const Acc a_prev = static_cast<Acc>(vectors[spot.row * me.pitch + unit]);
                 a[number + static_cast<long long>(batch) * hidden] = static_cast<T>(
                     stays ? a_prev : activation_value(act, static_cast<Acc>(stored), alpha, beta));
             }
             __syncthreads();
         }
-        meet(me, arrived);
+        before = arrive(me, arrived);
+        if (t + 1 < steps) ask(t + 1, 0);
+        wait(me, arrived, before);
     }
 }
 
 // As rnn_sequence_backward, by groups of blocks. between: two turns of shares, see share_at.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(GROUP_BOUNDS)
     rnn_group_backward(const T* __restrict__ da, const T* __restrict__ z, const T* __restrict__ weights,
                        const unsigned char* __restrict__ mask, const T* __restrict__ last_a, T* __restrict__ dz,
@@ -169,36 +184,49 @@ __global__ void __launch_bounds__(GROUP_BOUNDS)
                        int units, int rows, int chunk, int has_da, int has_last, int has_mask, int truncate, int act,
                        Acc alpha, Acc beta)
 {
+    using Factor = typename By::template Factor<T, Acc>;
     SHARED_MEMORY;
-    const Member me = member_of<RNN_GATES>(batch, hidden, units, rows);
+    const Member me = member_of<By, T, RNN_GATES>(batch, hidden, units, rows, chunk);
     T* const kept = reinterpret_cast<T*>(memory);
-    Acc* const now = reinterpret_cast<Acc*>(keep<RNN_GATES>(kept, me, weights));  // dz of this step
-    Acc* const carried = now + chunk * me.columns;
-    clear(now, chunk * me.columns);
+    Factor* const now = reinterpret_cast<Factor*>(keep<RNN_GATES, true>(By(), kept, me, weights));  // dz of this step
+    const int apart = apart_of(By(), me, kept);
+    Acc* const carried = reinterpret_cast<Acc*>(now + chunk * apart);
+    clear(now, chunk * apart);
     carry(me, carried, last_a, has_last);
+    Acc preactivation = static_cast<Acc>(0);
+    Acc upstream = static_cast<Acc>(0);
+    bool left_out = false;
+    // what step t needs of this thread's example and unit, whatever the other members do
+    const auto ask = [&](int t, int first) {
+        const Spot spot = spot_of(me, first);
+        if (!spot.works) return;
+        const long long number = static_cast<long long>(t) * batch * hidden + spot.number;
+        preactivation = static_cast<Acc>(z[number]);
+        upstream = has_da ? static_cast<Acc>(da[number]) : static_cast<Acc>(0);
+        left_out = has_mask && mask[static_cast<long long>(t) * batch + spot.example] == 0;
+    };
+    ask(steps - 1, 0);
     __syncthreads();
     for (int t = steps - 1; t >= 0; --t) {
-        const long long state = static_cast<long long>(t) * batch * hidden;
         for (int first = 0; first < me.rows; first += chunk) {
-            const Spot spot = spot_of(me, first, chunk);
+            const Spot spot = spot_of(me, first);
+            if (first > 0) ask(t, first);
             if (spot.works) {
-                const long long number = state + spot.number;
-                const Acc preactivation = static_cast<Acc>(z[number]);
-                const Acc upstream = has_da ? static_cast<Acc>(da[number]) : static_cast<Acc>(0);
-                const bool left_out = has_mask && mask[static_cast<long long>(t) * batch + spot.example] == 0;
                 const int row = first + spot.row;
                 const Acc da_next = come_back(me, between, carried[spot.own], t, steps, truncate, row, spot.unit);
                 const Acc found = (upstream + da_next) * activation_slope(act, preactivation, alpha, beta);
                 const T stored = static_cast<T>(left_out ? static_cast<Acc>(0) : found);
-                dz[number] = stored;
-                now[spot.row * me.columns + spot.unit] = static_cast<Acc>(stored);
+                dz[static_cast<long long>(t) * batch * hidden + spot.number] = stored;
+                now[spot.row * apart + spot.unit] = as_factor<Factor>(By(), stored);
                 carried[spot.own] = left_out ? da_next : static_cast<Acc>(0);
             }
             __syncthreads();
-            share_all(me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
+            share_all(By(), me, between, t % 2, now, kept, first, min(chunk, me.rows - first));
             __syncthreads();
         }
-        meet(me, arrived);
+        const unsigned before = arrive(me, arrived);
+        if (t > 0) ask(t - 1, 0);
+        wait(me, arrived, before);
     }
     finish(me, da_first, between, carried);
 }

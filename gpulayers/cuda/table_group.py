@@ -2,7 +2,8 @@
 
 A block keeps the recurrent weights of some units, as many blocks as there are units to be kept are
 a group, and a group takes some examples through all steps (see sequence_group.cuh). Its blocks wait
-for one another after each step, so all of them have to run at the same time.
+for one another after each step, so all of them have to run at the same time. Each kernel is there
+twice: its products by FFMA, or by tensor cores (sequence_tensor.cuh).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gpulayers.cuda.spec import ARRAY, INT, ITEM_SIZE, REAL, KernelSpec
+from gpulayers.cuda.table_tiles import TENSOR_CORES
 
-__all__ = ["GROUP_KINDS", "SPECS", "Group", "group_of"]
+__all__ = ["GROUP_KINDS", "SPECS", "Group", "group_of", "lying"]
 
 #: as in sequence_group.cuh: threads of a block, rows and columns of a warp's tile, a warp's terms
 THREADS, SIDE, BAND = 256, 8, 128
@@ -19,9 +21,15 @@ THREADS, SIDE, BAND = 256, 8, 128
 MOST_UNITS = THREADS // SIDE
 #: dtypes of whose sums a tile fits in a thread's registers
 DTYPES = ("float32", "float16", "bfloat16")
-# What a multiprocessor does in a clock: multiply-adds of float32, and bytes from the L2 cache.
-# Which of two groupings is quicker, not how quick it is.
-_PRODUCTS, _BYTES = 128, 32
+#: as in sequence_tensor.cuh: bytes of a run, numbers between the sums of two examples, columns or
+#: terms of a fragment
+RUN, BESIDE, LINES = 64, 4, 16
+# What a multiprocessor does in a clock: multiply-adds of float32, those of tensor cores times the
+# bytes of a factor, bytes from the L2 cache and from shared memory. Which of two groupings is
+# quicker, not how quick it is.
+_PRODUCTS, _TENSOR_PRODUCTS, _BYTES, _SHARED_BYTES = 128, 2048, 32, 128
+# examples that tensor cores multiply by the weights that are read once
+_AT_ONCE = 16
 # bytes of shares of gradients: what the L2 caches of large GPUs have room for
 _MOST_BETWEEN = 64 << 20
 
@@ -46,24 +54,27 @@ GROUP_KINDS = {
 
 SPECS = tuple(
     KernelSpec(
-        f"{kind}_group_{way}",
+        f"{kind}_group_{way}{suffix}",
         f"sequence_{kind}.cu",
-        f"{kind}_group_{way}<{{T}}, {{Acc}}>",
+        f"{kind}_group_{way}<{{T}}, {{Acc}}, {by}>",
         (*(ARRAY,) * GROUP_KINDS[kind].arrays[back], *GROUP_KINDS[kind].numbers[back]),
         block=THREADS,
         dtypes=DTYPES,
         barriers=True,
         cooperative=True,
+        oldest=oldest,
     )
     for kind in GROUP_KINDS
     for back, way in enumerate(("forward", "backward"))
+    for suffix, by, oldest in (("", "ByLanes", 0), ("_tensor", "ByCores", TENSOR_CORES))
 )
 
 
 class Group(NamedTuple):
     """How blocks share the work: kernel, threads and shared bytes of a block, blocks in all and
     groups of them; units of a block, examples of a group and how many of them at a time; the
-    numbers that the blocks leave for one another on the way back."""
+    numbers that the blocks leave for one another on the way back; whether tensor cores multiply.
+    """
 
     kernel: str
     threads: int
@@ -74,6 +85,7 @@ class Group(NamedTuple):
     rows: int
     chunk: int
     between: int
+    tensor: bool
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -85,23 +97,58 @@ def _up(number: int, to: int) -> int:
     return -(-number // to) * to
 
 
+class Lying(NamedTuple):
+    """How what a block multiplies lies in its shared memory: the weights' columns and the terms of
+    each, zeros included; the bytes of an example beside them."""
+
+    columns: int
+    pitch: int
+    each: int
+
+
+def lying(
+    kind: str,
+    back: bool,
+    hidden: int,
+    item: int,
+    units: int,
+    tensor: bool,
+    threads: int = THREADS,
+) -> Lying:
+    """For a block of so many units, factors of so many bytes."""
+    mine = units * GROUP_KINDS[kind].gates
+    if not tensor:
+        columns, pitch = _up(mine, SIDE), _up(hidden, BAND)
+        return Lying(columns, pitch, columns * 4 + (0 if back else pitch * item))
+    terms = RUN // item
+    columns, pitch = _up(mine, terms), _up(hidden, terms)
+    each = RUN * (columns // terms | 1) if back else threads // 32 * (columns + BESIDE) * 4
+    return Lying(columns, pitch, each)
+
+
 def _grouping(
-    kind: str, back: bool, batch: int, hidden: int, dtype: str, shared: int, units: int, groups: int
+    kind: str,
+    back: bool,
+    batch: int,
+    hidden: int,
+    dtype: str,
+    shared: int,
+    units: int,
+    groups: int,
+    tensor: bool,
 ) -> Group | None:
     """Blocks of so many units, in so many groups at most; None if a block has no room for it."""
-    gates, states, *_ = GROUP_KINDS[kind]
-    members, item = -(-hidden // units), ITEM_SIZE[dtype]
-    rows = -(-batch // groups)
+    states, item = GROUP_KINDS[kind].states, ITEM_SIZE[dtype]
+    members, rows = -(-hidden // units), -(-batch // groups)
     groups = -(-batch // rows)
-    columns, pitch = _up(units * gates, SIDE), _up(hidden, BAND)
+    columns, pitch, each = lying(kind, back, hidden, item, units, tensor)
     least = columns * pitch * item + (states * rows * units * 4 if back else 0)
-    each = columns * 4 + (0 if back else pitch * item)  # of an example
     most = min(_up(rows, SIDE), THREADS // units, (shared - least) // each)
     chunk = most // SIDE * SIDE
     if chunk < SIDE:
         return None
     return Group(
-        f"{kind}_group_{'backward' if back else 'forward'}",
+        f"{kind}_group_{'backward' if back else 'forward'}{'_tensor' if tensor else ''}",
         THREADS,
         least + chunk * each,
         groups * members,
@@ -110,31 +157,47 @@ def _grouping(
         rows,
         chunk,
         2 * groups * members * members * rows * units if back else 0,
+        tensor,
     )
 
 
-def _cost(group: Group, gates: int, hidden: int, item: int) -> float:
+def _cost(kind: str, group: Group, hidden: int, item: int) -> float:
     """Clocks of a step, but for what all groupings have."""
-    columns = _up(group.units * gates, SIDE)
-    products = _up(group.rows, SIDE) * columns * _up(hidden, BAND)
-    moved = group.rows * hidden * (2 * 4 if group.between else item)
-    return products / _PRODUCTS + moved / _BYTES
+    back = bool(group.between)
+    columns, pitch, _ = lying(kind, back, hidden, item, group.units, group.tensor)
+    weights, rows = columns * pitch, _up(group.rows, SIDE)
+    moved = group.rows * hidden * (2 * 4 if back else item) / _BYTES
+    if not group.tensor:
+        return rows * weights / _PRODUCTS + moved
+    if not back:  # some fragments at a time
+        weights = pitch * _up(columns, (4 if GROUP_KINDS[kind].gates > 1 else 2) * LINES)
+    times = group.rows // group.chunk * -(-group.chunk // _AT_ONCE)
+    times += -(-(group.rows % group.chunk) // _AT_ONCE)
+    read = times * weights * item / _SHARED_BYTES
+    return max(read, rows * weights * item / _TENSOR_PRODUCTS) + moved
 
 
 def group_of(
-    kind: str, back: bool, batch: int, hidden: int, dtype: str, shared: int, multiprocessors: int
+    kind: str,
+    back: bool,
+    batch: int,
+    hidden: int,
+    dtype: str,
+    shared: int,
+    multiprocessors: int,
+    tensor: bool = False,
 ) -> Group | str:
     """The quickest grouping on a device of so many multiprocessors, whose blocks have `shared`
-    bytes at most; or why there is none."""
+    bytes at most, by `tensor` cores or not; or why there is none."""
     if dtype not in DTYPES:
         return f"no kernel keeps its weights in many blocks in {dtype}"
-    gates, item = GROUP_KINDS[kind].gates, ITEM_SIZE[dtype]
     found: list[Group | None] = []
     for units in range(1, min(MOST_UNITS, hidden) + 1):
         at_once = multiprocessors // -(-hidden // units)
         if at_once:
             groups = min(at_once, -(-batch // SIDE))
-            found.append(_grouping(kind, back, batch, hidden, dtype, shared, units, groups))
+            sizes = kind, back, batch, hidden, dtype, shared, units, groups
+            found.append(_grouping(*sizes, tensor))
     fitting = [group for group in found if group is not None]
     if not fitting:
         return (
@@ -144,4 +207,5 @@ def group_of(
     fitting = [group for group in fitting if 4 * group.between <= _MOST_BETWEEN]
     if not fitting:
         return f"{batch} examples leave more than {_MOST_BETWEEN >> 20} MB between the blocks"
-    return min(fitting, key=lambda group: (_cost(group, gates, hidden, item), group.blocks))
+    item = ITEM_SIZE[dtype]
+    return min(fitting, key=lambda group: (_cost(kind, group, hidden, item), group.blocks))

@@ -91,7 +91,8 @@ class GraphNetwork(CompiledNetwork):
         nodes = graph_nodes(self.network.layers)
         for node in leaves(nodes):
             if isinstance(node, SequenceStep):
-                node.say(self.batch_shape[0], np.dtype(self.network.dtype))
+                with self._exactly():
+                    node.say(self.batch_shape[0], np.dtype(self.network.dtype))
         return nodes
 
     # ------------------------------------------------------------------------------------ building

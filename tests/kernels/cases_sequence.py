@@ -1,6 +1,7 @@
 """sequence_*.cu: all steps, both ways, with weights in registers, in shared memory and read anew;
 blocks of 32 threads, so that a thread has several units, and blocks that are not full of examples.
-And by groups of blocks, the last ones of which have fewer examples and units than the others.
+And by groups of blocks, the last ones of which have fewer examples and units than the others; by
+tensor cores too, where the gold multiplies what they do: float32 rounded to TF32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.cuda import table
-from gpulayers.cuda.table_group import BAND, SIDE
+from gpulayers.cuda.table_group import lying
 from gpulayers.cuda.table_sequence import KINDS, LANES, variants
 from tests.kernels import gold
 from tests.kernels.arrays import (
@@ -24,6 +25,7 @@ from tests.kernels.arrays import (
     poisoned,
     random,
     rounded,
+    tf32,
 )
 from tests.support import sample
 
@@ -48,9 +50,9 @@ def product(row: np.ndarray, W: np.ndarray) -> np.ndarray:
     return total
 
 
-def ahead(kind: str, x: np.ndarray, W: np.ndarray, b: list[np.ndarray], old: Any) -> Any:
+def ahead(kind: str, x: np.ndarray, from_state: np.ndarray, b: list[np.ndarray], old: Any) -> Any:
     """(gates, M, new states) of one example and step; `x` is the input's product."""
-    h, from_state = len(W), product(old[0], W)
+    h = len(old[0])
 
     def cut(row: np.ndarray, k: int) -> np.ndarray:
         return row[k * h : (k + 1) * h]
@@ -70,15 +72,13 @@ def ahead(kind: str, x: np.ndarray, W: np.ndarray, b: list[np.ndarray], old: Any
     return np.concatenate([n, z, r]), m, [(1 - z) * n + z * old[0]]
 
 
-def back(
-    kind: str, gates: np.ndarray, m: Any, old: Any, new: Any, W: np.ndarray, later: Any
-) -> Any:
-    """(dZ, gradients of the old states) of one example and step; `later` those of the new ones."""
-    h = len(W)
+def back(kind: str, gates: np.ndarray, m: Any, old: Any, new: Any, later: Any) -> Any:
+    """(dZ, gradients of the old states but for what dZ times the weights gives) of one example and
+    step; `later` those of the new ones."""
+    h = len(later[0])
     total = later[0]
     if kind == "rnn":
-        dz = total * gold.slope(ACT[0], gates, *ACT[1:])
-        return dz, [product(dz, W.T)]
+        return total * gold.slope(ACT[0], gates, *ACT[1:]), [0.0]
     if kind == "lstm":
         f, u, n, o = (gates[k * h : (k + 1) * h] for k in range(4))
         s = tanh(new[1])
@@ -89,12 +89,11 @@ def back(
             dc * u * (1 - n**2),
             total * s * o * (1 - o),
         ]
-        dz = np.concatenate(blocks)
-        return dz, [product(dz, W.T), dc * f]
+        return np.concatenate(blocks), [0.0, dc * f]
     n, z, r = (gates[k * h : (k + 1) * h] for k in range(3))
     dn = total * (1 - z) * (1 - n**2)
     dz = np.concatenate([dn, total * (old[0] - n) * z * (1 - z), dn * m * r * (1 - r), dn * r])
-    return dz, [total * z + product(dz[h:], W.T)]
+    return dz, [total * z]
 
 
 class Setting:
@@ -114,23 +113,29 @@ class Setting:
             2 * KINDS[kind].vectors[way] * LANES * pitch + KINDS[kind].states[way] * self.h
         )
         self.numbers = numbers + fours * self.gates * LANES * self.h * 4
+        self.bytes = 0
         self.blocks = -(-self.n // self.variant.rows)
         self.lying: tuple[int, ...] = ()
         self.together: tuple[np.ndarray, ...] = ()  # what groups of blocks have besides
         act = (table.ACTIVATIONS.index(ACT[0]), *ACT[1:])
         self.act = act if kind == "rnn" else ()
 
-    def in_groups(self, way: int, dtype: str, units: int, rows: int, chunk: int) -> None:
+    def in_groups(self, way: int, dtype: str, units: int, rows: int, chunk: int, by: str) -> None:
         """From now on blocks of so many units are a group for so many examples."""
-        self.name = f"{self.kind}_group_{('forward', 'backward')[way]}"
+        self.name = f"{self.kind}_group_{('forward', 'backward')[way]}{by}"
         members, groups = -(-self.h // units), -(-self.n // rows)
         self.blocks, self.lying = groups * members, (units, rows, chunk)
-        columns, pitch = -(-units * self.gates // SIDE) * SIDE, -(-self.h // BAND) * BAND
-        mine = (chunk * pitch, KINDS[self.kind].states[1] * rows * units)[way]
-        self.numbers = columns * (pitch + chunk) + mine
+        item = table.ITEM_SIZE[dtype]
+        how = lying(self.kind, bool(way), self.h, item, units, bool(by), self.block)
+        states = KINDS[self.kind].states[1] * rows * units * 4 if way else 0
+        self.bytes = how.columns * how.pitch * item + chunk * how.each + states
         between = poisoned(2 * groups * members**2 * rows * units, WIDE[dtype])
         arrived = np.zeros(32 * groups, np.uint32)
         self.together = (between, arrived) if way else (arrived,)
+
+    def factor(self, values: np.ndarray, dtype: str) -> np.ndarray:
+        """What the kernel multiplies."""
+        return tf32(values) if self.name.endswith("_tensor") and dtype == "float32" else values
 
     def draw(self, dtype: str, *shape: int, seed: str, scale: float = 1.0) -> Any:
         return rounded(random(*shape, seed=f"{self.name}{seed}", scale=scale), dtype)
@@ -145,7 +150,7 @@ class Setting:
     def launch(self, launcher: Launcher, dtype: str, index: str, args: tuple[Any, ...]) -> None:
         wide = np.dtype(WIDE[dtype]).itemsize
         grid = (self.blocks,)
-        options = {"shared_mem": self.numbers * wide, "block": self.block}
+        options = {"shared_mem": self.bytes or self.numbers * wide, "block": self.block}
         launcher.launch(self.name, dtype, index, grid, args, **options)
 
 
@@ -160,10 +165,11 @@ def forward(
     index: str = "int32",
     given: bool = True,
     groups: tuple[int, int, int] | None = None,
+    by: str = "",
 ) -> None:
     s = Setting(kind, which, 0, size, block, fours)
     if groups:
-        s.in_groups(0, dtype, *groups)
+        s.in_groups(0, dtype, *groups, by)
     x, projected = s.draw(dtype, s.steps, s.n, s.gates * s.h, seed="x")
     w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
     biases = [s.draw(dtype, k * s.h, seed=f"b{i}") for i, k in enumerate(BIASES[kind])]
@@ -191,7 +197,9 @@ def forward(
     for e in range(s.n):
         old = [firsts[k][1][e] if given else np.zeros(s.h) for k in range(s.states)]
         for t in range(s.steps):
-            gates, product_m, new = ahead(kind, projected[t, e], W, [b for _, b in biases], old)
+            from_state = product(s.factor(old[0], dtype), s.factor(W, dtype))
+            given_biases = [b for _, b in biases]
+            gates, product_m, new = ahead(kind, projected[t, e], from_state, given_biases, old)
             close(x[t, e], gates, dtype, 4.0)
             if kind == "gru":
                 close(m[t, e], product_m, dtype, 4.0)
@@ -215,10 +223,11 @@ def backward(
     turned: bool = False,
     truncate: int = 0,
     groups: tuple[int, int, int] | None = None,
+    by: str = "",
 ) -> None:
     s = Setting(kind, which, 1, size, block, fours)
     if groups:
-        s.in_groups(1, dtype, *groups)
+        s.in_groups(1, dtype, *groups, by)
     blocks = 4 if kind == "gru" else s.gates
     d, dA = s.draw(dtype, s.steps, s.n, s.h, seed="da")
     values = random(s.steps, s.n, s.gates * s.h, seed="gates")
@@ -251,8 +260,10 @@ def backward(
                 continue
             total = [later[0] + dA[t, e] * given, *later[1:]]
             old, new = ([state[i, e] for _, state in states] for i in (t, t + 1))
-            want, later = back(kind, gates[t, e], m[t, e], old, new, W, total)
+            want, later = back(kind, gates[t, e], m[t, e], old, new, total)
             close(dz[t, e], want, dtype, 16.0)
+            stored = load(dz[t, e], dtype)[(blocks - s.gates) * s.h :]  # as it goes on from there
+            later[0] = later[0] + product(s.factor(stored, dtype), s.factor(W, dtype).T)
         for first, want in zip(firsts, later, strict=True):
             close(first[e], want, dtype, 16.0)
 
@@ -309,6 +320,22 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     ]
     for kind in KINDS
 }
+for kind in KINDS:
+    for f in (forward, backward):
+        for d in sorted(sample.dtypes_met(table.KERNELS[f"{kind}_group_{f.__name__}_tensor"])):
+            how = {"dtype": d, "by": "_tensor", **({"truncate": 2} if f is backward else {})}
+            CASES[f"sequence_{kind}.cu"] += [
+                # the second group of one example, the third block of one unit; a warp without terms
+                case(f, kind, 2, (4, 11, 9), block=64, groups=(4, 10, 8), **how),
+                # 16 bytes at a time, chunks of 24 and 14 examples; nothing given, one step
+                case(f, kind, 2, (1, 38, 24), block=96, groups=(4, 38, 24), given=False, **how),
+            ]
+CASES["sequence_lstm.cu"] += [
+    # more fragments above one another than a warp works on at once; more runs than it asks for
+    case(forward, "lstm", 2, (2, 3, 20), block=160, groups=(17, 3, 8), by="_tensor"),
+    case(forward, "lstm", 2, (1, 1, 68), block=32, groups=(4, 1, 8), by="_tensor"),
+    case(backward, "lstm", 2, (2, 3, 70), block=64, groups=(8, 3, 8), by="_tensor"),
+]
 # more units than a warp reads at once, more examples than a tile has, and all warps
 CASES["sequence_rnn.cu"] += [
     case(forward, "rnn", 2, (1, 9, 192), block=256, groups=(16, 9, 16)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from gpulayers import activations
 from gpulayers.cuda.table_group import GROUP_KINDS, Group, group_of
 from gpulayers.cuda.table_sequence import KINDS
+from gpulayers.errors import BackendError
 from gpulayers.ops import sequence, use_engine
 from gpulayers.ops.sequence import Weights
 from tests.conftest import Backend
@@ -61,14 +63,18 @@ class Call:
             found |= {f"{name} {k}": array for k, array in enumerate(arrays)}
         return found
 
-    def check(self, device: Backend) -> dict[str, Any]:
+    def check(self, device: Backend, error: float = 0.0) -> dict[str, Any]:
+        """Against the reference; `error`: as large as the results may be, in the Frobenius norm,
+        where they are not those of the dtype."""
         got = self.run(device.asarray)
         wide = "float32" if self.dtype == "float16" else self.dtype
         with use_engine("reference"):
             want = Call(self.kind, self.size, self.h, wide, **self.how).run(np.asarray)
         for name, array in want.items():
             assert str(got[name].dtype) == self.dtype
-            if self.dtype == "float16":  # the states are rounded in each step
+            if error:
+                assert np.linalg.norm(host(got[name]) - array) < error * np.linalg.norm(array), name
+            elif self.dtype == "float16":  # the states are rounded in each step
                 np.testing.assert_allclose(host(got[name]), array, rtol=0.1, atol=0.05)
             else:
                 assert_close(got[name], array, factor=10)
@@ -183,30 +189,76 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [("rnn", "float32"), ("lstm", "float32"), ("gru", "float32"), ("lstm", "float16")],
+    ("kind", "dtype", "precision", "by"),
+    [
+        ("rnn", "float32", "fp32", "ByLanes"),
+        ("lstm", "float32", "fp32", "ByLanes"),
+        ("gru", "float32", "fp32", "ByLanes"),
+        ("lstm", "float16", "fp32", "ByCores"),
+        ("lstm", "float32", "tf32", "ByCores"),
+    ],
 )
 def test_groups_against_the_reference(
-    emulated: Backend, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    emulated: Backend,
+    kind: str,
+    dtype: str,
+    precision: str,
+    by: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from gpulayers.cuda.precision import use_precision
+
     in_groups(monkeypatch, 5)
-    with emulated.count() as events:
-        Call(kind, (3, 11, 4), 10, dtype, truncate=2).check(emulated)
-    found = [k.split(":")[1].split("<")[0] for k in events if "_group_" in k or "_sequence_" in k]
-    assert sorted(found) == [f"{kind}_group_backward", f"{kind}_group_forward"]
+    with use_precision(precision), emulated.count() as events:
+        call = Call(kind, (3, 11, 4), 10, dtype, truncate=2)
+        # factors of 10 bits of mantissa, each rounded by 2^-11 at most
+        call.check(emulated, 2**-10 if precision == "tf32" else 0.0)
+    found = [k.split(":")[1] for k in events if "_group_" in k or "_sequence_" in k]
+    assert sorted(k.split("<")[0] for k in found) == [
+        f"{kind}_group_backward",
+        f"{kind}_group_forward",
+    ]
+    assert all(f", {by}>" in k for k in found)
 
 
-def test_groups_give_the_same_bits(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_groups_give_the_same_bits(
+    emulated: Backend, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In each run; ahead also where more blocks share the work."""
+    from gpulayers.cuda.precision import use_precision
+
     call, found = Call("lstm", (3, 9, 3), 8, "float32"), []
     for multiprocessors, seed in ((2, 0), (2, 1), (5, 0)):
         in_groups(monkeypatch, multiprocessors)
         monkeypatch.setattr(fake_cupy.state, "seed", seed)
-        found.append(call.run(emulated.asarray))
+        with use_precision(precision):
+            found.append(call.run(emulated.asarray))
     for name, array in found[0].items():
         assert_same_bits(found[1][name], array)
     for name in ("state 0", "state 1"):
         assert_same_bits(found[2][name], found[0][name])
+
+
+def test_which_groups_take_tensor_cores(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half types where there are any; float32 only as TF32, which an old device does not have."""
+    from gpulayers.cuda.precision import use_precision
+
+    goes = importlib.import_module("gpulayers.cuda.sequence").goes
+    with_shared(monkeypatch, 227 << 10)
+
+    def cores(dtype: str) -> int:
+        said = goes("lstm", 32, 512, np.dtype(dtype), ACTS["lstm"])
+        assert said.count(" groups of ") == 2, said
+        return said.count("blocks, by tensor cores")
+
+    assert (cores("float32"), cores("float16")) == (0, 2)
+    with use_precision("tf32"):
+        assert cores("float32") == 2
+    monkeypatch.setattr(emulated.xp.cuda.Device, "compute_capability", "75")
+    assert (cores("float32"), cores("float16")) == (0, 0)
+    with use_precision("tf32"), pytest.raises(BackendError, match=r"needs a GPU of .* 8\.0"):
+        cores("float32")
 
 
 def test_no_group_but_one_block(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,12 +282,13 @@ def test_groups_of_every_device(kind: str) -> None:
         for back in (False, True):
             for batch, h in ((1, 200), (32, 512), (256, 512), (33, 1000)):
                 device = shared << 10, multiprocessors
-                for dtype in ("float32", "bfloat16"):
-                    group = group_of(kind, back, batch, h, dtype, *device)
+                for dtype, tensor in itertools.product(("float32", "bfloat16"), (False, True)):
+                    group = group_of(kind, back, batch, h, dtype, *device, tensor)
                     if h == 1000 and isinstance(group, str):
                         assert "no room for the recurrent weights of 1000 units" in group
                         continue
                     assert isinstance(group, Group), group
+                    assert group.tensor == group.kernel.endswith("_tensor") == tensor
                     members = -(-h // group.units)
                     assert group.blocks == group.groups * members <= multiprocessors
                     assert group.rows * (group.groups - 1) < batch <= group.rows * group.groups

@@ -161,6 +161,8 @@ def test_in_groups_of_blocks(emulated: Backend, name: str, monkeypatch: pytest.M
     assert graph._recording.launches == launches + (4 if name == "two" else 2)
     said = planned.plan.describe()
     assert "\nGRU: ahead in one launch of 1 groups of 3 blocks, back in one launch of 1" in said
+    said = planned.network.compile((BATCH, N_IN, N_T), precision="tf32").describe()
+    assert said.count("blocks, by tensor cores") == (4 if name == "two" else 2)
 
 
 @pytest.mark.parametrize("name", ["lstm", "two"])

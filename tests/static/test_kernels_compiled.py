@@ -101,6 +101,14 @@ def test_large_tiles_take_runs_and_tensor_cores(compiled: Matrix, spec: table.Ke
             assert found.wide_loads >= (tile.rows + tile.cols) // 64, where
 
 
+@pytest.mark.parametrize(
+    "spec", [s for s in table.KERNELS.values() if s.cooperative], ids=lambda s: s.name
+)
+def test_which_groups_multiply_by_tensor_cores(compiled: Matrix, spec: table.KernelSpec) -> None:
+    for where, found in results(compiled, spec):
+        assert (found.tensor_products > 0) == spec.name.endswith("_tensor"), where
+
+
 @pytest.mark.parametrize("file", table.FILES)
 def test_light_headers_only(file: str) -> None:
     """CCCL and cooperative groups cost seconds of compile time at first use."""

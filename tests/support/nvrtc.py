@@ -221,9 +221,9 @@ def tested() -> list[Job]:
     with tensor cores for the newest; with every case each source for all of them."""
     if sample.ALL:
         return [Job(file, architecture) for architecture in ARCHITECTURES for file in table.FILES]
-    tiled = {spec.file for spec in table.KERNELS.values() if spec.runs}
+    newer = {spec.file for spec in table.KERNELS.values() if spec.oldest}
     return [
-        Job(file, ARCHITECTURES[-1 if file in tiled or k % 2 else 0])
+        Job(file, ARCHITECTURES[-1 if file in newer or k % 2 else 0])
         for k, file in enumerate(table.FILES)
     ]
 

@@ -121,6 +121,9 @@ HEADLINES: tuple[tuple[str, str, str, tuple[int, int] | None], ...] = (
     ("LSTM of 128 units, 32 examples", "lstm_sequence_forward_one", "float32", (128, 32)),
     ("LSTM of 512 units, 32 examples", "lstm_group_forward", "float32", (512, 32)),
     ("the same, back", "lstm_group_backward", "float32", (512, 32)),
+    ("LSTM of 512 units, TF32", "lstm_group_forward_tensor", "float32", (512, 32)),
+    ("the same, back", "lstm_group_backward_tensor", "float32", (512, 32)),
+    ("LSTM of 512 units, bfloat16", "lstm_group_forward_tensor", "bfloat16", (512, 32)),
 )
 
 
@@ -133,7 +136,8 @@ def _launch(
     (hidden, batch), back = sizes, "backward" in spec.name
     if spec.cooperative:
         device = limits.block_shared, limits.multiprocessors
-        group = group_of("lstm", back, batch, hidden, dtype, *device)
+        tensor = spec.name.endswith("_tensor")
+        group = group_of("lstm", back, batch, hidden, dtype, *device, tensor)
         return (group.threads, group.shared) if isinstance(group, Group) else None
     way = way_of("lstm", back, batch, hidden, dtype, limits.block_shared)
     return None if way is None or way.kernel != spec.name else (way.threads, way.shared)
