@@ -328,7 +328,17 @@ for kind in KINDS:
                 # the second group of one example, the third block of one unit; a warp without terms
                 case(f, kind, 2, (4, 11, 9), block=64, groups=(4, 10, 8), **how),
                 # 16 bytes at a time, chunks of 24 and 14 examples; nothing given, one step
-                case(f, kind, 2, (1, 38, 24), block=96, groups=(4, 38, 24), given=False, **how),
+                case(
+                    f,
+                    kind,
+                    2,
+                    (1, 38, 24),
+                    block=96,
+                    groups=(4, 38, 24),
+                    given=False,
+                    index="int64",
+                    **how,
+                ),
             ]
 CASES["sequence_lstm.cu"] += [
     # more fragments above one another than a warp works on at once; more runs than it asks for
