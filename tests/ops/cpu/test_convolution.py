@@ -269,6 +269,7 @@ COLUMNS = {
     "dilated rows": ((3, 9, 10, 3), (3, 2), 9, Window((3, 2), (1, 3), (0, 2, 0, 2), (3, 1))),
     "pointwise, strided": ((3, 5, 6, 7), (1, 1), 3, Window((1, 1), (2, 3))),
     "pointwise": ((3, 5, 6, 7), (1, 1), 3, Window((1, 1))),
+    "pointwise, more channels": ((2, 3, 5, 33), (1, 1), 17, Window((1, 1))),
 }
 
 
@@ -288,7 +289,8 @@ def test_columns(name: str, dtype: str, count: int, small_blocks: None) -> None:
     assert error(CPU.conv2d_input_grad(dZ, W, X.shape, window), dX) < bound
     db = dZ.sum(axis=(0, 1, 2), dtype=float)
     assert error(CPU.bias_grad(dZ), db) < bound
-    for actual, expected in zip(CPU.conv2d_param_grads(X, dZ, window), (dW, db), strict=True):
+    found = [*CPU.conv2d_param_grads(X, dZ, window), *CPU.conv2d_grads(X, dZ, W, window)]
+    for actual, expected in zip(found, (dW, db, dX, dW, db), strict=True):
         assert error(actual, expected) < bound
     columns = CPU.im2col(X, window)
     assert_same_bits(columns, REFERENCE.im2col(X, window))
