@@ -208,11 +208,15 @@ def __getattr__(name: str) -> Any:
 # ---------------------------------------------------------------------------------- arrays decide
 
 
+# for which the formulas of arrays are wrong: elements are left out, `*` is another product
+_OTHER_RULES = (np.ma.MaskedArray, np.matrix)
+
+
 def _module_for(array: object) -> ModuleType | None:
     found = _module_of_type.get(type(array))
     if found is None:
         for kind, library in tuple(_module_of_type.items()):  # subclasses, e.g. numpy.memmap
-            if isinstance(array, kind):
+            if isinstance(array, kind) and not isinstance(array, _OTHER_RULES):
                 _module_of_type[type(array)] = library
                 return library
         if type(array).__module__.partition(".")[0] == "cupy" and _load_cupy().module is not None:
@@ -233,7 +237,7 @@ def xp_of(*arrays: Array) -> ModuleType:
     BackendError
         If arrays of both libraries are mixed.
     DTypeError
-        If an argument is no array of either.
+        If an argument is no array of either, or a masked array or a `numpy.matrix`.
     """
     found: ModuleType | None = None
     for array in arrays:

@@ -318,7 +318,10 @@ class LayerBase(LayerState, ABC):
 
     @staticmethod
     def _converted(array: Array, dtype: Any) -> Array:
-        """`array` in `dtype` (None keeps it) and C-contiguous; itself if it is that already."""
+        """`array` in `dtype` (None: its own, in the machine's byte order) and C-contiguous; itself
+        if it is that already."""
+        if dtype is None and not array.dtype.isnative:
+            dtype = array.dtype.newbyteorder("=")
         if dtype is not None and array.dtype != dtype:
             array = array.astype(dtype)
         return array if array.flags.c_contiguous else backend.xp_of(array).ascontiguousarray(array)

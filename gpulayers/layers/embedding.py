@@ -8,7 +8,7 @@ from typing import Any
 
 from gpulayers import backend
 from gpulayers.backend import Array, xp_of
-from gpulayers.errors import BackendError, DTypeError, ShapeError
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.initializers import WeightInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
@@ -150,15 +150,21 @@ class Embedding(LayerBase):
         if isinstance(ids, (list, tuple)):
             ids = self._uploaded(ids)
         self._follow(self._check_ids("the ids", ids))
-        return embedding.embedding_forward(self.parameters["W"], ids)
+        return self._rows(ids)
 
     # ---- the formula
+
+    def _rows(self, ids: Array) -> Array:
+        try:
+            return embedding.embedding_forward(self.parameters["W"], ids)
+        except ParameterError as error:
+            raise ParameterError(f"{self._name}: {error}") from None
 
     def _forward(self, X: Any, training: bool) -> tuple[Array, Saved]:
         """Y = W[ids];  pooled: the sum over the ids of an example, times 1 / count for the mean."""
         W, ragged = self.parameters["W"], isinstance(X, list)
         ids = xp_of(*X).concatenate(X) if ragged else X
-        rows = embedding.embedding_forward(W, ids)
+        rows = self._rows(ids)
         if self.pool is None:
             return rows, {"ids": ids}
         counts = [len(x) for x in X] if ragged else [X.shape[1]]

@@ -17,6 +17,7 @@ from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError
 from gpulayers.models.composite import Composite
 from gpulayers.models.pixels import Pixels
+from gpulayers.models.plan_checks import home_of
 from gpulayers.ops.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ class Sequential(Composite):
     def __init__(
         self, layers: Iterable[Any], optimizer: Any = None, name: str = "Sequential"
     ) -> None:
+        if not isinstance(layers, Iterable) or callable(getattr(layers, "forward", None)):
+            raise ParameterError(
+                f"{name}: expected a list of layers, {name}([...]), got {layers!r}"
+            )
         layers = list(layers)
         if not layers:
             raise ParameterError(f"{name}: expected at least one layer, got none")
         for i, layer in enumerate(layers):
-            if not callable(getattr(layer, "forward", None)):
+            if isinstance(layer, type) or not callable(getattr(layer, "forward", None)):
                 raise ParameterError(
                     f"{name}: entry {i} is {layer!r}, expected a layer (an object with forward "
                     "and backward)"
@@ -239,7 +244,7 @@ class Sequential(Composite):
             As `forward`.
         """
         _positive("predict: batch_size", batch_size)
-        home, place = backend.backend_of(X), self.home
+        home, place = home_of(f"{self.name}.predict", "X", X), self.home
         parts: list[Array] = []
         for start in range(0, max(len(X), 1), batch_size):
             part = X[start : start + batch_size]

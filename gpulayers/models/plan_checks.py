@@ -12,7 +12,14 @@ from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 
-__all__ = ["check_device", "checked_loss", "checked_precision", "checked_shape", "device_of"]
+__all__ = [
+    "check_device",
+    "checked_loss",
+    "checked_precision",
+    "checked_shape",
+    "device_of",
+    "home_of",
+]
 
 _PRECISIONS = {
     "fp32": "float32",
@@ -66,6 +73,14 @@ def checked_loss(name: str, loss: Any) -> Any:
                 f"backward(), got {loss!r}"
             )
     return loss
+
+
+def home_of(name: str, what: str, array: Any) -> str:
+    """The backend of an array; a DTypeError that names it for anything else."""
+    try:
+        return backend.backend_of(array)
+    except DTypeError as error:
+        raise DTypeError(f"{name}: {what}: {error}") from None
 
 
 def device_of(network: Any) -> int | None:

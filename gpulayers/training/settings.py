@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from gpulayers.errors import ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from gpulayers.models.engines import ENGINES
-from gpulayers.training.data import Split
+from gpulayers.training.data import Dataset, Split
 from gpulayers.training.mixed import MixedLoss
 from gpulayers.training.transforms import Compose
 
@@ -21,10 +23,12 @@ __all__ = [
     "count",
     "data_sum",
     "device_backend",
+    "folder",
     "losses",
     "max_norm",
     "optional_count",
     "parameter_dtype",
+    "parts",
     "plan",
     "seconds",
 ]
@@ -61,6 +65,46 @@ def max_norm(value: Any) -> float | None:
     if value is None:
         return None
     return float(_spec.real("Trainer", "clip_global_norm", value, 0.0, open_low=True))
+
+
+def parts(network: Any, data: Any) -> tuple[Sequential, Dataset]:
+    """Return both.
+
+    Raises
+    ------
+    ParameterError
+        If the one is no network, or the other no dataset.
+    """
+    if not isinstance(network, Sequential):
+        raise ParameterError(
+            f"Trainer: network must be a Sequential, got {network!r}; Sequential([layer, ...])"
+        )
+    if not isinstance(data, Dataset):
+        raise ParameterError(
+            f"Trainer: data must be a Dataset, got a {type(data).__name__}; load_data(...) reads "
+            "one, Dataset(name, Split(images, labels), Split(test_images, test_labels), classes) "
+            "makes one of arrays"
+        )
+    return network, data
+
+
+def folder(out: Any) -> Path | None:
+    """Return the folder that is written to, None for none.
+
+    Raises
+    ------
+    ParameterError
+        If it is no path, or an empty one.
+    """
+    if out is None:
+        return None
+    try:
+        path: object = os.fspath(out)
+    except TypeError:
+        path = None
+    if not isinstance(path, str) or not path:  # an empty one would be the current folder
+        raise ParameterError(f"Trainer: out must be a folder's path or None, got {out!r}")
+    return Path(path)
 
 
 def parameter_dtype(dtype: Any, network: Sequential) -> np.dtype:

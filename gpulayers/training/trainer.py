@@ -169,7 +169,7 @@ class Trainer:
         precision: str | None = None,
         log_every: int = 50,
     ) -> None:
-        self.network, self.data = network, data
+        self.network, self.data = settings.parts(network, data)
         self.batch_size = settings.count("batch_size", batch_size)
         self.epochs = settings.count("epochs", epochs)
         self.seed = random.Generator(seed).key[0]  # checks it
@@ -177,7 +177,7 @@ class Trainer:
         self.sampler = ShuffledSampler(len(data.train)) if sampler is None else sampler
         self.threads, self.device_share = threads, device_share
         self.loss, self.train_loss = settings.losses(loss, label_smoothing, self.transform)
-        self.out = None if out is None else Path(out)
+        self.out = settings.folder(out)
         self.device = settings.device_backend(device)
         dtype, self.scaler = chosen(precision, dtype)
         self.dtype = settings.parameter_dtype(dtype, network)

@@ -48,6 +48,17 @@ def test_things_that_are_no_arrays(numpy_backend: Backend, thing: Any) -> None:
             call()
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_arrays_with_rules_of_their_own_are_refused() -> None:
+    """Formulas would forget which elements are masked, and take `*` for another product."""
+    for array in (np.ma.masked_array(np.ones(3, np.float32), [0, 1, 0]), np.matrix([[1.0]])):
+        for _ in range(2):  # whatever was remembered of the type
+            message = f"got {type(array).__name__}; convert it with gpulayers.backend.asarray"
+            with pytest.raises(DTypeError, match=message):
+                xp_of(array)
+            assert type(np.asarray(array)) is np.ndarray
+
+
 def test_no_array_at_all() -> None:
     for arguments in [(), (None,), (None, None)]:
         with pytest.raises(DTypeError, match="expected at least one array, got none"):

@@ -155,6 +155,19 @@ def test_the_dtype_is_kept(case: Case, backend: Backend, dtype: str) -> None:
         assert {str(a.dtype) for a in held.values()} <= {dtype}
 
 
+@with_cases
+def test_the_other_byte_order(case: Case, numpy_backend: Backend) -> None:
+    """Results are in the machine's own, and those of the same numbers there."""
+    layer, same = (harness.fresh(case, numpy_backend, "float64") for _ in range(2))
+    X = harness.input_of(case, numpy_backend, "float64")
+    turned = [x.astype(">f8") for x in X] if isinstance(X, list) else X.astype(">f8")
+    Y, want = harness.forward(layer, turned), harness.forward(same, X)
+    assert Y.dtype == np.float64 and Y.dtype.isnative
+    assert_same_bits(Y, want)
+    dY = harness.gradient_like(want, numpy_backend)
+    assert_same_bits(layer.backward(dY.astype(">f8")), same.backward(dY))
+
+
 @with_learning_cases
 @pytest.mark.parametrize("wide", ["float64", "float16"])
 def test_another_dtype_becomes_the_layers(case: Case, backend: Backend, wide: str) -> None:

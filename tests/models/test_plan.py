@@ -417,6 +417,8 @@ def test_bad_batches_change_nothing(backend: Any) -> None:
         plan.step(X, labels.astype(np.float32))
     with pytest.raises(DTypeError, match="floating or uint8 batch, got int64"):
         plan.step(X.astype(np.int64), labels)
+    with pytest.raises(DTypeError, match=r"Sequential: the labels: expected a numpy .*got list"):
+        plan.step(X, [0, 1, 0, 1])
     for name, value in network.parameters.items():
         np.testing.assert_array_equal(backend.asnumpy(value), before[name])
     assert np.isfinite(float(plan.step(X, labels)))

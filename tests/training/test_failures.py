@@ -78,11 +78,16 @@ def test_too_few_outputs_for_the_classes(digits):
         ({"dtype": "int8"}, "floating dtype"),
         ({"optimizer": "adamm"}, "did you mean 'Adam'"),
         ({"schedule": "kong"}, "did you mean 'king'"),
+        ({"out": ""}, "out must be a folder's path or None, got ''"),
+        ({"out": 3}, "out must be a folder's path or None, got 3"),
+        ({"network": Flatten()}, r"network must be a Sequential, got Flatten.*\[layer, ...\]\)"),
+        ({"network": [Flatten()]}, "network must be a Sequential, got \\["),
+        ({"data": (np.zeros(3), np.zeros(3))}, r"data must be a Dataset, got a tuple; .*Split\("),
     ],
 )
 def test_bad_settings(digits, options, words):
     with pytest.raises(ParameterError, match=words):
-        Trainer(dense(), digits, **options)
+        Trainer(**{"network": dense(), "data": digits, **options})
 
 
 def test_a_missing_gpu_is_an_error_and_no_silent_fallback(digits, monkeypatch):

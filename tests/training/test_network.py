@@ -227,6 +227,11 @@ def test_predict_of_nothing_is_empty():
     assert net.predict(np.ones((0, 3, 3, 1), np.float32)).shape == (0, 10)
 
 
+def test_predict_says_whose_input_is_no_array():
+    with pytest.raises(DTypeError, match=r"Sequential.predict: X: expected a numpy .* got list"):
+        Sequential([FullyConnected(3)]).predict([[1.0, 2.0]])
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
 def test_predict_refuses_a_bad_batch_size(batch_size):
     with pytest.raises(ParameterError, match="batch_size"):
@@ -285,6 +290,15 @@ def test_construction_refuses_nonsense():
     with pytest.raises(ParameterError, match="entry 1 is 'ReLU'"):
         Sequential([Flatten(), "ReLU"])
     layer = FullyConnected(2)
+    layer = FullyConnected(3)
+    with pytest.raises(ParameterError, match=r"expected a list of layers, Sequential\(\[...\]\)"):
+        Sequential(layer)
+    with pytest.raises(ParameterError, match="expected a list of layers"):
+        Sequential(layer, FullyConnected(3))
+    with pytest.raises(
+        ParameterError, match=r"entry 1 is <class .*FullyConnected.*expected a layer"
+    ):
+        Sequential([layer, FullyConnected])
     with pytest.raises(ParameterError, match="twice"):
         Sequential([layer, layer])
     with pytest.raises(ParameterError, match="did you mean 'Adam'"):
