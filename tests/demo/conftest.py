@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpulayers.models import lenet
+from gpulayers.ops import use_engine
 from gpulayers.training import Dataset, Trainer, load_data
 
 pytest.importorskip("flask")
@@ -22,7 +23,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def look(digits: Dataset) -> Look:
-    with switched_to("numpy"):
+    with switched_to("numpy"), use_engine("auto"):  # the C kernels, where they are built
         network = lenet(optimizer="Adam(lr=0.003)")
         Trainer(network, digits, epochs=1, seed=0, progress=False).fit()
     return Look(network, digits.classes, "LeNet-5 of the tests")
