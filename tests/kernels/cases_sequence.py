@@ -327,12 +327,12 @@ for kind in KINDS:
             CASES[f"sequence_{kind}.cu"] += [
                 # the second group of one example, the third block of one unit; a warp without terms
                 case(f, kind, 2, (4, 11, 9), block=64, groups=(4, 10, 8), **how),
-                # 16 bytes at a time, chunks of 24 and 14 examples; nothing given, one step
+                # 16 bytes at a time, chunks of 24 and 14 examples; nothing given
                 case(
                     f,
                     kind,
                     2,
-                    (1, 38, 24),
+                    (2, 38, 24),
                     block=96,
                     groups=(4, 38, 24),
                     given=False,
@@ -344,7 +344,7 @@ CASES["sequence_lstm.cu"] += [
     # more fragments above one another than a warp works on at once; more runs than it asks for
     case(forward, "lstm", 2, (2, 3, 20), block=160, groups=(17, 3, 8), by="_tensor"),
     case(forward, "lstm", 2, (1, 1, 68), block=32, groups=(4, 1, 8), by="_tensor"),
-    case(backward, "lstm", 2, (2, 3, 70), block=64, groups=(8, 3, 8), by="_tensor"),
+    case(backward, "lstm", 2, (1, 1, 70), block=64, groups=(8, 1, 8), by="_tensor"),
 ]
 # more units than a warp reads at once, more examples than a tile has, and all warps
 CASES["sequence_rnn.cu"] += [
