@@ -152,7 +152,7 @@ class _Holders:
         with self.lock:
             if not self.single and not self.threaded:
                 self.before = [library.get_num_threads() for library in libraries]
-                self.now = self.before
+                self.now = self.before[:]
             self.single += single
             self.threaded += threaded
             self.count = count or self.count
@@ -161,34 +161,36 @@ class _Holders:
     def tell(self, libraries: list[Any]) -> None:
         held = self.single or self.threaded
         wanted = 1 if self.single else self.count
-        then = [before if before is None or not held else wanted for before in self.before]
-        for library, new, now in zip(libraries, then, self.now, strict=True):
-            if new is not None and new != now:
+        for i, library in enumerate(libraries):
+            before = self.before[i]
+            new = wanted if held and before is not None else before
+            if new is not None and new != self.now[i]:
                 library.set_num_threads(new)
-        self.now = then
+            self.now[i] = new
 
 
 _holders = _Holders()
 
 
-@contextlib.contextmanager
-def single_threaded_blas() -> Generator[None]:
+class single_threaded_blas:  # noqa: N801 - read as a verb, like contextlib.suppress
     """Hold BLAS to one thread for a ``with`` block; does nothing for a BLAS without that control,
     and within `threaded_blas` or a share of `run_shares`.
 
     Several threads may be inside at a time; the last one to leave restores the former number.
     """
-    if is_serial():
-        yield
-        return
-    holders = _holders
-    holders.change(single=1)
-    _inside.held = getattr(_inside, "held", 0) + 1
-    try:
-        yield
-    finally:
-        _inside.held -= 1
-        holders.change(single=-1)
+
+    __slots__ = ("_holders",)  # every operation in threads enters one: nothing dear here
+
+    def __enter__(self) -> None:
+        self._holders = None if is_serial() else _holders
+        if self._holders is not None:
+            self._holders.change(single=1)
+            _inside.held = getattr(_inside, "held", 0) + 1
+
+    def __exit__(self, *exc: object) -> None:
+        if self._holders is not None:
+            _inside.held -= 1
+            self._holders.change(single=-1)
 
 
 @contextlib.contextmanager

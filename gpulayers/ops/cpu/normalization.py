@@ -30,13 +30,14 @@ from gpulayers.threads import Work, run_shares, shares_at_most
 BLOCK = (
     1 << 18
 )  # elements that a pass takes at a time: memory is slow, and calls wait for one another
+_ALONE = 1 << 13  # numbers of a matrix whose product with a vector BLAS leaves to one thread
 _LONGEST = 1 << 14  # numbers of a row whose float32 sum by BLAS is as exact as NumPy's
 
 
 def _run(work: Work, parts: list[slice], width: int) -> None:
     """`run_shares`, for work on rows of `width` numbers."""
     with row_by_row(width):
-        run_shares(work, parts)
+        run_shares(work, parts, blas=parts[-1].stop * width > _ALONE)
 
 
 class _Columns:
@@ -66,7 +67,13 @@ class _Columns:
 
     def total(self, block: Array) -> Array:
         """The sums (ch,) of a block of wide rows."""
-        wide = self.one[: len(block)] @ block
+        return self._narrow(self.one[: len(block)] @ block)
+
+    def total_of_products(self, a: Array, b: Array) -> Array:
+        """The sums (ch,) of the products of two blocks, which are not kept."""
+        return self._narrow(np.einsum("ij,ij->j", a, b))
+
+    def _narrow(self, wide: Array) -> Array:
         return self.one[: self.k] @ wide.reshape(self.k, self.ch) if self.k > 1 else wide
 
     def moments(self, found: list[tuple[int, Array, Array]]) -> tuple[Array, Array]:
@@ -103,8 +110,7 @@ class CpuNormalization(ReferenceNormalization):
                 centre = cut.total(rows)
                 np.divide(centre, count, out=centre)
                 np.subtract(rows, cut.tiled(centre), out=centred)
-                np.multiply(centred, centred, out=centred)
-                found[i].append((count, centre, cut.total(centred)))
+                found[i].append((count, centre, cut.total_of_products(centred, centred)))
 
         _run(add_up, cut.parts, cut.width)
         mean, exact = cut.moments([block for share in found for block in share])
@@ -136,10 +142,8 @@ class CpuNormalization(ReferenceNormalization):
 
         def add_up(i: int, part: slice) -> None:
             for block in blocks(part, cut.steps[i]):
-                products = cut.free[i][: block.stop - block.start]
                 sums[i][0] += cut.total(dy[block])
-                np.multiply(dy[block], x_hat[block], out=products)
-                sums[i][1] += cut.total(products)
+                sums[i][1] += cut.total_of_products(dy[block], x_hat[block])
 
         _run(add_up, cut.parts, cut.width)
         for more in sums[1:]:

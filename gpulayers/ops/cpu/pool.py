@@ -37,11 +37,8 @@ class _Cut:
         self.taps = [(i * window.kernel[1] + j, r, c) for i, j, r, c in taps(window, self.out)]
 
     def run(self, work: Callable[[int, slice], None]) -> None:
-        """Do all shares; there is no BLAS in them that had to be told."""
-        if len(self.parts) == 1:
-            work(0, self.parts[0])
-        else:
-            run_shares(work, self.parts)
+        """Do all shares."""
+        run_shares(work, self.parts, blas=False)
 
     def outputs(self, part: slice) -> Array:
         """Memory for the outputs of a block."""
