@@ -30,6 +30,7 @@ from gpulayers.ops.cpu._winograd_rows import ONE, Rows, kernel_gradient, kernel_
 from gpulayers.ops.window import Window
 
 POINTS = (6,)
+PARTS = 3  # of the positions, each a matrix
 BLOCK_BYTES = 3 << 20  # transformed images of one block, in and out
 _FEWEST = 16  # channels from which it may beat the direct product
 _TRANSFORMS, _GAIN = 4, 0.9  # measured: their cost in products of a channel; what is worth while

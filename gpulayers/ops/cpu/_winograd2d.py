@@ -34,6 +34,7 @@ from gpulayers.ops.cpu._winograd_rows import (
 from gpulayers.ops.window import Window
 
 POINTS = (6, 6)
+PARTS = 1
 BLOCK_BYTES = 10 << 20  # transformed images of one block, in and out
 _FEWEST = 128  # channels from which it beats the transform along the rows alone
 _WASTE = 1.7  # outputs computed for one that is wanted, from which that is as fast

@@ -137,15 +137,17 @@ class _Sums:
         left, right = buffers[0]
         size, self._dZ = (*way.POINTS, left.width, right.width), dZ
         self._points = [workspace.zeros(size, dZ.dtype) for _ in buffers]
-        self._products = [workspace.empty(size, dZ.dtype) for _ in buffers]
+        # The parts of a point follow one another: BLAS takes them in turn, out of the cache.
+        parts = (*way.POINTS, way.PARTS, *size[-2:])
+        self._products = [np.moveaxis(workspace.empty(parts, dZ.dtype), -3, 0) for _ in buffers]
         self._db = [np.zeros(dZ.shape[3], dZ.dtype) for _ in buffers]
         self._ones = ones(cut.step * dZ.shape[1] * dZ.shape[2], dZ.dtype)
 
     def add(self, share: int, left: Array, right: Array, block: slice) -> None:
         total, product = self._points[share], self._products[share]
-        for a, b in zip(left, right, strict=True):
-            np.matmul(a.swapaxes(-1, -2), b, out=product)
-            np.add(total, product, out=total)
+        np.matmul(left.swapaxes(-1, -2), right, out=product)
+        for part in product:
+            np.add(total, part, out=total)
         rows = self._dZ[block].reshape(-1, self._dZ.shape[3])
         self._db[share] += self._ones[: len(rows)] @ rows
 
