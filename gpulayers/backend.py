@@ -39,6 +39,7 @@ __all__ = [
     "current_backend",
     "default_dtype",
     "describe",
+    "home_of",
     "is_floating",
     "module",
     "set_default_dtype",
@@ -209,7 +210,7 @@ def __getattr__(name: str) -> Any:
 
 
 # for which the formulas of arrays are wrong: elements are left out, `*` is another product
-_OTHER_RULES = (np.ma.MaskedArray, np.matrix)
+_OTHER_RULES: tuple[type, ...] = (np.ma.MaskedArray, np.matrix)
 
 
 def _module_for(array: object) -> ModuleType | None:
@@ -227,6 +228,14 @@ def _module_for(array: object) -> ModuleType | None:
 def backend_of(array: Array) -> str:
     """Return ``"numpy"`` or ``"cupy"``: where `array` lives (errors as `xp_of`)."""
     return "numpy" if xp_of(array) is np else "cupy"
+
+
+def home_of(name: str, what: str, array: Any) -> str:
+    """As `backend_of`; the error for what is no array says whose argument it is."""
+    try:
+        return backend_of(array)
+    except DTypeError as error:
+        raise DTypeError(f"{name}: {what}: {error}") from None
 
 
 def xp_of(*arrays: Array) -> ModuleType:

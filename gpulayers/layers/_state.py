@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple, Self
 
 from gpulayers import backend
-from gpulayers._types import is_dict, is_sequence
+from gpulayers._types import is_dict, is_mapping, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import ActivationInitializer, OptimizerInitializer
@@ -126,6 +126,10 @@ class LayerState:
 
     def _flattened(self, summary_dict: dict[str, Any]) -> dict[str, Any]:
         """One dict of parameters and hyperparameters, all of them known."""
+        if not is_mapping(summary_dict):
+            raise ParameterError(
+                f"{self._name}: expected a summary, a dict, got {type(summary_dict).__name__}"
+            )
         values = dict(summary_dict)
         for group in ("parameters", "hyperparameters"):
             values.update(values.pop(group, None) or {})

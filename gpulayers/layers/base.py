@@ -245,10 +245,7 @@ class LayerBase(LayerState, ABC):
 
     def _check_array(self, what: str, array: Any) -> str:
         """Return the backend of a floating array."""
-        try:
-            home = backend.backend_of(array)
-        except DTypeError as error:
-            raise DTypeError(f"{self._name}: {what}: {error}") from None
+        home = backend.home_of(self._name, what, array)
         if not backend.is_floating(array.dtype):
             raise DTypeError(
                 f"{self._name}: {what} must have a floating dtype, got {array.dtype}; "

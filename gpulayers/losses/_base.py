@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpulayers.backend import Array, is_floating, xp_of
+from gpulayers.backend import Array, home_of, is_floating, xp_of
 from gpulayers.errors import DTypeError, ShapeError
 
 
@@ -32,9 +33,16 @@ class ObjectiveBase(ABC):
         return type(self).__name__
 
 
+def library_of(name: str, y: Array, y_pred: Array) -> ModuleType:
+    """The library of both; an error says which is no array."""
+    for what, array in (("y", y), ("y_pred", y_pred)):
+        home_of(name, what, array)
+    return xp_of(y, y_pred)
+
+
 def pair(name: str, y: Array, y_pred: Array) -> Array:
     """Check targets and predictions; return the targets in the predictions' dtype."""
-    xp_of(y, y_pred)
+    library_of(name, y, y_pred)
     if not is_floating(y_pred.dtype):
         raise DTypeError(f"{name}: y_pred must be a floating array, got {y_pred.dtype}")
     if not (is_floating(y.dtype) or y.dtype.kind in "iub"):

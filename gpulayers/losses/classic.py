@@ -9,7 +9,7 @@ import numpy as np
 from gpulayers.activations import ActivationBase
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ParameterError, ShapeError
-from gpulayers.losses._base import ObjectiveBase, pair, wide
+from gpulayers.losses._base import ObjectiveBase, library_of, pair, wide
 
 
 class SquaredError(ObjectiveBase):
@@ -33,7 +33,8 @@ class SquaredError(ObjectiveBase):
         ------
         ShapeError, DTypeError, BackendError
         """
-        difference = wide(y_pred) - wide(pair("SquaredError.loss", y, y_pred))
+        targets = pair("SquaredError.loss", y, y_pred)
+        difference = wide(y_pred) - wide(targets)
         return xp_of(y_pred).asarray(0.5 * (difference * difference).sum())
 
     @staticmethod
@@ -113,7 +114,7 @@ class CrossEntropy(ObjectiveBase):
     def _checked(method: str, y: Array, y_pred: Array) -> tuple[Array, Array, Any, Any]:
         """Targets, probabilities, and two 0-d booleans: whether each holds what it should."""
         name = f"CrossEntropy.{method}"
-        xp = xp_of(y, y_pred)
+        xp = library_of(name, y, y_pred)
         if y_pred.ndim != 2:
             raise ShapeError(f"{name}: y_pred must be (n_ex, n_classes), got {y_pred.shape}")
         if y.ndim == 1:

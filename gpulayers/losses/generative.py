@@ -215,8 +215,8 @@ class WGAN_GPLoss(ObjectiveBase):  # noqa: N801 - numpy-ml's name
         return rows, xp_of(rows).sqrt((rows * rows).sum(axis=1))
 
     @staticmethod
-    def _module(method: str, module: str) -> str:
-        if module not in ("C", "G"):
+    def _module(method: str, module: Any) -> str:
+        if not isinstance(module, str) or module not in ("C", "G"):
             raise ParameterError(
                 f"WGAN_GPLoss.{method}: module must be 'C' (critic) or 'G' (generator), "
                 f"got {module!r}" + suggest(str(module).upper()[:1], ("C", "G"))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from gpulayers._progress import Display, make_display
 from gpulayers._types import is_dict
-from gpulayers.backend import Array, is_floating, xp_of
+from gpulayers.backend import Array, home_of, is_floating
 from gpulayers.errors import DTypeError, NotInitializedError, ParameterError, ShapeError, suggest
 
 Part = OrderedDict[str, Any]
@@ -152,7 +152,7 @@ class Model:
     def _checked(self, X: Any, ndim: int, axes: str) -> Array:
         """An input of the right rank and floating dtype, with at least one example."""
         name = type(self).__name__
-        xp_of(X)
+        home_of(name, "the input", X)
         if not is_floating(X.dtype):
             raise DTypeError(
                 f"{name}: the input must be floating, got {X.dtype}; convert it, for bytes e.g. "

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend, layers, random
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
+from gpulayers.errors import ParameterError
 from gpulayers.layers._group import LayerGroup
 
 Listener = Callable[[str, str, Any, Callable[[], Any], tuple[Any, ...]], Any]
@@ -67,6 +69,10 @@ def example(network: Any, input_shape: Any, n: int = 1) -> list[Array]:
 
 def shapes_of(input_shape: Any) -> list[tuple[Any, ...]]:
     """One shape, or a list of shapes, as a list of shapes."""
+    if not is_sequence(input_shape):
+        raise ParameterError(
+            f"expected the shape of one input, a tuple such as (28, 28, 1), got {input_shape!r}"
+        )
     given: list[Any] = list(input_shape)
     if given and all(isinstance(shape, (list, tuple)) for shape in given):
         return [tuple(shape) for shape in given]

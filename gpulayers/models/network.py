@@ -17,7 +17,6 @@ from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError
 from gpulayers.models.composite import Composite
 from gpulayers.models.pixels import Pixels
-from gpulayers.models.plan_checks import home_of
 from gpulayers.ops.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ class Sequential(Composite):
             As `forward`.
         """
         _positive("predict: batch_size", batch_size)
-        home, place = home_of(f"{self.name}.predict", "X", X), self.home
+        home, place = backend.home_of(f"{self.name}.predict", "X", X), self.home
         parts: list[Array] = []
         for start in range(0, max(len(X), 1), batch_size):
             part = X[start : start + batch_size]

@@ -20,7 +20,6 @@ from gpulayers.models.plan_checks import (
     checked_precision,
     checked_shape,
     device_of,
-    home_of,
 )
 from gpulayers.models.plan_node import Node, backward_through
 from gpulayers.models.plan_nodes import ResidualNode, nodes_of
@@ -324,7 +323,7 @@ class CompiledNetwork:
     def _checked(self, X: Array) -> Array:
         """Return the batch as the first node takes it."""
         name, place = self.network.name, self.network.home or backend.current_backend()
-        home = home_of(name, "the batch", X)
+        home = backend.home_of(name, "the batch", X)
         if home != place:
             raise BackendError(
                 f"{name}: the plan was made for {place} arrays, the batch is a {home} array"
@@ -355,7 +354,7 @@ class CompiledNetwork:
                 f"{name}: cross-entropy needs outputs (n_ex, n_classes), the network gives "
                 f"(n_ex, {', '.join(map(str, self.output_shape))})"
             )
-        home, place = home_of(name, "the labels", labels), backend.backend_of(X)
+        home, place = backend.home_of(name, "the labels", labels), backend.backend_of(X)
         if home != place:
             raise BackendError(
                 f"{name}: the batch is a {place} array, the labels are a {home} array"

@@ -18,7 +18,6 @@ __all__ = [
     "checked_precision",
     "checked_shape",
     "device_of",
-    "home_of",
 ]
 
 _PRECISIONS = {
@@ -73,14 +72,6 @@ def checked_loss(name: str, loss: Any) -> Any:
                 f"backward(), got {loss!r}"
             )
     return loss
-
-
-def home_of(name: str, what: str, array: Any) -> str:
-    """The backend of an array; a DTypeError that names it for anything else."""
-    try:
-        return backend.backend_of(array)
-    except DTypeError as error:
-        raise DTypeError(f"{name}: {what}: {error}") from None
 
 
 def device_of(network: Any) -> int | None:

@@ -14,9 +14,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpulayers.backend import Array
+from gpulayers.errors import ParameterError
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
-from gpulayers.models._watch import as_table, bare, example, forward, parts_of, undisturbed, watched
+from gpulayers.models._watch import (
+    as_table,
+    bare,
+    example,
+    forward,
+    parts_of,
+    shapes_of,
+    undisturbed,
+    watched,
+)
 from gpulayers.models.blocks import Residual
 from gpulayers.models.composite import Composite
 from gpulayers.models.flops import flops
@@ -186,6 +196,10 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     memory: it fuses layers and uses buffers again.
     """
     batch_size = check.integer("summarize", "batch_size", batch_size)
+    if any(not isinstance(n, int) or n < 1 for one in shapes_of(input_shape) for n in one):
+        raise ParameterError(
+            f"summarize: input_shape must hold positive integers, got {input_shape}"
+        )
     shape = tuple(input_shape)
     rows, parameter_bytes = _seen(network, shape, 1)
     if batch_size > 1:

@@ -52,6 +52,8 @@ def file_list(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
     """One path, or several, as a list."""
     if isinstance(paths, (str, os.PathLike)):
         return [os.fspath(paths)]
+    if not isinstance(paths, Iterable):
+        raise ParameterError(f"Vocabulary: expected a path or several, got {paths!r}")
     files = [os.fspath(path) for path in paths]
     if not files:
         raise ParameterError("Vocabulary: expected at least one file, got none")

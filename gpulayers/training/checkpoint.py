@@ -101,6 +101,8 @@ def save(
             "save(path, network): expected a Sequential network, or a BernoulliVAE, WGAN_GP or "
             f"Word2Vec, got {type(network).__name__}"
         )
+    if not isinstance(path, (str, os.PathLike)) or not Path(path).name:
+        raise CheckpointError(f"save: expected the name of a file, got {path!r}")
     path = Path(path)
     if not path.suffix:
         path = path.with_suffix(ENDING)

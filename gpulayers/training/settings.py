@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -99,12 +98,12 @@ def folder(out: Any) -> Path | None:
     if out is None:
         return None
     try:
-        path: object = os.fspath(out)
+        path = Path(out)
     except TypeError:
         path = None
-    if not isinstance(path, str) or not path:  # an empty one would be the current folder
+    if path is None or out == "":  # an empty one would be the current folder
         raise ParameterError(f"Trainer: out must be a folder's path or None, got {out!r}")
-    return Path(path)
+    return path
 
 
 def parameter_dtype(dtype: Any, network: Sequential) -> np.dtype:

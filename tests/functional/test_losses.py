@@ -117,8 +117,10 @@ def test_bad_pairs(loss, backend):
         loss.loss(ones, ones.astype(np.int64))
     with pytest.raises(DTypeError, match=f"{name}.loss: y must be an array of numbers"):
         loss.loss(ones.astype(np.complex128), ones)
-    with pytest.raises(DTypeError, match="expected a numpy or cupy array, got list"):
+    with pytest.raises(DTypeError, match=rf"{name}.loss: y: expected a numpy .* got list"):
         loss.loss([[1, 0]], ones)
+    with pytest.raises(DTypeError, match=rf"{name}.loss: y_pred: expected .* got none"):
+        loss.loss(ones, None)
     if backend.name != "numpy":
         with pytest.raises(BackendError, match="mixed"):
             loss.loss(np.ones((2, 2)), ones)

@@ -183,7 +183,7 @@ def test_wgan_gradient_at_a_norm_of_zero_is_zero(backend):
 def test_wgan_bad_calls(backend):
     fake, real, gradient = (backend.asarray(a) for a in critic_arrays())
     objective = WGAN_GPLoss()
-    for bad in ("c", "critic", None):
+    for bad in ("c", "critic", None, fake):
         with pytest.raises(ParameterError, match=r"module must be 'C' .critic. or 'G'"):
             objective(fake, bad)
     with pytest.raises(ParameterError, match="the critic's loss needs Y_real"):

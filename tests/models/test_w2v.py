@@ -237,6 +237,8 @@ def test_bad_calls(tmp_path):
     empty.write_text("the of and")
     with pytest.raises(DataError, match="no word is left"):
         model.fit(empty)
+    with pytest.raises(ParameterError, match="expected a path or several, got 3"):
+        model.fit(3)
     with pytest.raises(ParameterError, match="at least one file"):
         model.fit([])
     single = tmp_path / "single.txt"

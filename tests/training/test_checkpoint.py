@@ -200,6 +200,9 @@ def test_an_ending_is_added(tmp_path):
 
 
 def test_the_old_ending_is_refused_with_the_new_name(tmp_path):
+    for nameless in ("", ".", None):
+        with pytest.raises(CheckpointError, match=r"save: expected the name of a file, got"):
+            save(nameless, dense())
     with pytest.raises(CheckpointError, match=r"name it .*model\.safetensors"):
         save(tmp_path / "model.npz", dense())
     assert not list(tmp_path.iterdir())

@@ -227,6 +227,15 @@ def test_predict_of_nothing_is_empty():
     assert net.predict(np.ones((0, 3, 3, 1), np.float32)).shape == (0, 10)
 
 
+def test_what_a_summary_is_of():
+    with pytest.raises(ParameterError, match=r"the shape of one input, a tuple .*, got 3"):
+        Sequential([FullyConnected(3)]).summary(3)
+    with pytest.raises(ParameterError, match=r"positive integers, got \(8, -1\)"):
+        Sequential([FullyConnected(3)]).summary((8, -1))
+    with pytest.raises(ParameterError, match="FullyConnected: expected a summary, a dict, got Non"):
+        FullyConnected(3).set_params(None)
+
+
 def test_predict_says_whose_input_is_no_array():
     with pytest.raises(DTypeError, match=r"Sequential.predict: X: expected a numpy .* got list"):
         Sequential([FullyConnected(3)]).predict([[1.0, 2.0]])
