@@ -144,6 +144,11 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
     trainer = _trainer(options, settings, checkpoint.network, data, resume=path)
     done = len(trainer.history)
     folder = path.parent.parent if path.parent.name == OLDER else path.parent
+    if done > trainer.epochs:
+        raise ParameterError(
+            f"the run in {path} has done {done} epochs, more than --epochs {trainer.epochs}; to go "
+            f"on with it: --epochs {done + 1} or more"
+        )
     if done >= trainer.epochs and _reported(folder, done):
         raise ParameterError(
             f"the run in {path} has all its {done} epochs; to train longer: --epochs {done + 1}"

@@ -197,6 +197,9 @@ def test_a_finished_run_goes_on_with_more_epochs(tiny, capsys):
     assert main(["train", "--data", tiny, *FAST, "--out", "a"]) == 0
     code, text = failing(capsys, "train", "--resume", "a")
     assert code == 2 and "has all its 2 epochs; to train longer: --epochs 3" in text
+    Path("a/results.json").unlink()  # as if it had been stopped before the end
+    code, text = failing(capsys, "train", "--resume", "a", "--epochs", "1")
+    assert code == 2 and "has done 2 epochs, more than --epochs 1; to go on" in text
     assert main(["train", "--resume", "a/model.safetensors", "--epochs", "3", "--out", "b"]) == 0
     assert load_checkpoint("b/model.safetensors").trainer["epoch"] == 3
     assert load_checkpoint("a/model.safetensors").trainer["epoch"] == 2
