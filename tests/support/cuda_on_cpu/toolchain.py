@@ -33,7 +33,7 @@ COMMON_FLAGS = (
     "-ffp-contract=off",
 )
 KERNEL_FLAGS = {
-    "plain": ("-O1",),  # cases are small: -O2 takes longer to compile than it saves
+    "plain": ("-O2",),
     # The sanitizers only instrument; their libraries are not linked (runtime/hooks.cpp).
     "check": (
         "-O1",
