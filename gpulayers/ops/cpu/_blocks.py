@@ -93,11 +93,23 @@ def repeated(vector: Array, k: int) -> Array:
     return rows.reshape(-1)
 
 
+def tiled_bias(b: Array, rows: int) -> Array:
+    """`b` (ch,) as often in a row as `add_tiled` wants it for up to so many rows."""
+    most = min(rows, _WIDE // max(1, len(b)))
+    return repeated(b, most) if rows * len(b) > 4096 and most > 1 else b
+
+
 def add_bias(rows: Array, b: Array) -> None:
     """Add `b` (ch,) to every row of the contiguous (m, ch) array, in place."""
-    k = fold(*rows.shape) if rows.size > 4096 else 1
-    wide = rows.reshape(-1, k * len(b)) if k > 1 else rows
-    np.add(wide, repeated(b, k), out=wide)
+    add_tiled(rows, tiled_bias(b, len(rows)))
+
+
+def add_tiled(rows: Array, tiled: Array) -> None:
+    """`add_bias` with the result of `tiled_bias`, which threads share."""
+    m, ch = rows.shape
+    k = fold(m, ch) if rows.size > 4096 else 1
+    wide = rows.reshape(-1, k * ch) if k > 1 else rows
+    np.add(wide, tiled[: k * ch], out=wide)
 
 
 def column_sums(rows: Array) -> Array:

@@ -14,11 +14,12 @@ from gpulayers.ops._kernels import Activation
 from gpulayers.ops.cpu._blocks import (
     BLOCK,
     SMALL,
-    add_bias,
+    add_tiled,
     block_lengths,
     blocks,
     relu,
     row_shares,
+    tiled_bias,
 )
 from gpulayers.ops.reference.activation import ReferenceActivation
 from gpulayers.threads import run_shares
@@ -36,9 +37,10 @@ class CpuActivation(ReferenceActivation):
             return super().bias_activation(Z, b, act)
         Y = workspace.empty(Z.shape, Z.dtype) if name in _PASSES else Z
         ch = Z.shape[-1] if b is not None else 1
+        tiled = None if b is None else tiled_bias(b, Z.size // ch)
         if Z.size <= SMALL and name in _PASSES:
-            if b is not None:
-                add_bias(Z.reshape(-1, ch), b)
+            if tiled is not None:
+                add_tiled(Z.reshape(-1, ch), tiled)
             _apply(name, Z.reshape(-1), Y.reshape(-1))
             return Y
         step = max(1, 4 * BLOCK // ch)  # few passes: calls cost more than the cache saves
@@ -49,8 +51,8 @@ class CpuActivation(ReferenceActivation):
         def work(i: int, part: slice) -> None:
             for block in blocks(part, steps[i]):
                 x = rows[block]
-                if b is not None:
-                    add_bias(x, b)
+                if tiled is not None:
+                    add_tiled(x, tiled)
                 if name in _PASSES:
                     _apply(name, x.reshape(-1), out[block].reshape(-1))
 
