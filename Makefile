@@ -15,15 +15,15 @@ test:               ## all but the slow and the GPU tests
 test-all:           ## the same with every case on every engine, not a sample
 	GPULAYERS_TEST_CASES=all $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
 
-test-numpy:         ## what does not choose an engine itself, once more without the C kernels
+test-numpy:         ## what trains and does not choose an engine itself, once more without the C kernels
 	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \
-		tests/training
+		$$(grep -l "Trainer(\|trainer(" tests/training/test_*.py)
 
 sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(PYTHON) -m pytest -q -m slow tests/ops
+	$(PYTHON) -m pytest -q -m slow tests/ops/test_sanitizers.py
 
 kills:              ## training runs killed at random moments, resumed, compared bit for bit
-	$(PYTHON) -m pytest -q -m slow tests/training
+	$(PYTHON) -m pytest -q -m slow tests/training/test_killing.py
 
 bench:              ## a short comparison with PyTorch on the CPU; fails if a ratio fell by half
 	$(PYTHON) benchmarks/cpu.py --cases lenet,conv3x3 --rounds 3 --check benchmarks/results/cpu.json
