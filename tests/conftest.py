@@ -45,7 +45,6 @@ import signal
 import sys
 import tempfile
 import threading
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from types import ModuleType
@@ -66,6 +65,7 @@ from gpulayers.ops import use_engine
 from gpulayers.ops.compiled import unavailable_reason as compiled_reason
 from tests.support import fake_cupy
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
+from tests.support.fair import fair_part
 
 FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
 REQUIRE_COMPILED = "GPULAYERS_REQUIRE_COMPILED"
@@ -106,7 +106,7 @@ def no_gpu_reason() -> str | None:
     return None
 
 
-# Of the cases of a test every k-th runs, if there are more than so many of them: on engines beside
+# Of the cases of a test one in k runs, if there are more than so many of them: on engines beside
 # NumPy's, which share the code above the operations; else, in the folders whose tests are products
 # of layers or operations with shapes, dtypes and mistakes.
 _BESIDE, _FEW = 8, 6
@@ -119,21 +119,19 @@ _NOT_BUILT = pytest.StashKey[str]()
 
 
 def _sample(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Split into what runs and what is left out. Each test begins at another case, so that a layer
-    that one test leaves out is met by the next.
-    """
+    """Split into what runs and what is left out."""
     groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         engine = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
         if engine in ("compiled", "emulated") or item.nodeid.startswith(_PRODUCTS):
             groups[item.nodeid.partition("[")[0], engine].append(item)
     out: set[pytest.Item] = set()
-    for (name, engine), group in groups.items():
+    for (_, engine), group in groups.items():
         beside = engine in ("compiled", "emulated")
         every, most = (_BESIDE, _FEW) if beside else (_OWN, _MANY)
         if len(group) > most and engine != "cupy":
-            first = zlib.crc32(f"{name} {engine}".encode()) % every
-            out.update(item for i, item in enumerate(group) if i % every != first)
+            kept = fair_part([(item.nodeid, item.callspec.params) for item in group], every)
+            out.update(item for place, item in enumerate(group) if place not in kept)
     return [i for i in items if i not in out], [i for i in items if i in out]
 
 

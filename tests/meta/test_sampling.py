@@ -6,7 +6,10 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tests.conftest import _BESIDE, _FEW, _MANY, _OWN, _sample
+from tests.support.fair import fair_part
 
 
 class Item(SimpleNamespace):
@@ -37,10 +40,18 @@ def test_but_of_a_large_product_numpy_runs_half() -> None:
 def test_the_others_run_a_part_in_order() -> None:
     items = cases("a.py::t", "compiled", 31)
     kept, left_out = _sample(items)
-    places = [items.index(item) for item in kept]
-    assert places[0] < _BESIDE
-    assert {b - a for a, b in itertools.pairwise(places)} == {_BESIDE}
+    assert len(kept) == -(-31 // _BESIDE)
+    assert kept == [item for item in items if item in kept]
     assert sorted(map(id, kept + left_out)) == sorted(map(id, items))
+
+
+@pytest.mark.parametrize("count", [_FEW + 1, _BESIDE, 9, 60, 61, 62, 500])
+@pytest.mark.parametrize("engine", ["numpy", "compiled", "emulated"])
+def test_no_test_is_left_out_whole(engine: str, count: int) -> None:
+    kept, left_out = _sample(cases("tests/layers/a.py::t", engine, count))
+    part = _BESIDE if engine != "numpy" else _OWN if count > _MANY else 1
+    assert len(kept) == -(-count // part)
+    assert len(left_out) == count - len(kept)
 
 
 def test_a_test_with_few_cases_runs_them_all() -> None:
@@ -49,8 +60,51 @@ def test_a_test_with_few_cases_runs_them_all() -> None:
 
 
 def test_different_tests_leave_out_different_cases() -> None:
-    firsts = {
-        int(_sample(cases(f"a.py::t{n}", "compiled", 9))[0][0].nodeid.split("-")[1][:-1])
-        for n in range(20)
+    kept = {
+        tuple(
+            item.nodeid.partition("[")[2] for item in _sample(cases(f"a.py::{n}", "compiled", 9))[0]
+        )
+        for n in "abcdefghij"
     }
-    assert firsts == set(range(_BESIDE))
+    assert len(kept) > 5
+
+
+def product(**values: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The cases of a test with these arguments, as pytest orders them: the last is innermost."""
+    rows = itertools.product(*values.values())
+    return [(f"a.py::t[{row}]", dict(zip(values, row, strict=True))) for row in rows]
+
+
+PRODUCTS = {
+    "innermost of two values": product(shape=range(12), case=range(5), dtype=["f", "d"]),
+    "all even": product(a=range(4), b=range(4), c=range(4), d=[True, False]),
+    "eight and four": product(shape=range(8), size=range(4), kind=["sum", "product"]),
+    "a list and a number": product(sizes=[[1], [2]], dtype=["f", "d"], n=range(20)),
+    "True is not 1": product(flag=[1, True, 1.0, 0], n=range(20)),
+    "many of one": product(case=range(50), dtype=["f", "d"]),
+}
+
+
+@pytest.mark.parametrize("every", [_OWN, _BESIDE])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_value_stays_where_there_is_room(name: str, every: int) -> None:
+    given = PRODUCTS[name]
+    kept = fair_part(given, every)
+    room = -(-len(given) // every)
+    assert room <= len(kept) <= room + 3
+    for argument in given[0][1]:
+        # by their text: 1, 1.0 and True are one element of a set
+        there = {repr(arguments[argument]) for _, arguments in given}
+        stayed = {repr(given[place][1][argument]) for place in kept}
+        assert len(stayed) >= min(len(there), room) - 1
+        if len(there) <= room:
+            assert stayed == there
+
+
+def test_what_stays_depends_on_no_other_run() -> None:
+    given = PRODUCTS["all even"]
+    kept = {given[place][0] for place in fair_part(given, _OWN)}
+    assert kept == {given[place][0] for place in fair_part(list(given), _OWN)}
+    there = list(reversed(given))
+    of_reversed = {there[place][0] for place in fair_part(there, _OWN)}
+    assert of_reversed == kept
