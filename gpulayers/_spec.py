@@ -29,7 +29,7 @@ def parse_call(text: str, owner: str) -> tuple[str, list[Any], dict[str, Any]]:
     """Split ``"Name(1, key=value)"`` into the name, the positional and the keyword arguments.
 
     Values are numbers, strings, True, False and None (in any case), tuples and lists of these, and
-    nested calls, which are returned as text. Keys are turned to lower case.
+    names and nested calls, which are returned as text. Keys are turned to lower case.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def parse_call(text: str, owner: str) -> tuple[str, list[Any], dict[str, Any]]:
 def _value(node: ast.expr, text: str, owner: str) -> Any:
     if isinstance(node, ast.Call):
         return ast.unparse(node)
-    if isinstance(node, ast.Name) and node.id.lower() in _WORDS:
-        return _WORDS[node.id.lower()]
+    if isinstance(node, ast.Name):  # True, or a name without arguments: "lr_scheduler=noam"
+        return _WORDS.get(node.id.lower(), node.id)
     try:
         return ast.literal_eval(node)
     except ValueError:

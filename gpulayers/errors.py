@@ -61,9 +61,12 @@ class DivergedError(GPULayersError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, else ``""``."""
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, else ``""``.
+
+    `cutoff` (0..1) is how alike the two must be; short names want more than 0.5.
+    """
     known = list(known)
     folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=cutoff)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""

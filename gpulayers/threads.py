@@ -36,16 +36,17 @@ __all__ = [
 ]
 
 VARIABLE = "GPULAYERS_THREADS"
+MOST = 1024  # more is a slip of the pen: each would be a thread of the system, kept to the end
 _count: ContextVar[int | None] = ContextVar("gpulayers_threads", default=None)
 
 
 def _checked(value: Any, source: str) -> int:
     try:
-        if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        if isinstance(value, bool) or int(value) != float(value) or not 1 <= int(value) <= MOST:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ParameterError(
-            f"{source}: expected a number of threads, an integer of at least 1, got {value!r}"
+            f"{source}: expected a number of threads, an integer in 1..{MOST}, got {value!r}"
         ) from None
     return int(value)
 
@@ -60,7 +61,7 @@ def thread_count() -> int:
     Raises
     ------
     ParameterError
-        If the variable holds no positive integer.
+        If the variable holds no integer in 1..1024.
     """
     count = _count.get()
     if count is not None:
@@ -80,11 +81,13 @@ class use_threads:  # noqa: N801 - read as a verb, like contextlib.suppress
     Parameters
     ----------
     count : int
+        From 1 to 1024. More threads than cores are allowed and seldom faster; the C kernels use
+        at most 64.
 
     Raises
     ------
     ParameterError
-        If it is no positive integer.
+        If it is no integer in that range.
     """
 
     def __init__(self, count: int) -> None:
@@ -108,7 +111,7 @@ def physical_cores() -> int:
             cores.add(topology.read_text().strip())
         except OSError:
             cores.add(str(cpu))
-    return max(1, min(len(cores), _quota()))
+    return max(1, min(len(cores), _quota(), MOST))
 
 
 def _allowed_cpus() -> list[int]:

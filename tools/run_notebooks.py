@@ -19,7 +19,11 @@ def run(path: Path, write: bool) -> bool:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,  # one output for what a cell prints, however it arrives in pieces
+        resources={"metadata": {"path": path.parent}},
     )
     try:
         client.execute()

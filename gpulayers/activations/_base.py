@@ -27,6 +27,7 @@ class ActivationBase(ABC):
 
     def __call__(self, z: Array) -> Array:
         """Return ``fn(z)``; as in numpy-ml a 1-D `z` of n values is taken as shape (1, n)."""
+        xp_of(z)  # raises where it is no array
         if z.ndim == 1:
             z = z.reshape(1, -1)
         return self.fn(z)

@@ -73,7 +73,8 @@ def _checked(where: str, action: argparse.Action, value: Any) -> Any:
     except argparse.ArgumentTypeError as error:
         raise ParameterError(f"{where}: {error}") from error
     if isinstance(checked, str) != isinstance(value, str):
-        raise ParameterError(f"{where} must be {type(checked).__name__}, got {value!r}")
+        expected = "a string" if isinstance(checked, str) else "a number, without quotes"
+        raise ParameterError(f"{where} must be {expected}, got {value!r}")
     return checked
 
 

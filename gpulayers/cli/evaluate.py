@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpulayers import backend
+from gpulayers._types import is_dict
 from gpulayers.cli.output import note, print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.cli.saved import data_of
-from gpulayers.errors import GPULayersError, ParameterError, ShapeError
+from gpulayers.errors import DataError, GPULayersError, ParameterError, ShapeError
 from gpulayers.models import summarize
 from gpulayers.training import Dataset, Sequential, load_checkpoint
 from gpulayers.training.resume import checkpoint_path
@@ -31,6 +32,7 @@ def run(options: Namespace) -> int:
             raise ParameterError(f"{path} does not say what it was trained on; give --data")
         where = options.data_dir or settings.get("data_dir")
         data = data_of({**settings, "data": name, "data_dir": where})
+        _check_fit(checkpoint.info.get("purpose"), data)
         tested = split_results(checkpoint.network, data, None, options.batch_size, options.flip)
         pictures = _draw(options, checkpoint.network, data, tested) if options.plots else []
         if options.verbose:
@@ -54,6 +56,23 @@ def run(options: Namespace) -> int:
     if pictures:
         print(f"\npictures: {', '.join(pictures)}")
     return 0
+
+
+def _check_fit(purpose: Any, data: Dataset) -> None:
+    """Refuse images or labels that are not those the network was trained for (if that is known)."""
+    if not is_dict(purpose):
+        return
+    shape, classes = tuple(purpose["input_shape"]), len(purpose["classes"])
+    if shape != data.input_shape:
+        raise DataError(
+            f"the network was trained on images of shape {shape} (rows, cols, channels), those of "
+            f"{data.name} are {data.input_shape}"
+        )
+    if int(data.test.labels.max()) >= classes:
+        raise DataError(
+            f"the network knows {classes} classes, labels 0 to {classes - 1}; {data.name} has "
+            f"labels up to {data.test.labels.max()}"
+        )
 
 
 def _draw(

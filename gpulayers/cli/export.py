@@ -25,9 +25,10 @@ def run(options: Namespace) -> int:
     out = Path(options.out)
     write = FORMATS.get(out.suffix.lower())
     if write is None:
-        hint = suggest(out.suffix, FORMATS)
+        hint = suggest(out.suffix, FORMATS, 0.6)
         raise ParameterError(
-            f"OUT must end in {', '.join(FORMATS)}, which says the format; got {options.out}{hint}"
+            f"the name OUT says the format and must end in {', '.join(FORMATS)}; got "
+            f"{options.out}{hint}"
         )
     if options.uint8 and out.suffix.lower() != ".onnx":
         raise ParameterError("--uint8 is about the input of an ONNX model; OUT must end in .onnx")

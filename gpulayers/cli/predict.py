@@ -126,6 +126,11 @@ def _read_npy(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
         images = images[..., None] if many else images[None]
     if images.ndim != 4 or not images.size:
         raise DataError(f"{path}: expected (n, rows, cols, channels), got shape {images.shape}")
+    if shape is not None and images.shape[1:] != shape:
+        raise DataError(
+            f"{path}: the network was trained on images of shape {shape} (rows, cols, channels), "
+            f"these are {images.shape[1:]}"
+        )
     return images
 
 

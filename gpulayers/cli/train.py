@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gpulayers import backend
 from gpulayers._types import is_dict
@@ -151,7 +154,8 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
         )
     if done >= trainer.epochs and _reported(folder, done):
         raise ParameterError(
-            f"the run in {path} has all its {done} epochs; to train longer: --epochs {done + 1}"
+            f"the run in {path} is complete ({done} of {done} epochs); to train longer: --epochs "
+            f"{done + 1} or more"
         )
     return trainer, _folder(options.out, "") if options.out else folder
 
@@ -199,8 +203,25 @@ def _trainer(
 
 def _data(settings: dict[str, Any]) -> Dataset:
     data = data_of(settings)
+    _check_pictures(settings, data)
     share = settings["validation"]
     return data if share is None else data.hold_out(share, settings["seed"])
+
+
+def _check_pictures(settings: dict[str, Any], data: Dataset) -> None:
+    """Refuse options that change pictures alone where they have changed nothing."""
+    rows, cols, channels = data.input_shape
+    size = settings["image_size"]
+    if size is not None and (rows, cols) != (size, size):
+        raise ParameterError(
+            f"--image-size {size} is for folders of pictures; the images of {data.name} are "
+            f"arrays of {rows} x {cols} pixels"
+        )
+    if settings["grayscale"] and channels != 1:
+        raise ParameterError(
+            f"--grayscale is for folders of pictures; the images of {data.name} are arrays of "
+            f"{channels} channels"
+        )
 
 
 def _callbacks(settings: dict[str, Any]) -> list[Callback]:
@@ -245,7 +266,12 @@ def _folder(asked: str | None, name: str) -> Path:
             raise ParameterError(
                 f"--out {out} holds a run already; choose another folder, or --resume {out}"
             )
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable(f"--out {out}", error) from error
+        if not os.access(out, os.W_OK):
+            raise GPULayersError(f"--out {out}: no permission to write there")
         return out
     out, number = Path("runs") / name, 1
     while True:
@@ -254,8 +280,15 @@ def _folder(asked: str | None, name: str) -> Path:
         except FileExistsError:
             number += 1
             out = Path("runs") / f"{name}-{number}"
+        except OSError as error:
+            raise _not_writable(f"{out} (choose another folder with --out)", error) from error
         else:
             return out
+
+
+def _not_writable(where: str, error: OSError) -> GPULayersError:
+    why = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+    return GPULayersError(f"{where}: the folder for the results cannot be made: {why}")
 
 
 def _announce(trainer: Trainer, stream: Any) -> None:
@@ -263,11 +296,14 @@ def _announce(trainer: Trainer, stream: Any) -> None:
     with backend.use_backend(trainer.device):
         place = backend.current_backend()
     held = f", {len(data.validation):,} validation" if data.validation is not None else ""
+    present = np.bincount(data.train.labels, minlength=len(data.classes)) > 0
+    absent = [name for name, there in zip(data.classes, present, strict=True) if not there]
     print(
         f"{network.name} on {data.name}: {len(data.train):,} training{held} and "
         f"{len(data.test):,} test images, {len(data.classes)} classes\n"
         f"{place}, {trainer.dtype.name}, batches of {trainer.batch_size}, seed {trainer.seed}; "
-        f"results go to {trainer.out}",
+        f"results go to {trainer.out}"
+        + (f"\nno training images of class {', '.join(absent[:9])}" if absent else ""),
         file=stream,
         flush=True,
     )

@@ -17,7 +17,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text.lower() not in names:
             raise argparse.ArgumentTypeError(
-                f"expected one of {', '.join(names)}, got {text!r}{suggest(text, names)}"
+                f"expected one of {', '.join(names)}, got {text!r}{suggest(text, names, 0.6)}"
             )
         return text.lower()
 

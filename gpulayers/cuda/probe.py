@@ -74,7 +74,7 @@ def probe() -> tuple[ModuleType | None, str, str, bool]:
         if "cudaErrorNoDevice" not in str(error):  # which is how the driver says zero
             return (
                 None,
-                f"CuPy {version} is installed, but no usable NVIDIA driver: {error}",
+                f"CuPy {version} finds no usable NVIDIA driver: {error}",
                 "install or update the NVIDIA driver (nvidia-smi must list the GPU), "
                 "or the CuPy build for it: " + _INSTALL,
                 shutil.which("nvidia-smi") is not None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpulayers import random
 from gpulayers.backend import Array, xp_of
+from gpulayers.errors import ParameterError
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -58,6 +59,11 @@ class Dropout(LayerBase):
     _keeps_input = False
 
     def __init__(self, p: float, optimizer: Any = None) -> None:
+        if isinstance(p, LayerBase):  # numpy-ml's wrapper can be had under this name too
+            raise ParameterError(
+                f"{type(self).__name__}: p must be a number in [0, 1), got a layer; to drop a "
+                "layer's inputs wrap it: gpulayers.wrappers.Dropout(layer, p)"
+            )
         super().__init__(optimizer)
         self.p = p
         self._check_hyperparameters()

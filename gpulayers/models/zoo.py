@@ -233,9 +233,17 @@ def _check(model: str, classes: Any, input_shape: Any) -> None:
 def _image(model: str, classes: Any, input_shape: Any, least: int) -> tuple[int, int, int]:
     _check(model, classes, input_shape)
     if len(input_shape) != 3 or min(input_shape[:2]) < least:
+        turned = (
+            len(input_shape) == 3 and input_shape[0] in (1, 3) and min(input_shape[1:]) >= least
+        )
         raise ParameterError(
             f"{model}: takes images (rows, cols, channels) of at least {least} x {least} pixels, "
-            f"got {tuple(input_shape)}; the model 'mlp' takes any shape"
+            f"got {tuple(input_shape)}; "
+            + (
+                "channels go last: images.transpose(0, 2, 3, 1)"
+                if turned
+                else "the model 'mlp' takes any shape"
+            )
         )
     rows, cols, channels = (int(n) for n in input_shape)
     return rows, cols, channels

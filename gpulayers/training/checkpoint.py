@@ -255,4 +255,5 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     found = sorted(p.name for p in path.parent.iterdir() if p.suffix in (ENDING, ".npz"))
-    return f"; {path.parent} holds {', '.join(found[:5])}" if found else ""
+    where = "this folder" if path.parent == Path() else path.parent
+    return f"; {where} holds {', '.join(found[:5])}" if found else ""

@@ -65,7 +65,9 @@ def test_the_variable(value: str) -> None:
         assert repr(value) in done.stderr
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "many", None, True, float("nan"), float("inf"), []])
+@pytest.mark.parametrize(
+    "value", [0, -1, 1025, 10**6, 1.5, "many", None, True, float("nan"), float("inf"), []]
+)
 def test_bad_counts(value: Any) -> None:
     before = thread_count()
     with pytest.raises(ParameterError, match="use_threads: expected a number of threads, an int"):

@@ -196,7 +196,7 @@ def test_resume_equals_an_uninterrupted_run(tiny, tmp_path, capsys, monkeypatch)
 def test_a_finished_run_goes_on_with_more_epochs(tiny, capsys):
     assert main(["train", "--data", tiny, *FAST, "--out", "a"]) == 0
     code, text = failing(capsys, "train", "--resume", "a")
-    assert code == 2 and "has all its 2 epochs; to train longer: --epochs 3" in text
+    assert code == 2 and "is complete (2 of 2 epochs); to train longer: --epochs 3" in text
     Path("a/results.json").unlink()  # as if it had been stopped before the end
     code, text = failing(capsys, "train", "--resume", "a", "--epochs", "1")
     assert code == 2 and "has done 2 epochs, more than --epochs 1; to go on" in text
@@ -255,6 +255,8 @@ def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
         (["train", "--dtype", "float33"], "did you mean 'float32'"),
         (["train", "--precision", "fp61"], "did you mean 'fp16'"),
         (["train", "--device", "gpuu"], "did you mean 'gpu'"),
+        (["train", "--device", "cuda"], "one of auto, cpu, gpu, got 'cuda'\n"),  # not 'cpu'?
+        (["train", "--image-size", "16"], "the images of mnist-10k are arrays of 28 x 28 pixels"),
         (["train", "--epochs", "0"], "positive integer, got '0'"),
         (["train", "--batch-size", "ten"], "positive integer, got 'ten'"),
         (["train", "--lr", "nan"], "positive number, got 'nan'"),
@@ -269,6 +271,7 @@ def test_resume_refuses_other_settings_and_foreign_files(tiny, capsys):
         (["predict", "a"], "IMAGE"),
         (["export", "a", "a.onxx"], "did you mean '.onnx'"),
         (["export", "a", "a.npz", "--uint8"], "must end in .onnx"),
+        (["export", "a", "a.pt"], "must end in .onnx, .safetensors, .npz; got a.pt\n"),
         (["completion", "bsh"], "did you mean 'bash'"),
         (["demo", "--port", "70000"], "0..65535, got '70000'"),
         (["evaluate"], "MODEL"),
@@ -310,6 +313,26 @@ def test_images_too_small_for_the_model(capsys, tmp_path):
              x_test=np.zeros((1, 4, 4, 1), np.uint8), y_test=np.array([1]))  # fmt: skip
     code, text = failing(capsys, "train", "--data", "./small.npz")
     assert code == 2 and "at least 12 x 12 pixels, got (4, 4, 1)" in text and "mlp" in text
+    code, text = failing(
+        capsys, "train", "--data", "./small.npz", "--image-size", "4", "--epochs=1"
+    )
+    assert "--image-size" not in text  # they have that size
+
+
+def test_channels_first_and_labels_from_one(capsys, tmp_path):
+    def write(name, shape):
+        images = np.zeros((4, *shape), np.uint8)
+        labels = np.array([1, 2, 1, 2])
+        np.savez(name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    write("first.npz", (3, 16, 16))
+    code, text = failing(capsys, "train", "--data", "first.npz")
+    assert code == 2 and "channels go last: images.transpose(0, 2, 3, 1)" in text
+    write("colour.npz", (4, 4, 3))
+    code, text = failing(capsys, "train", "--data", "colour.npz", "--grayscale")
+    assert code == 2 and "--grayscale is for folders of pictures" in text and "3 channels" in text
+    assert main(["train", "--data", "colour.npz", "--model", "mlp", "--epochs", "1"]) == 0
+    assert "\nno training images of class 0\n" in capsys.readouterr().out
 
 
 def test_a_diverging_run_names_the_layer_and_keeps_the_checkpoint(tiny, capsys):
@@ -332,8 +355,12 @@ def test_an_existing_run_is_never_written_over(tiny, capsys):
 
 def test_a_folder_that_cannot_be_made(tiny, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, text = failing(capsys, "train", "--data", tiny, *FAST, "--out", "file/run")
-    assert code == 1 and "file" in text
+    for out, why in (("file/run", "Not a directory"), ("file", "it is a file")):
+        code, text = failing(capsys, "train", "--data", tiny, *FAST, "--out", out)
+        assert code == 1 and f"--out {out}: the folder" in text and text.endswith(f": {why}\n")
+    (tmp_path / "runs").write_text("")
+    code, text = failing(capsys, "train", "--data", tiny, *FAST)
+    assert code == 1 and "(choose another folder with --out)" in text
 
 
 def test_a_missing_gpu_is_told_before_anything_else(capsys, monkeypatch, tmp_path):
@@ -390,7 +417,7 @@ def test_evaluate_prints_what_the_training_found(tiny, tmp_path, capsys):
     code, text = failing(capsys, "evaluate", "gone")
     assert code == 1 and "does not exist" in text
     code, text = failing(capsys, "evaluate", "a", "--data", "mnist-10k")
-    assert code == 1 and "mlp, layer" in text
+    assert code == 1 and "images of shape (12, 12, 1)" in text and "are (28, 28, 1)" in text
 
 
 def test_info(capsys):

@@ -90,16 +90,17 @@ def test_predict_explains_bad_files(trained, tmp_path, capsys) -> None:
     pytest.importorskip("PIL.Image").fromarray(two_kinds(1, 0)[0][0, ..., 0]).save(whole)
     Path("cut.png").write_bytes(whole.read_bytes()[:100])
     cases = {
-        "gone.png": "gone.png: the picture cannot be read: [Errno 2] No such file",
+        "gone.png": "gone.png: the picture cannot be read: No such file",
+        ".": ".: the picture cannot be read: it is a folder",
         "gone.npy": "gone.npy does not exist",
-        "text.png": "text.png: the picture cannot be read",
+        "text.png": "text.png: the picture cannot be read: it is in no format that Pillow knows",
         "cut.png": "cut.png: the picture cannot be read",
         "text.npy": "text.npy is no .npy file",
         "several.npy": "several.npy: expected uint8 or floats, got npz",
         "words.npy": "words.npy: expected uint8 or floats",
         "flat.npy": "shape (4,)",
         "empty.npy": "shape (0, 12, 12, 1)",
-        "floats.npy": "floats.npy ((2, 5, 5, 1)): mlp, layer",
+        "floats.npy": "floats.npy: the network was trained on images of shape (12, 12, 1)",
     }
     for file, words in cases.items():
         code, text = failing(capsys, "predict", str(trained), "whole.png", file)
@@ -291,6 +292,17 @@ def test_evaluate_quiet_and_verbose(trained, capsys) -> None:
     output = capsys.readouterr()
     assert json.loads(output.out)["examples"] == 32
     assert "backend:    numpy" in output.err and "FullyConnected" in output.err
+
+
+def test_evaluate_refuses_what_the_network_was_not_trained_for(trained, capsys) -> None:
+    images, labels = two_kinds(4, 0)
+    for name, X, y, words in (
+        ("small", images[:, :6], labels, "shape (12, 12, 1) (rows, cols, channels), those of"),
+        ("more", images, labels + 1, "knows 2 classes, labels 0 to 1; more.npz has labels up to 2"),
+    ):
+        np.savez(f"{name}.npz", x_train=X, y_train=y, x_test=X, y_test=y)
+        code, text = failing(capsys, "evaluate", str(trained), "--data", f"{name}.npz")
+        assert code == 1 and words in text, text
 
 
 def test_evaluate_draws(trained, capsys, hidden) -> None:  # noqa: F811

@@ -88,7 +88,7 @@ def test_config_keys_take_dashes_or_underscores(tiny_set, capsys) -> None:
         ("batch-sise = 3", "unknown key 'batch-sise' (did you mean 'batch-size'?)"),
         ("resume = 'a'", "unknown key 'resume'"),
         ("epochs = 0", "epochs: expected a positive integer, got '0'"),
-        ("epochs = '3'", "epochs must be int, got '3'"),
+        ("epochs = '3'", "epochs must be a number, without quotes, got '3'"),
         ("epochs = 2.5", "epochs: expected a positive integer, got '2.5'"),
         ("lr = true", "lr must be a string or a number, got True"),
         ("model = 3", "model must be a string, got 3"),

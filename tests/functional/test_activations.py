@@ -251,6 +251,8 @@ def test_other_dtypes_are_refused(name, dtype, backend):
             f(x)
     with pytest.raises(DTypeError, match="expected a numpy or cupy array, got list"):
         activation.fn([1.0])
+    with pytest.raises(DTypeError, match="expected a numpy or cupy array, got float"):
+        activation(3.0)
 
 
 def test_call_makes_one_row_of_a_vector(backend):

@@ -8,7 +8,7 @@ import pytest
 from gpulayers import activations as act
 from gpulayers import backend as selection
 from gpulayers import initializers as init
-from gpulayers import optimizers, random
+from gpulayers import optimizers, random, schedulers
 from gpulayers.errors import ParameterError, ShapeError
 
 ACTIVATIONS = (
@@ -90,7 +90,7 @@ def test_forms_of_activation_strings(text, expected):
         ("elu(alpha=1", "cannot read 'elu"),
         ("elu(alpha=1))", "cannot read 'elu"),
         ("elu(alpha=1) + 1", "expected 'Name"),
-        ("elu(alpha=x)", "cannot read the value 'x'"),
+        ("elu(alpha=x)", "alpha must be a finite number, got 'x'"),
         ("elu(alpha=2*3)", "cannot read the value"),
         ("elu(**{'alpha': 1})", "got '\\*\\*'"),
         ("elu(alpha='1')", "alpha must be a finite number, got '1'"),
@@ -138,6 +138,8 @@ def test_short_forms_of_optimizer_strings():
         ("ADAM()", optimizers.Adam),
     ):
         assert str(init.OptimizerInitializer(text)()) == str(cls())
+    bare = init.OptimizerInitializer("sgd(lr_scheduler=exponential, clip_norm=none)")()
+    assert str(bare.lr_scheduler) == str(schedulers.ExponentialScheduler()), "without quotes"
     adam = init.OptimizerInitializer("Adam(0.5, lr_scheduler='noam')")()
     assert (
         str(adam.lr_scheduler) == "NoamScheduler(model_dim=512, scale_factor=1, warmup_steps=4000)"
@@ -166,6 +168,7 @@ def test_optimizer_dict_restores_the_cache():
         ),
         ("sgd(momentun=0.9)", "unknown argument 'momentun'.*did you mean 'momentum'"),
         ("adam(lr_scheduler=Nom())", "unknown scheduler 'Nom'"),
+        ("adam(lr_scheduler=Nom)", "unknown scheduler 'Nom'"),
         ({"cache": {}}, "a dict needs the entry 'hyperparameters'"),
         ({"hyperparameters": {"id": "Adma"}}, "unknown optimizer 'Adma'"),
         ({"hyperparameters": {"id": "SGD", "speed": 1}}, "unknown argument 'speed'"),

@@ -297,6 +297,10 @@ def test_inputs_that_do_not_fit_the_settings(
         (lambda: layers.Dropout(-0.1), r"Dropout: p must be a number in \[0, 1\), got -0.1"),
         (lambda: layers.Dropout(float("nan")), r"Dropout: p must be a number in \[0, 1\), got nan"),
         (lambda: layers.Dropout(None), r"Dropout: p must be a number in \[0, 1\), got None"),
+        (
+            lambda: layers.Dropout(layers.Flatten(), 0.5),
+            r"wrap it: gpulayers\.wrappers\.Dropout\(l",
+        ),
         (lambda: layers.BatchNorm2D(momentum=1.1), "BatchNorm2D: momentum must be a number in"),
         (lambda: layers.Upsample2D(0), "Upsample2D: factor must be an integer >= 1, got 0"),
         (lambda: layers.Upsample2D(1.5), r"Upsample2D: factor must be an int or \(rows, cols\)"),

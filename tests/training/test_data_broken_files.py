@@ -265,7 +265,15 @@ NPZ_FAULTS: dict[str, tuple[Callable[[dict], dict], str]] = {
     ),
     "one-hot labels": (
         changed(y_train=np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]),
-        r"labels must have shape \(n,\), got \(6, 3\)",
+        r"labels must have shape \(n,\), got \(6, 3\); one-hot rows become integers with .argmax",
+    ),
+    "one-hot floats": (
+        changed(y_train=np.eye(3)[[0, 1, 2, 0, 1, 2]]),
+        r"got dtype float64 \(6, 3\); one-hot rows become integers with .argmax",
+    ),
+    "words as labels": (
+        changed(y_train=np.array(list("abcabc"))),
+        r"got dtype <U1; np.unique\(labels, return_inverse=True\)",
     ),
     "negative label": (
         changed(y_train=np.array([0, 1, 2, 0, -1, 2])),

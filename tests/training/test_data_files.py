@@ -151,8 +151,12 @@ def test_path_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_empty_folder_and_unknown_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected a folder with the idx files.*found nothing$"):
+    with pytest.raises(DataError, match=r"expected a folder with a subfolder.*found nothing$"):
         load_data(tmp_path)
+    (tmp_path / "1.png").touch()
+    with pytest.raises(DataError, match="the pictures lie in the folder itself; expected a subf"):
+        load_data(tmp_path)
+    (tmp_path / "1.png").unlink()
     (tmp_path / "set.pkl").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(DataError, match=r"found set\.pkl$"):
         load_data(tmp_path)

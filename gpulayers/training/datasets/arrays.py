@@ -21,6 +21,15 @@ from gpulayers.training.datasets.lazy import (
 MAX_CLASSES = 65_536  # a label above this is taken for a broken file, not for a class
 
 
+def _as_integers(labels: np.ndarray) -> str:
+    """How to make class numbers of labels that are none."""
+    if labels.ndim == 2:
+        return f" {labels.shape}; one-hot rows become integers with .argmax(axis=1)"
+    if labels.dtype.kind in "US":
+        return "; np.unique(labels, return_inverse=True) gives the names and the integers"
+    return "; convert them with .astype('int64')"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels of one part of a dataset, on the host.
@@ -51,15 +60,24 @@ class Split:
         if not isinstance(labels, np.ndarray):
             raise DataError(f"{source}: labels must be a NumPy array, got {type(labels).__name__}")
         if not (images.dtype == np.uint8 or backend.is_floating(images.dtype)):
-            raise DataError(f"{source}: images must be uint8 or floating, got dtype {images.dtype}")
+            raise DataError(
+                f"{source}: images must be uint8 or floating, got dtype {images.dtype}; pixels "
+                "from 0 to 255 become uint8 with .astype('uint8')"
+            )
         if images.ndim != 4:
             raise DataError(
-                f"{source}: images must have shape (n, rows, cols, channels), got {images.shape}"
+                f"{source}: images must have shape (n, rows, cols, channels), got {images.shape}; "
+                "turn them with .reshape(...)"
             )
         if labels.dtype.kind not in "iu":
-            raise DataError(f"{source}: labels must be integers, got dtype {labels.dtype}")
+            raise DataError(
+                f"{source}: labels must be integers, got dtype {labels.dtype}{_as_integers(labels)}"
+            )
         if labels.ndim != 1:
-            raise DataError(f"{source}: labels must have shape (n,), got {labels.shape}")
+            raise DataError(
+                f"{source}: labels must have shape (n,), got {labels.shape}; one-hot rows become "
+                "integers with .argmax(axis=1)"
+            )
         if images.shape[0] != labels.shape[0]:
             raise DataError(
                 f"{source}: {images.shape[0]} images but {labels.shape[0]} labels; "

@@ -20,7 +20,7 @@ from gpulayers.training.datasets.choice import divide
 from gpulayers.training.datasets.lazy import LazyImages
 from gpulayers.training.datasets.readers import first_names, list_folder, reason
 
-__all__ = ["ENDINGS", "FolderImages", "has_pictures", "read_pictures"]
+__all__ = ["ENDINGS", "FolderImages", "has_pictures", "loose_pictures", "read_pictures"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IN_MEMORY = 1 << 30  # bytes up to which the pictures are decoded once and kept
@@ -96,7 +96,8 @@ class FolderImages(LazyImages):
             rows, cols = image.shape[:2]
             raise DataError(
                 f"{file}: {rows} x {cols} pixels, but {self._files[0]} has {self.shape[1]} x "
-                f"{self.shape[2]}; give image_size=(rows, cols) to scale all to one size"
+                f"{self.shape[2]}; image_size=(rows, cols), or --image-size N in a shell, scales "
+                "all to one size"
             )
         return image
 
@@ -121,8 +122,21 @@ class FolderImages(LazyImages):
         except DataError:
             raise
         except broken as error:
-            raise DataError(f"{file}: the picture cannot be read: {error}") from error
+            raise DataError(f"{file}: the picture cannot be read: {self._why(error)}") from error
         return array.reshape(*array.shape[:2], 1 if self._mode == "L" else 3)
+
+    def _why(self, error: BaseException) -> str:
+        """What is wrong with a picture, without the path that the message begins with."""
+        if isinstance(error, self._image.UnidentifiedImageError):
+            return "it is in no format that Pillow knows, or cut off"
+        if isinstance(error, IsADirectoryError):
+            return "it is a folder; expected a file"
+        return reason(error) if isinstance(error, OSError) else str(error)
+
+
+def loose_pictures(folder: Path) -> bool:
+    """Whether `folder` itself holds a picture."""
+    return _pictures(folder)
 
 
 def has_pictures(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from gpulayers.training.datasets.cifar import (
     CifarFormat,
     read_cifar,
 )
-from gpulayers.training.datasets.folder import has_pictures, read_pictures
+from gpulayers.training.datasets.folder import has_pictures, loose_pictures, read_pictures
 from gpulayers.training.datasets.mapped import NPY_FILES, read_npy
 from gpulayers.training.datasets.readers import (
     IDX_FILES,
@@ -29,11 +29,12 @@ from gpulayers.training.datasets.registry import CIFAR10, CIFAR100
 __all__ = ["Loaded", "load_path"]
 
 _CIFAR_CLASSES = {CIFAR10_FORMAT: CIFAR10.classes, CIFAR100_FORMAT: CIFAR100.classes}
+# What users have themselves goes first, then the files of the published sets.
 _FORMATS = (
-    f"a folder with the idx files {', '.join(IDX_FILES)} (plain or .gz), a folder with "
-    f"{', '.join(CIFAR10_FORMAT.files)}, the archive {CIFAR10_FORMAT.archive}, those of CIFAR-100, "
-    "an .npz with x_train, y_train, x_test and y_test, a folder with these as .npy, or a folder "
-    "with a subfolder of pictures for each class"
+    "a folder with a subfolder of pictures for each class, an .npz with x_train, y_train, x_test "
+    "and y_test, a folder with these as .npy, or the files of MNIST "
+    f"({IDX_FILES[0]} and three more, plain or .gz) or CIFAR ({CIFAR10_FORMAT.archive} or what is "
+    "in it)"
 )
 
 
@@ -80,6 +81,11 @@ def load_path(
             return found
         if has_pictures(path):
             return Loaded(*read_pictures(path, image_size, grayscale, in_memory))
+        if loose_pictures(path):
+            raise DataError(
+                f"{path}: the pictures lie in the folder itself; expected a subfolder for each "
+                f"class, as in {path / 'cat' / '1.png'}"
+            )
         raise DataError(f"{path}: expected {_FORMATS}; found {first_names(list_folder(path))}")
     if path.suffix == ".npz":
         return Loaded(*read_npz(path))

@@ -215,7 +215,9 @@ def read_npz(path: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(f"{path}: expected an .npz (a zip archive), got something else")
+                raise DataError(
+                    f"{path}: expected an .npz (a zip archive), got something else or a part of one"
+                )
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 arrays = _npz_arrays(archive, path)
@@ -242,7 +244,8 @@ def _npz_arrays(archive: np.lib.npyio.NpzFile, path: Path) -> dict[str, np.ndarr
     if missing:
         raise DataError(
             f"{path}: expected the arrays {', '.join(_NPZ_KEYS)}; missing "
-            f"{', '.join(missing)}, found {first_names(archive.files)}"
+            f"{', '.join(missing)}, found {first_names(archive.files)}; "
+            "np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...) writes them"
         )
     keys = [*_NPZ_KEYS, "classes"] if "classes" in archive.files else _NPZ_KEYS
     return {key: _npz_array(archive, key, path) for key in keys}
