@@ -15,6 +15,7 @@ from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, FrozenLayerError, ShapeError
 from gpulayers.layers._state import LayerState, Retained, Saved
+from gpulayers.ops._checks import changeable
 
 Backward = tuple[Array | None, dict[str, Array]]
 
@@ -32,7 +33,8 @@ class LayerBase(LayerState, ABC):
     ----------
     parameters : dict of str to array
         ``None`` until the first `forward` tells the sizes. Arrays keep their identity: `update`
-        changes them in place (numpy-ml replaces them).
+        changes them in place (numpy-ml replaces them), also one that you have assigned; one that
+        cannot be changed so (say a transpose, or write-protected) it replaces by a copy.
     gradients : dict of str to array
         Sums over examples and over backward passes since the last flush; empty before the first
         `forward`. They keep their identity too.
@@ -186,7 +188,8 @@ class LayerBase(LayerState, ABC):
             raise FrozenLayerError(f"{self._name}: the layer is frozen; unfreeze() it to update")
         self.optimizer.step()
         for name, grad in self.gradients.items():
-            self.optimizer.update_(self.parameters[name], grad, name, cur_loss)
+            parameter = self.parameters[name] = changeable(self.parameters[name])
+            self.optimizer.update_(parameter, grad, name, cur_loss)
         self.flush_gradients()
 
     def flush_gradients(self) -> None:

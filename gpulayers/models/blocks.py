@@ -132,10 +132,13 @@ class Residual(Composite):
             self.shortcut = shortcut
         else:
             self.shortcut = Sequential(shortcut, name=f"{name} shortcut")
-        components: dict[str, Any] = {"body": self.body}
-        if self.shortcut is not None:
-            components["shortcut"] = self.shortcut
-        super().__init__(components, name)
+        super().__init__(name)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """``"body"``, and ``"shortcut"`` where there is one."""
+        sides = {"body": self.body, "shortcut": self.shortcut}
+        return {key: side for key, side in sides.items() if side is not None}
 
     def forward(self, X: Array, retain_derived: bool = True) -> Array:
         """Return body(X) + X (or + shortcut(X)).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from gpulayers.backend import Array
@@ -12,19 +13,22 @@ __all__ = ["Composite"]
 
 
 class Composite(LayerGroup):
-    """What every group of layers shares; subclasses add `forward` and `backward`.
+    """What every group of layers shares; subclasses add `components`, `forward` and `backward`.
 
     Parameters
     ----------
-    components : dict of str to layer
-        In the order in which `update` and `parameters` go through them.
     name : str
         Used in error messages and reports.
     """
 
-    def __init__(self, components: dict[str, Any], name: str) -> None:
-        self.components = components
+    def __init__(self, name: str) -> None:
         self.name = name
+
+    @property
+    @abstractmethod
+    def components(self) -> dict[str, Any]:
+        """The parts by name, in the order in which `update` and `parameters` go through them: a
+        new dict of what stands in the group now."""
 
     def _parts(self) -> dict[str, Any]:
         return self.components

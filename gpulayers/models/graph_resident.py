@@ -152,6 +152,7 @@ def checked_batch_size(plan: Any, resident: Resident, batch_size: int | None) ->
     BackendError, ShapeError, DTypeError, ParameterError
         If the data does not fit the plan.
     """
+    plan.makeup.check()
     name, home = plan.network.name, backend.backend_of(resident.images)
     if home != "cupy":
         raise BackendError(f"{name}.run: the plan was made for cupy arrays, the data is {home}")

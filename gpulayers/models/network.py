@@ -41,6 +41,8 @@ class Sequential(Composite):
     Attributes
     ----------
     layers : list of layers
+        One may be put in the place of another, ``net.layers[-1] = FullyConnected(3)``; a plan that
+        `compile` made before has to be made again.
     pixels : Pixels
         What is done to uint8 inputs: divided by 255, unless a `Trainer` set the data's mean and
         standard deviation. Kept in checkpoints; floating inputs are taken as they are.
@@ -71,12 +73,17 @@ class Sequential(Composite):
             raise ParameterError(
                 f"{name}: one layer object stands in the chain twice; make a second layer"
             )
-        super().__init__({str(i): layer for i, layer in enumerate(layers)}, name)
+        super().__init__(name)
         self.layers = layers
         self.pixels = Pixels()
         self._workspace = Workspace()  # results on the CPU live in memory that is used again
         if optimizer is not None:
             self.set_optimizer(optimizer)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The layers by their places, ``"0"``, ``"1"``, ..."""
+        return {str(i): layer for i, layer in enumerate(self.layers)}
 
     # ------------------------------------------------------------------------ forward, backward
 
@@ -263,13 +270,19 @@ class Sequential(Composite):
         return f"{self.name}, layer {i} ({type(self.layers[i]).__name__})"
 
     def first_not_finite(self, X: Array) -> str | None:
-        """Run `X` forward and name the first layer whose output holds NaN or infinity, or None."""
+        """Run `X` forward and name the first layer whose output holds NaN or infinity, or None.
+
+        Inputs that were retained and gradients are gone afterwards, as after `flush_gradients`.
+        """
         if X.dtype == np.uint8:
             X = self.pixels(X, self.dtype)
-        for i, layer in enumerate(self.layers):
-            X = layer.forward(X, True)
-            if not bool(backend.xp_of(X).isfinite(X).all()):
-                return self.layer_name(i)
+        try:
+            for i, layer in enumerate(self.layers):
+                X = layer.forward(X, True)
+                if not bool(backend.xp_of(X).isfinite(X).all()):
+                    return self.layer_name(i)
+        finally:
+            self.flush_gradients()
         return None
 
     @overload

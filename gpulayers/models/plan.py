@@ -15,6 +15,7 @@ from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.plan_checks import (
+    Makeup,
     check_device,
     checked_loss,
     checked_precision,
@@ -88,6 +89,8 @@ class CompiledNetwork:
         Of one example's output.
     device : int or None
         The CUDA device it was made on, and for; None on the CPU.
+    makeup : Makeup
+        What it was made of, looked at before each step.
     outputs : array (n, ...)
         What the network gave for the last batch, before the update.
     deterministic : bool
@@ -106,6 +109,7 @@ class CompiledNetwork:
         check_device(f"{network.name}.compile", self.device)
         self.output_shape = self._initialize()
         self._check_precision(precision)
+        self.makeup = Makeup(network)
         first = _Copy(network.layers)
         self._copies = [first]
         self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain
@@ -322,6 +326,7 @@ class CompiledNetwork:
 
     def _checked(self, X: Array) -> Array:
         """Return the batch as the first node takes it."""
+        self.makeup.check()
         name, place = self.network.name, self.network.home or backend.current_backend()
         home = backend.home_of(name, "the batch", X)
         if home != place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,15 @@ import numpy as np
 from gpulayers import backend
 from gpulayers._types import is_sequence
 from gpulayers.backend import Array
-from gpulayers.errors import BackendError, DTypeError, ParameterError, suggest
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
+from gpulayers.layers import Pool2D
+from gpulayers.layers._group import LayerGroup
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models.network import Sequential
+from gpulayers.ops._checks import changeable
 
 __all__ = [
+    "Makeup",
     "check_device",
     "checked_loss",
     "checked_precision",
@@ -102,3 +108,82 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
                 f"{name}: the plan was made on CUDA device {device}, its data is on device "
                 f"{array.device.id}"
             )
+
+
+class Makeup:
+    """What decides how a plan computes: the layers in their order, activations, kinds of pooling,
+    and the sizes of the parameters.
+
+    What the parameters are, how they learn and which are frozen is no part of it: a plan follows
+    that.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._name = network.name
+        self._chains = [(chain, list(chain.layers)) for chain in _chains(network)]
+        walked = list(network.walk())
+        layers = [layer for _, layer in walked]
+        self._activations = [(layer, getattr(layer, "act_fn", None)) for layer in layers]
+        self._pools = [(la, _pooling(la)) for la in layers if isinstance(la, Pool2D)]
+        self._parameters = [
+            [layer.parameters, name, array, where]
+            for where, layer in walked
+            for name, array in layer.parameters.items()
+        ]
+
+    def check(self) -> None:
+        """Look whether the network still is what it was. Parameters that somebody has put in the
+        place of others are copied, if they do not lie as kernels read them.
+
+        Raises
+        ------
+        ParameterError
+            If it is not.
+        ShapeError, DTypeError
+            If a parameter has become one of another shape or dtype.
+        """
+        what = self._changed()
+        if what:
+            raise ParameterError(
+                f"{self._name}: changed since the plan was made: {what}; compile again"
+            )
+        for known in self._parameters:
+            parameters, name, array, _ = known
+            if parameters[name] is not array:
+                known[2] = parameters[name] = self._adopted(known, parameters[name])
+
+    def _adopted(self, known: list[Any], new: Any) -> Array:
+        _, name, old, where = known
+        what = f"{self._name}: parameter {where}.{name}"
+        backend.home_of(self._name, f"parameter {where}.{name}", new)
+        if new.shape != old.shape:
+            raise ShapeError(f"{what} must have shape {old.shape}, got {new.shape}")
+        new = changeable(new)
+        if new.dtype != old.dtype:
+            raise DTypeError(f"{what} must be {old.dtype} as the plan's, got {new.dtype}")
+        return new
+
+    def _changed(self) -> str:
+        for chain, layers in self._chains:
+            if chain.layers != layers:
+                return f"the layers of {chain.name}"
+        for layer, act_fn in self._activations:
+            if act_fn is not None and layer.act_fn is not act_fn:
+                return f"the activation of a {type(layer).__name__}, which was {act_fn}"
+        for pool, before in self._pools:
+            if _pooling(pool) != before:
+                return "the mode or the windows of a Pool2D"
+        return ""
+
+
+def _chains(part: Any) -> Iterator[Any]:
+    """Every Sequential in a group of layers, itself included."""
+    if isinstance(part, Sequential):
+        yield part
+    if isinstance(part, LayerGroup):
+        for inner in part._parts().values():
+            yield from _chains(inner)
+
+
+def _pooling(pool: Any) -> Any:
+    return pool.mode, pool.kernel_shape, pool.stride, pool.pad

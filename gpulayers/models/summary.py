@@ -196,7 +196,8 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     memory: it fuses layers and uses buffers again.
     """
     batch_size = check.integer("summarize", "batch_size", batch_size)
-    if any(not isinstance(n, int) or n < 1 for one in shapes_of(input_shape) for n in one):
+    sides = [check.plain(n) for one in shapes_of(input_shape) for n in one]
+    if any(type(n) is not int or n < 1 for n in sides):
         raise ParameterError(
             f"summarize: input_shape must hold positive integers, got {input_shape}"
         )

@@ -66,6 +66,17 @@ def _in_one_piece(xp: ModuleType, given: Array) -> Array:
     return given if getattr(flags, "aligned", True) else given.copy()
 
 
+def changeable(given: Array) -> Array:
+    """`given` if a kernel can change it in place, else a copy which it can: C-contiguous, in the
+    machine's byte order, aligned, writable."""
+    flags, dtype = given.flags, given.dtype
+    if flags.c_contiguous and dtype.isnative and getattr(flags, "behaved", True):
+        return given
+    return xp_of(given).array(
+        given, dtype=dtype if dtype.isnative else dtype.newbyteorder("="), order="C"
+    )
+
+
 def rank(op: str, name: str, value: Array, ndim: int, axes: str) -> None:
     """Raise ShapeError unless `value` has `ndim` axes; `axes` describes them."""
     array(op, name, value)

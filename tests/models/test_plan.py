@@ -8,118 +8,26 @@ import numpy as np
 import pytest
 
 from gpulayers import models, random, threads
-from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.layers import (
-    BatchNorm2D,
     Conv2D,
-    Deconv2D,
-    Dropout,
     Flatten,
     FullyConnected,
-    GlobalAvgPool2D,
-    LayerNorm2D,
-    Pool2D,
 )
 from gpulayers.losses import SoftmaxCrossEntropy
-from gpulayers.models import Activation, Residual, Sequential
+from gpulayers.models import Sequential
 from gpulayers.models import plan as plan_module
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.ops.cpu import _pooled
-from gpulayers.wrappers import Dropout as DropoutWrapper
-
-IMAGE = (12, 10, 2)
-
-
-def fused() -> Sequential:
-    """Every pair that is computed in one pass, and their near misses."""
-    return Sequential(
-        [
-            Conv2D(5, (3, 3), pad=1, act_fn="ReLU"),
-            Pool2D((2, 2), stride=2),
-            Conv2D(4, (3, 3), pad="same"),
-            Activation("ReLU"),
-            Pool2D((3, 3), stride=1, pad=1),
-            Conv2D(6, (2, 2), stride=2),
-            Pool2D((2, 2), stride=1, mode="average"),
-            Conv2D(3, (1, 1), act_fn="Tanh"),
-            Flatten(),
-            FullyConnected(9, act_fn="ReLU"),
-            FullyConnected(7),
-            Activation("ReLU"),
-            FullyConnected(8, act_fn="Sigmoid"),
-            FullyConnected(4),
-        ],
-        "SGD(lr=0.05, momentum=0.9)",
-    )
-
-
-def mixed() -> Sequential:
-    """Layers without a pass of their own, groups, statistics of the batch, random masks."""
-    return Sequential(
-        [
-            Residual([Conv2D(2, (3, 3), pad=1, act_fn="ReLU"), LayerNorm2D()]),
-            Sequential([Deconv2D(3, (2, 2), stride=2), BatchNorm2D(), Activation("ReLU")]),
-            Residual([Conv2D(4, (1, 1))], shortcut=[Conv2D(4, (3, 3), pad=1)]),
-            Dropout(0.3),
-            GlobalAvgPool2D(),
-            DropoutWrapper(FullyConnected(6, act_fn="ReLU"), 0.2),
-            FullyConnected(4),
-        ],
-        # not Adam: it would make steps of the rounding in a bias before batch normalisation
-        "SGD(lr=0.05, momentum=0.5)",
-    )
-
-
-def by_example() -> Sequential:
-    """A network whose batches may be cut."""
-    return Sequential(
-        [Conv2D(5, (3, 3), act_fn="ReLU"), Pool2D((2, 2), stride=2), Flatten(), FullyConnected(4)],
-        "Adam(lr=0.01)",
-    )
-
-
-NETWORKS = {"fused": fused, "mixed": mixed, "by_example": by_example}
-
-
-def batches(backend: Any, count: int, n: int, dtype: Any = np.float32) -> list[tuple[Any, Any]]:
-    rng = np.random.default_rng(3)
-    return [
-        (
-            backend.asarray(rng.standard_normal((n, *IMAGE)).astype(dtype)),
-            backend.asarray(rng.integers(0, 4, n)),
-        )
-        for _ in range(count)
-    ]
-
-
-def plain_step(network: Sequential, loss: Any, X: Any, labels: Any) -> float:
-    value = loss.forward(labels, network.forward(X))
-    network.backward(loss.backward(), input_grad=False)
-    network.update(float(value))
-    return float(value)
-
-
-def twins(make: Any, backend: Any) -> tuple[Sequential, Sequential]:
-    """Two networks alike, parameters and all."""
-    pair = []
-    for _ in range(2):
-        random.seed(5)
-        network = make()
-        network.forward(backend.asarray(np.zeros((1, *IMAGE), dtype=np.float32)), False)
-        pair.append(network)
-    return pair[0], pair[1]
-
-
-def assert_alike(backend: Any, ours: Sequential, theirs: Sequential, tolerance: float) -> None:
-    assert ours.parameters.keys() == theirs.parameters.keys()
-    for name, value in ours.parameters.items():
-        np.testing.assert_allclose(
-            backend.asnumpy(value),
-            backend.asnumpy(theirs.parameters[name]),
-            rtol=tolerance,
-            atol=tolerance,
-            err_msg=name,
-        )
+from tests.models.planned import (
+    IMAGE,
+    NETWORKS,
+    assert_alike,
+    batches,
+    by_example,
+    fused,
+    plain_step,
+    twins,
+)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -226,20 +134,6 @@ def test_bytes_go_through_the_networks_pixels(backend: Any) -> None:
     assert float(value) == pytest.approx(plain_step(plain, SoftmaxCrossEntropy(), X, labels))
 
 
-def test_frozen_layers_pass_gradients_and_stand_still(backend: Any) -> None:
-    plain, planned = twins(fused, backend)
-    for network in (plain, planned):
-        network.layers[2].freeze()
-        network.layers[9].freeze()
-    before = backend.asnumpy(planned.layers[2].parameters["W"]).copy()
-    plan = planned.compile(batch_shape=(7, *IMAGE))
-    for X, labels in batches(backend, 2, 7):
-        plain_step(plain, SoftmaxCrossEntropy(), X, labels)
-        plan.step(X, labels)
-    np.testing.assert_array_equal(backend.asnumpy(planned.layers[2].parameters["W"]), before)
-    assert_alike(backend, planned, plain, 2e-5)
-
-
 class OwnReLU:
     """A user's activation: no kernel, so nothing may be fused with it."""
 
@@ -293,20 +187,6 @@ def test_sum_of_the_losses(backend: Any) -> None:
     expected = plain_step(plain, SoftmaxCrossEntropy("sum"), X, labels)
     assert float(plan.step(X, labels)) == pytest.approx(expected, rel=1e-5)
     assert_alike(backend, planned, plain, 2e-5)
-
-
-def test_optimizer_state_is_the_layers_own(backend: Any) -> None:
-    """After a planned step one goes on without the plan, and the other way round."""
-    plain, planned = twins(by_example, backend)
-    plan = planned.compile(batch_shape=(6, *IMAGE))
-    for i, (X, labels) in enumerate(batches(backend, 6, 6)):
-        plain_step(plain, SoftmaxCrossEntropy(), X, labels)
-        if i % 2:
-            plan.step(X, labels)
-        else:
-            plain_step(planned, SoftmaxCrossEntropy(), X, labels)
-    assert_alike(backend, planned, plain, 2e-5)
-    assert planned.layers[0].optimizer.cur_step == 6
 
 
 def test_compile_takes_an_optimizer_and_names_what_is_fused(backend: Any) -> None:
@@ -397,51 +277,3 @@ def test_pooled_convolutions_whose_gradient_is_not_finite(
     value = planned.compile(batch_shape=X.shape).step(X, labels)
     assert float(value) == pytest.approx(expected, rel=1e-5) and calls == [False]
     assert_alike(numpy_backend, planned, plain, 2e-5)
-
-
-# ------------------------------------------------------------------------------------- bad calls
-
-
-def test_bad_batches_change_nothing(backend: Any) -> None:
-    network = by_example()
-    plan = network.compile(batch_shape=(4, *IMAGE))
-    before = {k: backend.asnumpy(v).copy() for k, v in network.parameters.items()}
-    ((X, labels),) = batches(backend, 1, 4)
-    with pytest.raises(ShapeError, match=r"made for batches of shape \(4, 12, 10, 2\), got"):
-        plan.step(X[:, :11], labels)
-    with pytest.raises(ShapeError, match="at most 4 examples a batch, got 5"):
-        plan.step(backend.asarray(np.zeros((5, *IMAGE), np.float32)), labels)
-    with pytest.raises(ShapeError, match=r"labels of shape \(4,\), got \(3,\)"):
-        plan.step(X, labels[:3])
-    with pytest.raises(DTypeError, match="labels must be integers, got float32"):
-        plan.step(X, labels.astype(np.float32))
-    with pytest.raises(DTypeError, match="floating or uint8 batch, got int64"):
-        plan.step(X.astype(np.int64), labels)
-    with pytest.raises(DTypeError, match=r"Sequential: the labels: expected a numpy .*got list"):
-        plan.step(X, [0, 1, 0, 1])
-    for name, value in network.parameters.items():
-        np.testing.assert_array_equal(backend.asnumpy(value), before[name])
-    assert np.isfinite(float(plan.step(X, labels)))
-
-
-def test_a_batch_of_the_other_library(emulated: Any) -> None:
-    plan = by_example().compile(batch_shape=(4, *IMAGE))
-    with pytest.raises(BackendError, match="made for cupy arrays, the batch is a numpy array"):
-        plan.step(np.zeros((4, *IMAGE), np.float32), np.zeros(4, np.int64))
-
-
-def test_bad_arguments() -> None:
-    network = by_example()
-    for shape in (5, (4,), (0, *IMAGE), (4.0, *IMAGE), (True, *IMAGE), "ab"):
-        with pytest.raises(ParameterError, match="batch_shape must be"):
-            network.compile(batch_shape=shape)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"unknown loss 'crossentropy'.*mean 'cross_entropy'"):
-        network.compile(batch_shape=(4, *IMAGE), loss="crossentropy")
-    with pytest.raises(ParameterError, match="needs the methods forward"):
-        network.compile(batch_shape=(4, *IMAGE), loss=object())
-    with pytest.raises(ParameterError, match=r"unknown precision 'fp33'"):
-        network.compile(batch_shape=(4, *IMAGE), precision="fp33")
-    with pytest.raises(DTypeError, match="'fp64' needs parameters of float64, these are float32"):
-        network.compile(batch_shape=(4, *IMAGE), precision="fp64")
-    with pytest.raises(ShapeError, match="layer 0"):
-        network.compile(batch_shape=(4, 12, 10))

@@ -30,7 +30,7 @@ def network() -> Sequential:
 
 def test_numbers_of_a_small_network(numpy_backend: Any) -> None:
     """Counted by hand: 8 x 7 x 3 -> 6 x 6 x 4 -> 3 x 3 x 4 -> 36 -> 5, float32."""
-    rows = {row.name: row for row in gpulayers.summarize(network(), (8, 7, 3)).rows}
+    rows = {row.name: row for row in gpulayers.summarize(network(), (8, np.int64(7), 3)).rows}
     assert list(rows) == ["0", "1", "2", "2.body.0", "2.body.1", "3", "4", "5"]
     conv, pool, block, dense = rows["0"], rows["1"], rows["2"], rows["5"]
     assert conv.output == (6, 6, 4) and conv.parameters == 3 * 2 * 3 * 4 + 4
