@@ -36,6 +36,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             ("_BLOCK", 48),
             ("SMALL", 0),
             ("_FEW", 0),
+            ("_SCATTERED", 120),
             ("_SHARE", 1),
             ("_ALONE", 1),
             ("_WIDE", 24),
