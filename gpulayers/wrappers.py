@@ -127,6 +127,9 @@ class WrapperBase(ABC):
         """Set the gradients to zero and forget what is retained."""
         self._base_layer.flush_gradients()
 
+    def _drop_retained(self) -> None:
+        self._base_layer._drop_retained()
+
     def to(self, name: str) -> Self:
         """Move everything to a backend, see `LayerBase.to`."""
         self._base_layer.to(name)

@@ -77,6 +77,13 @@ class LayerGroup(ABC):
         for part in self._parts().values():
             part.flush_gradients()
 
+    def _drop_retained(self) -> None:
+        """Forget retained inputs, and keep the gradients."""
+        for part in self._parts().values():
+            drop = getattr(part, "_drop_retained", None)  # a layer of somebody's own may have none
+            if drop is not None:
+                drop()
+
     def freeze(self) -> None:
         """Exclude every layer from updates."""
         for part in self._parts().values():

@@ -298,7 +298,7 @@ class LayerBase(LayerState, ABC):
             raise ShapeError(
                 f"{self._name}: {count} input(s) are retained, so backward needs "
                 f"{'one gradient' if count == 1 else f'a list of {count} gradients'}, "
-                f"got {len(grads)}"
+                f"got {len(grads)}; flush_gradients() forgets inputs that were not meant"
             )
         pairs = zip(grads, self._retained, strict=True)
         return [self._check_gradient(g, retained) for g, retained in pairs]

@@ -101,9 +101,10 @@ class Sequential(Composite):
         Raises
         ------
         GPULayersError
-            The failing layer's own error, with the layer's place in the network.
+            The failing layer's own error, with the layer's place in the network. The layers before
+            it then retain nothing of this input, unless they retain others, too.
         """
-        if X.dtype == np.uint8:
+        if getattr(X, "dtype", None) == np.uint8:
             X = self.pixels(X, self.dtype)
         i = 0
         if retain_derived:
@@ -112,9 +113,18 @@ class Sequential(Composite):
             with self._workspace:
                 for i, layer in enumerate(self.layers):  # noqa: B007 - i is read in `except`
                     X = layer.forward(X, retain_derived)
-        except GPULayersError as error:
-            raise type(error)(f"{self.layer_name(i)}: {error}") from error
+        except BaseException as error:  # Ctrl-C leaves a step half done, too
+            if retain_derived and i and self._passes() == 1:
+                self._drop_retained()
+            if isinstance(error, GPULayersError):
+                raise type(error)(f"{self.layer_name(i)}: {error}") from error
+            raise
         return X
+
+    def _passes(self) -> int:
+        """How many inputs the first layer retains."""
+        first = next(layer for _, layer in self.walk())
+        return len(getattr(getattr(first, "_base_layer", first), "_retained", ()))
 
     def backward(self, dLdY: Any, retain_grads: bool = True, input_grad: bool = True) -> Any:
         """Return the gradient of the loss with respect to the input; accumulate those of the
@@ -274,7 +284,7 @@ class Sequential(Composite):
 
         Inputs that were retained and gradients are gone afterwards, as after `flush_gradients`.
         """
-        if X.dtype == np.uint8:
+        if getattr(X, "dtype", None) == np.uint8:
             X = self.pixels(X, self.dtype)
         try:
             for i, layer in enumerate(self.layers):

@@ -137,6 +137,10 @@ class ModuleBase(LayerGroup):
         super().flush_gradients()
         self._forget()
 
+    def _drop_retained(self) -> None:
+        super()._drop_retained()
+        self._forget()
+
     def _forget(self) -> None:
         self.X, self._kept, self._dv = [], [], {}
 

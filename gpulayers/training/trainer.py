@@ -253,6 +253,7 @@ class Trainer:
         place = backend.current_backend()
         if self.network.home is not None:
             self.network.to(place)
+        self.network.flush_gradients()  # of somebody's own calls, or of a step that was cut off
         pixels = partial(self.network.pixels, dtype=self.dtype)
         more = self.threads, self.device_share
         train = Feed(self.data.train, place, self.transform, pixels, *more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -283,6 +284,9 @@ def test_errors_name_the_layer_and_keep_their_type():
         net.forward(np.ones((1, 8, 8, 1), np.float32))
     with pytest.raises(DTypeError, match=r"mine, layer 0 \(Conv2D\): "):
         net.forward(np.ones((1, 8, 8, 1), np.int64))
+    for given in ([[1.0]], None, "ab"):
+        with pytest.raises(DTypeError, match=r"mine, layer 0 \(Conv2D\).*the input: expected"):
+            net.forward(given)
     inner = Sequential([Residual([Conv2D(3, (3, 3), pad=1)])], name="outer")
     with pytest.raises(ShapeError, match=r"outer, layer 0 \(Residual\): .*must be equal"):
         inner.forward(np.ones((1, 8, 8, 2), np.float32))
@@ -290,6 +294,25 @@ def test_errors_name_the_layer_and_keep_their_type():
     net.forward(np.ones((4, 2), np.float32))
     with pytest.raises(ShapeError, match=r"two, layer 1 \(FullyConnected\): "):
         net.backward(np.ones((4, 2), np.float32))
+
+
+@pytest.mark.parametrize("error", [ShapeError("cut off"), KeyboardInterrupt()])
+def test_a_forward_pass_that_fails_leaves_nothing_behind(monkeypatch, error):
+    net, X = small_cnn(), np.ones((2, 8, 8, 2), np.float32)
+    net.forward(X, retain_derived=False)
+    dLdY = np.ones((2, 4), np.float32)
+    net.forward(X)
+    net.backward(dLdY)
+    gradients = {name: grad.copy() for name, grad in net.gradients.items()}
+    net._drop_retained()
+    with monkeypatch.context() as cut:
+        cut.setattr(net[2].shortcut[0], "_forward", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            net.forward(X)
+    net.forward(X)
+    net.backward(dLdY)
+    for name, grad in net.gradients.items():  # those of before are still there
+        np.testing.assert_allclose(grad, 2 * gradients[name], rtol=1e-4, atol=1e-5)
 
 
 def test_construction_refuses_nonsense():

@@ -49,6 +49,20 @@ def test_the_records_are_what_the_network_does(digits):
     assert all(e.seconds > 0 and e.examples_per_second > 0 for e in history.epochs)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_was_computed_before_is_no_part_of_the_run(digits, compile):
+    runs = []
+    for looked_at in (False, True):
+        random.seed(1)
+        net, X = dense(), digits.train.images[:4]
+        net.forward(X, retain_derived=False)
+        if looked_at:
+            net.backward(net.forward(X))
+            net.forward(X)
+        runs.append(run(net, digits, epochs=1, compile=compile))
+    assert_same_run(*runs)
+
+
 def test_every_example_is_seen_once_an_epoch_in_another_order(digits):
     seen: list[np.ndarray] = []
 
