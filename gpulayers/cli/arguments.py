@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import gpulayers
 from gpulayers.cli import values
@@ -60,9 +60,16 @@ class _Formatter(argparse.HelpFormatter):
             self._action_max_length += 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without a screen of options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists what there is\n")
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
     """Return the parser and the names of the commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gpulayers",
         description="Neural-network layers with gradients one can read.",
         epilog="gpulayers COMMAND --help shows its options, with examples.\n\n" + EXIT_CODES,
@@ -141,7 +148,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file with options as keys (batch-size = 64); other options go before it",
+        help="TOML file with options as keys (batch-size = 64); the command line overrides it",
     )
     _data_options(train, DEFAULTS["data"])
     train.add_argument(
@@ -226,7 +233,7 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
 
 
 def _run_options(train: argparse._ArgumentGroup) -> None:
-    train.add_argument("--out", metavar="DIR", help="folder for the results, not yet a run's")
+    train.add_argument("--out", metavar="DIR", help="folder for the results, one without a run in it")
     train.add_argument("--resume", metavar="PATH", help="go on with a run (folder or checkpoint)")
     train.add_argument(
         "--keep-last",
@@ -271,7 +278,7 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
         metavar="N",
         help="classes to name for each image (default 3)",
     )
-    predict.add_argument("--invert", action="store_true", help="dark things on a bright ground")
+    predict.add_argument("--invert", action="store_true", help="for dark things on a bright ground")
     predict.add_argument(
         "--digit",
         action="store_true",

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
             ("gpulayers train --model resnet9 --data cifar10 --device gpu", ""),
             ("gpulayers train --optimizer 'SGD(momentum=0.9)' --lr 0.05 --schedule cosine", ""),
             ("gpulayers train --config runs/lenet-mnist-10k/config.toml", "the same run again"),
-            ("gpulayers train --config run.toml --seed 1", "the command line goes before the file"),
+            ("gpulayers train --config run.toml --seed 1", "the command line overrides the file"),
             ("gpulayers train --resume runs/lenet-mnist-10k", "go on after Ctrl-C or a crash"),
         ),
     ),
@@ -39,8 +39,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
     "predict": (
         "classes and probabilities of images",
-        "What a trained network takes images for. Image files are turned gray if the network wants "
-        "that, and scaled to its size; .npy files hold one image (rows, cols[, channels]) or "
+        "Name what a trained network sees in images. Image files are turned gray if the network "
+        "wants that, and scaled to its size; .npy files hold one image (rows, cols[, channels]) or "
         "several (n, rows, cols, channels).",
         (
             ("gpulayers predict runs/lenet-mnist-10k scan.png", ""),

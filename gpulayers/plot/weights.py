@@ -160,7 +160,7 @@ def feature_maps(network: Any, image: Any, layers: Any = None, most: int = 8) ->
         ]
         bar = colour_bar(figure, shown[0], list(row[1:]), "", shrink=0.95, aspect=18)
         bar.ax.tick_params(labelsize=8)
-    figure.suptitle("What each layer gives; every row on its own scale", fontweight="bold")
+    figure.suptitle("Output of each layer; every row has its own scale", fontweight="bold")
     return figure
 
 
