@@ -211,8 +211,8 @@ def test_any_number_of_threads(fast: Backend, name: str, dtype: str, count: int)
 @main_kinds
 @pytest.mark.parametrize("count", [2, 5])
 def test_examples_shared_out(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pure NumPy, what large batches do: a part of the examples for each thread, and slopes for
-    four steps, then the other two."""
+    """In pure NumPy, what large batches do: slopes for a few steps at a time and, in simple
+    networks, a part of the examples for each thread."""
     monkeypatch.setattr(cpu_sequence, "_NUMBERS", 1)
     step = -(-MANY[1] // count) * MANY[3] * (1 if name == "rnn" else 4)
     monkeypatch.setattr(cpu_sequence, "_SLOPES", 4 * step)

@@ -200,13 +200,17 @@ def _weight_gradients(
 
 
 def _takes(first: Any, *others: Array | None) -> bool:
-    """Whether all are arrays that C can read; steps kept one by one are a list."""
+    """Whether all are arrays that C can read: steps kept one by one are a list, and NumPy's have
+    the examples last in memory."""
     return (
         isinstance(first, SIDE_BY_SIDE)
         and first.dtype in DTYPES
-        and first.flags.aligned
-        and all(other is None or other.flags.aligned for other in others)
+        and all(_is_readable(array) for array in (first, *others) if array is not None)
     )
+
+
+def _is_readable(array: Array) -> bool:
+    return array.flags.c_contiguous and array.flags.aligned
 
 
 def _bytes(mask: Array | None) -> Array | None:

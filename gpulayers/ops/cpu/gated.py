@@ -1,5 +1,9 @@
 """Recurrent networks with gates over whole sequences on the CPU; see `sequence` beside this file.
 
+A step computes with examples last, (width, n): a gate is then one piece of memory, which NumPy goes
+over several times as fast as over parts of rows, and BLAS shares such a product better between its
+threads. Arrays for others have the shape of rows, (n_t, n, width), whatever their memory.
+
 The weights of gates are taken negative, so that a gate is 1 / (1 + exp(what the product gives)).
 """
 
@@ -7,10 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpulayers import threads
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
+from gpulayers.ops.cpu._turned import (
+    as_rows,
+    is_tall,
+    operands,
+    project_turned,
+    turned,
+    weights_for,
+)
 from gpulayers.ops.cpu.sequence import (
     CpuSequence,
     States,
@@ -20,13 +33,8 @@ from gpulayers.ops.cpu.sequence import (
     gradients,
     is_cut,
     new_like,
-    over_examples,
-    project,
-    states_of,
 )
 from gpulayers.ops.reference.recurrent import slopes_from_values
-
-_TALL = 8  # rows of a step's product from which its matrix may be read for each step anew
 
 
 class CpuGated(CpuSequence):
@@ -45,36 +53,42 @@ class CpuGated(CpuSequence):
     ) -> Trace:
         if not slopes_from_values(act, gate) or X.itemsize == 2:
             return super().lstm_forward(X, first, mask, weights, act, gate)
-        h = len(weights.recurrent)
-        A, C = states_of(X, first, weights, 2)
+        (n_t, n, _), h = X.shape, len(weights.recurrent)
+        stacked = operands(X, h)
+        A = stacked[:, :h]
+        C = workspace.empty((n_t + 1, h, n), X.dtype)
+        gates = workspace.empty((n_t, 4 * h, n), X.dtype)
+        seen = workspace.empty((n_t, h, n), X.dtype)  # tanh(C_t)
+        A[0], C[0] = (0, 0) if first is None else (state.T for state in first)
         sign = np.repeat(np.array([-1, -1, 1, -1], X.dtype), h)  # of gates: exp(-Z) is wanted
-        W_a = np.multiply(weights.recurrent, sign, out=new_like(weights.recurrent))
-        W_x = np.multiply(weights.input, sign, out=new_like(weights.input))
-        gates = workspace.empty((*C[1:].shape[:2], 4 * h), X.dtype)
-        products = _StepProducts(X, W_a, W_x, weights.biases[0] * sign, A, gates)
-        seen = workspace.empty(C[1:].shape, X.dtype)  # tanh(C_t)
-
-        def share(_: int, part: slice) -> None:
-            free, product = new_like(gates[0, part]), new_like(C[0, part])
-            candidate = new_like(product)
-            for t in range(len(X)):
-                g, c, a, tanh_c = gates[t, part], C[t + 1, part], A[t + 1, part], seen[t, part]
-                products.of(t, part, free)
-                np.tanh(g[:, 2 * h : 3 * h], out=candidate)
-                _logistic_of_negative(g)  # the candidate goes along: all numbers side by side
-                g[:, 2 * h : 3 * h] = candidate
-                np.multiply(g[:, :h], C[t, part], out=c)
-                np.multiply(g[:, h : 2 * h], candidate, out=product)
+        bias, at_once = weights.biases[0], is_tall(X)
+        inputs = (bias[None], weights.input) if at_once else ()
+        W = weights_for(X, sign, weights.recurrent, *inputs)
+        free, product = new_like(gates[0]), new_like(C[0])
+        with threads.threaded_blas(), np.errstate(over="ignore"):
+            if not at_once:
+                project_turned(X, stacked, weights.input, bias, sign, gates)
+            for t in range(n_t):
+                g, c, a, tanh_c = gates[t], C[t + 1], A[t + 1], seen[t]
+                candidate = g[2 * h : 3 * h]
+                if at_once:
+                    np.dot(W, stacked[t], out=g)
+                else:
+                    np.dot(W, A[t], out=free)
+                    np.add(g, free, out=g)
+                _logistic_of_negative(g[: 2 * h])
+                np.tanh(candidate, out=candidate)
+                _logistic_of_negative(g[3 * h :])
+                np.multiply(g[:h], C[t], out=c)
+                np.multiply(g[h : 2 * h], candidate, out=product)
                 np.add(c, product, out=c)
                 np.tanh(c, out=tanh_c)
-                np.multiply(g[:, 3 * h :], tanh_c, out=a)
+                np.multiply(g[3 * h :], tanh_c, out=a)
                 if mask is not None:
-                    np.copyto(c, C[t, part], where=~mask[t, part])
-                    np.copyto(a, A[t, part], where=~mask[t, part])
-
-        with np.errstate(over="ignore"):
-            over_examples(gates, share)
-        return Trace(X, mask, (A, C), (gates, None, seen))
+                    np.copyto(c, C[t], where=~mask[t].T)
+                    np.copyto(a, A[t], where=~mask[t].T)
+        states = _rows_of(A), as_rows(C)
+        return Trace(X, mask, states, (as_rows(gates), None, as_rows(seen)))
 
     def lstm_backward(
         self,
@@ -88,67 +102,52 @@ class CpuGated(CpuSequence):
         params: bool,
         inputs: bool,
     ) -> SequenceGradients:
-        (gates, _, seen), mask, X = trace.kept, trace.mask, trace.X
+        (gates, _, seen), mask = trace.kept, trace.mask
         if not isinstance(seen, SIDE_BY_SIDE):
             return super().lstm_backward(
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
-        C, h = trace.states[1], len(weights.recurrent)
-        dZ = new_like(gates)
+        (n_t, n, width), C = gates.shape, trace.states[1]
+        dZ = workspace.empty(gates.shape, gates.dtype)
         accumulators = accumulators_of(trace, last)
+        total, dC = (_copy_turned(state) for state in accumulators)
+        product, back = new_like(total), new_like(total)
+        # [dC, dC, dC, dA] for all blocks to be multiplied at once: NumPy repeats a factor slowly
+        spread = workspace.empty((4, *total.shape), total.dtype)
+        dA_t, factors = spread[3], spread.reshape(width, n)
 
-        def factors(steps: slice, part: slice, to_C: Array) -> None:
-            """What dC_t (first three blocks) and dA_t (the last) are multiplied by; dA_t becomes
-            one of C_t by `to_C`."""
-            g, d, tanh_c = gates[steps, part], dZ[steps, part], seen[steps, part]
-            update, candidate, output = (g[..., k * h : (k + 1) * h] for k in (1, 2, 3))
-            np.multiply(g, g, out=d)
-            np.subtract(g, d, out=d)  # G (1 - G)
-            np.multiply(d[..., :h], C[:-1][steps, part], out=d[..., :h])
-            np.multiply(d[..., h : 2 * h], candidate, out=d[..., h : 2 * h])
-            np.multiply(d[..., 3 * h :], tanh_c, out=d[..., 3 * h :])
-            slope = d[..., 2 * h : 3 * h]
-            np.multiply(candidate, candidate, out=slope)
-            np.subtract(1, slope, out=slope)
-            np.multiply(slope, update, out=slope)
-            np.multiply(tanh_c, tanh_c, out=to_C)
-            np.subtract(1, to_C, out=to_C)
-            np.multiply(to_C, output, out=to_C)
+        def step(t: int, d: Array, to_C: Array, forget: Array, outside: Array | None) -> None:
+            if is_cut(t, n_t, truncate):
+                total.fill(0)
+                dC.fill(0)
+            if outside is None:
+                np.copyto(dA_t, total)
+            else:
+                np.add(outside, total, out=dA_t)
+            later = dC if mask is None else dC.copy()
+            np.multiply(dA_t, to_C, out=product)
+            np.add(dC, product, out=dC)
+            np.copyto(spread[:3], dC)
+            np.multiply(d, factors, out=d)
+            np.multiply(dC, forget, out=dC)
+            if mask is None:
+                np.dot(weights.recurrent, d, out=total)
+            else:
+                np.copyto(d, 0, where=~mask[t].T)
+                np.copyto(dC, later, where=~mask[t].T)
+                np.dot(weights.recurrent, d, out=back)
+                np.copyto(total, back, where=mask[t].T)
 
-        def share(_: int, part: slice) -> None:
-            total, dC = (a[part] for a in accumulators)
-            back, product = new_like(total), new_like(total)
-            # [dC, dC, dC, dA], so that all blocks are multiplied at once, all numbers side by side
-            spread = new_like(gates[0, part])
-            blocks = spread.reshape(len(spread), 4, h)
-            spread_dC, dA_t = blocks[:, :3], blocks[:, 3]
-            for steps in blocks_back(dZ[:, part]):
-                to_C = new_like(seen[steps, part])
-                factors(steps, part, to_C)
-                each = backwards(steps), dZ[steps, part][::-1], to_C[::-1]
-                for t, d, slope in zip(*each, strict=True):
-                    if is_cut(t, len(X), truncate):
-                        total.fill(0)
-                        dC.fill(0)
-                    if dA is None:
-                        np.copyto(dA_t, total)
-                    else:
-                        np.add(dA[t, part], total, out=dA_t)
-                    later = dC if mask is None else dC.copy()
-                    np.multiply(dA_t, slope, out=product)
-                    np.add(dC, product, out=dC)
-                    np.copyto(spread_dC, dC[:, None])
-                    np.multiply(d, spread, out=d)
-                    np.multiply(dC, gates[t, part, :h], out=dC)
-                    if mask is None:
-                        np.dot(d, weights.recurrent.T, out=total)
-                    else:
-                        np.copyto(d, 0, where=~mask[t, part])
-                        np.copyto(dC, later, where=~mask[t, part])
-                        np.dot(d, weights.recurrent.T, out=back)
-                        np.copyto(total, back, where=mask[t, part])
-
-        over_examples(gates, share)
+        with threads.threaded_blas():
+            for steps in blocks_back(n_t, n * width):
+                g = turned(gates[steps])
+                d, to_C = _lstm_factors(g, turned(seen[steps]), turned(C[steps]))
+                each = d[::-1], to_C[::-1], g[::-1, : len(total)], _turned_back(dA, steps)
+                for t, *of_step in zip(backwards(steps), *each, strict=True):
+                    step(t, *of_step)
+                dZ[steps] = as_rows(d)
+        for state, end in zip(accumulators, (total, dC), strict=True):
+            state[...] = end.T
         return gradients(trace, dZ, weights, params, inputs, accumulators)
 
     # ---- gated recurrent unit
@@ -164,39 +163,34 @@ class CpuGated(CpuSequence):
     ) -> Trace:
         if not slopes_from_values(act, gate) or X.itemsize == 2:
             return super().gru_forward(X, first, mask, weights, act, gate)
-        h = len(weights.recurrent)
-        (A,) = states_of(X, first, weights, 1)
+        (n_t, n, _), h = X.shape, len(weights.recurrent)
+        stacked = operands(X, h)
+        A = stacked[:, :h]
+        A[0] = 0 if first is None else first[0].T
+        gates = workspace.empty((n_t, 3 * h, n), X.dtype)
+        M = workspace.empty((n_t, h, n), X.dtype)
         # the input's columns are [n, z, r], the state's [z, r, M]
-        sign = np.repeat(np.array([1, -1, -1], X.dtype), h)
-        W_a, W_x = new_like(weights.recurrent), new_like(weights.input)
-        np.multiply(weights.recurrent, np.roll(sign, -h), out=W_a)
-        np.multiply(weights.input, sign, out=W_x)
-        bias, ba = weights.biases[0][: 3 * h] * sign, weights.biases[0][3 * h :]
-        gates = workspace.empty((*A[1:].shape[:2], 3 * h), X.dtype)
-        project(X, W_x, bias, gates)
-        M = workspace.empty(A[1:].shape, X.dtype)
-
-        def share(_: int, part: slice) -> None:
-            from_state, product = new_like(gates[0, part]), new_like(A[0, part])
-            for t in range(len(X)):
-                g, m, old, new = gates[t, part], M[t, part], A[t, part], A[t + 1, part]
-                candidate, zr = g[:, :h], g[:, h:]
-                np.matmul(old, W_a, out=from_state)
-                np.add(zr, from_state[:, : 2 * h], out=zr)
-                np.add(from_state[:, 2 * h :], ba, out=m)
+        sign, bias = np.repeat(np.array([1, -1, -1], X.dtype), h), weights.biases[0]
+        of_state = np.concatenate([np.zeros(2 * h, X.dtype), bias[3 * h :]])
+        W = weights_for(X, np.roll(sign, -h), weights.recurrent, of_state[None])
+        from_state, product = new_like(gates[0]), new_like(M[0])
+        with threads.threaded_blas(), np.errstate(over="ignore"):
+            project_turned(X, stacked, weights.input, bias[: 3 * h], sign, gates)
+            for t in range(n_t):
+                candidate, zr, m, old, new = gates[t, :h], gates[t, h:], M[t], A[t], A[t + 1]
+                np.dot(W, stacked[t, : h + 1], out=from_state)
+                np.add(zr, from_state[: 2 * h], out=zr)
+                np.copyto(m, from_state[2 * h :])
                 _logistic_of_negative(zr)
-                np.multiply(zr[:, h:], m, out=product)
+                np.multiply(zr[h:], m, out=product)
                 np.add(candidate, product, out=candidate)
                 np.tanh(candidate, out=candidate)
                 np.subtract(old, candidate, out=product)  # (1 - z) N + z A = N + z (A - N)
-                np.multiply(product, zr[:, :h], out=product)
+                np.multiply(product, zr[:h], out=product)
                 np.add(candidate, product, out=new)
                 if mask is not None:
-                    np.copyto(new, old, where=~mask[t, part])
-
-        with np.errstate(over="ignore"):
-            over_examples(gates, share)
-        return Trace(X, mask, (A,), (gates, M, None))
+                    np.copyto(new, old, where=~mask[t].T)
+        return Trace(X, mask, (_rows_of(A),), (as_rows(gates), as_rows(M), None))
 
     def gru_backward(
         self,
@@ -215,52 +209,103 @@ class CpuGated(CpuSequence):
             return super().gru_backward(
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
-        h = len(weights.recurrent)
-        dZ = workspace.empty((*A[1:].shape[:2], 4 * h), X.dtype)
+        n_t, n, h = M.shape
+        dZ = workspace.empty((n_t, n, 4 * h), X.dtype)
         (accumulator,) = accumulators_of(trace, last)
+        total = _copy_turned(accumulator)
+        back, dA_t = new_like(total), new_like(total)
+        spread = workspace.empty((4, h, n), X.dtype)  # dA_t four times, as in `lstm_backward`
+        factors = spread.reshape(4 * h, n)
 
-        def factors(steps: slice, part: slice) -> None:
-            """What dA_t is multiplied by: [dZ_n, dZ_z, dZ_r, dM] are all multiples of it."""
-            N, G_z, G_r = (gates[steps, part, k * h : (k + 1) * h] for k in range(3))
-            n, z, r, m = (dZ[steps, part, k * h : (k + 1) * h] for k in range(4))
-            np.multiply(N, N, out=n)
-            np.subtract(1, n, out=n)
-            np.subtract(1, G_z, out=z)
-            np.multiply(n, z, out=n)  # (1 - z) (1 - N^2)
-            np.multiply(z, G_z, out=z)
-            np.subtract(A[:-1][steps, part], N, out=m)
-            np.multiply(z, m, out=z)  # (A_{t-1} - N) z (1 - z)
-            np.multiply(n, G_r, out=m)  # n r
-            np.subtract(1, G_r, out=r)
-            np.multiply(r, m, out=r)
-            np.multiply(r, M[steps, part], out=r)  # n M r (1 - r)
+        def step(t: int, d: Array, G_z: Array, outside: Array | None) -> None:
+            if is_cut(t, n_t, truncate):
+                total.fill(0)
+            if outside is None:
+                np.copyto(dA_t, total)
+            else:
+                np.add(outside, total, out=dA_t)
+            np.copyto(spread, dA_t)
+            np.multiply(d, factors, out=d)
+            if mask is not None:
+                np.copyto(d, 0, where=~mask[t].T)
+            np.dot(weights.recurrent, d[h:], out=back)
+            np.multiply(dA_t, G_z, out=dA_t)
+            if mask is None:
+                np.add(back, dA_t, out=total)
+            else:
+                np.add(back, dA_t, out=back)
+                np.copyto(total, back, where=mask[t].T)
 
-        def share(_: int, part: slice) -> None:
-            total = accumulator[part]
-            back, dA_t = new_like(total), new_like(total)
-            for steps in blocks_back(dZ[:, part]):
-                factors(steps, part)
-                for t, d in zip(backwards(steps), dZ[steps, part][::-1], strict=True):
-                    if is_cut(t, len(X), truncate):
-                        total.fill(0)
-                    blocks = d.reshape(len(d), 4, h)
-                    if dA is None:
-                        np.copyto(dA_t, total)
-                    else:
-                        np.add(dA[t, part], total, out=dA_t)
-                    np.multiply(blocks, dA_t[:, None], out=blocks)
-                    if mask is not None:
-                        np.copyto(d, 0, where=~mask[t, part])
-                    np.dot(d[:, h:], weights.recurrent.T, out=back)
-                    np.multiply(dA_t, gates[t, part, h : 2 * h], out=dA_t)
-                    if mask is None:
-                        np.add(back, dA_t, out=total)
-                    else:
-                        np.add(back, dA_t, out=back)
-                        np.copyto(total, back, where=mask[t, part])
-
-        over_examples(gates, share)
+        with threads.threaded_blas():
+            for steps in blocks_back(n_t, 4 * total.size):
+                g = turned(gates[steps])
+                d = _gru_factors(g, turned(M[steps]), turned(A[steps]))
+                each = d[::-1], g[::-1, h : 2 * h], _turned_back(dA, steps)
+                for t, *of_step in zip(backwards(steps), *each, strict=True):
+                    step(t, *of_step)
+                dZ[steps] = as_rows(d)
+        accumulator[...] = total.T
         return gradients(trace, dZ, weights, params, inputs, (accumulator,))
+
+
+def _rows_of(A: Array) -> Array:
+    """The states, as rows in memory: so the output and the gradients of the weights want them."""
+    rows = as_rows(A)
+    out = workspace.empty(rows.shape, rows.dtype)
+    out[...] = rows
+    return out
+
+
+def _copy_turned(state: Array) -> Array:
+    out = workspace.empty(state.shape[::-1], state.dtype)
+    out[...] = state.T
+    return out
+
+
+def _turned_back(dA: Array | None, steps: slice) -> list[None] | Array:
+    """What reaches A_t from outside in these steps, the last first."""
+    return [None] * (steps.stop - steps.start) if dA is None else turned(dA[steps])[::-1]
+
+
+def _lstm_factors(g: Array, tanh_c: Array, c_old: Array) -> tuple[Array, Array]:
+    """What dC_t (first three blocks) and dA_t (the last) are multiplied by, for some steps; dA_t
+    becomes one of C_t by the second result."""
+    h = tanh_c.shape[1]
+    d, to_C = workspace.empty(g.shape, g.dtype), workspace.empty(tanh_c.shape, g.dtype)
+    forget_update, candidate, output = g[:, : 2 * h], g[:, 2 * h : 3 * h], g[:, 3 * h :]
+    for G, slope in ((forget_update, d[:, : 2 * h]), (output, d[:, 3 * h :])):
+        np.multiply(G, G, out=slope)
+        np.subtract(G, slope, out=slope)  # G (1 - G)
+    for k, other in ((0, c_old), (1, candidate), (3, tanh_c)):
+        np.multiply(d[:, k * h : (k + 1) * h], other, out=d[:, k * h : (k + 1) * h])
+    for value, factor, slope in (
+        (candidate, g[:, h : 2 * h], d[:, 2 * h : 3 * h]),
+        (tanh_c, output, to_C),
+    ):
+        np.multiply(value, value, out=slope)
+        np.subtract(1, slope, out=slope)
+        np.multiply(slope, factor, out=slope)
+    return d, to_C
+
+
+def _gru_factors(g: Array, M: Array, old: Array) -> Array:
+    """What dA_t is multiplied by, for some steps: dZ_n, dZ_z, dZ_r and dM are multiples of it."""
+    steps, h, n_ex = M.shape
+    d = workspace.empty((steps, 4 * h, n_ex), M.dtype)
+    N, G_z, G_r = (g[:, k * h : (k + 1) * h] for k in range(3))
+    n, z, r, m = (d[:, k * h : (k + 1) * h] for k in range(4))
+    np.multiply(N, N, out=n)
+    np.subtract(1, n, out=n)
+    np.subtract(1, G_z, out=z)
+    np.multiply(n, z, out=n)  # (1 - z) (1 - N^2)
+    np.multiply(z, G_z, out=z)
+    np.subtract(old, N, out=m)
+    np.multiply(z, m, out=z)  # (A_{t-1} - N) z (1 - z)
+    np.multiply(n, G_r, out=m)  # n r
+    np.subtract(1, G_r, out=r)
+    np.multiply(r, m, out=r)
+    np.multiply(r, M, out=r)  # n M r (1 - r)
+    return d
 
 
 def _logistic_of_negative(z: Array) -> None:
@@ -268,35 +313,3 @@ def _logistic_of_negative(z: Array) -> None:
     np.exp(z, out=z)
     np.add(z, 1, out=z)
     np.divide(1, z, out=z)
-
-
-class _StepProducts:
-    """Z_t = A_{t-1} W_a + X_t W_x + bias, one step after another.
-
-    With few inputs that is one product, of rows [A_{t-1}, X_t, 1]: four blocks of pre-activations
-    would have left the cache before their step. Otherwise what comes from the inputs is there
-    before the first step.
-    """
-
-    def __init__(self, X: Array, W_a: Array, W_x: Array, bias: Array, A: Array, Z: Array) -> None:
-        n_t, n, n_in = X.shape
-        h, width = W_a.shape
-        self.A, self.Z, self.W, self.h = A, Z, W_a, h
-        self.rows: Array | None = None
-        if n < _TALL or n_in > h:
-            project(X, W_x, bias, Z)
-            return
-        rows = self.rows = workspace.empty((n_t, n, h + n_in + 1), X.dtype)
-        rows[:, :, h:-1], rows[:, :, -1] = X, 1
-        self.W = workspace.empty((h + n_in + 1, width), X.dtype)
-        self.W[:h], self.W[h:-1], self.W[-1] = W_a, W_x, bias
-
-    def of(self, t: int, part: slice, free: Array) -> None:
-        """Write Z_t of some examples; `free` is an array of its size to work in."""
-        if self.rows is None:
-            np.matmul(self.A[t, part], self.W, out=free)
-            np.add(self.Z[t, part], free, out=self.Z[t, part])
-        else:
-            row = self.rows[t, part]
-            row[:, : self.h] = self.A[t, part]
-            np.matmul(row, self.W, out=self.Z[t, part])

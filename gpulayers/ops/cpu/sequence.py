@@ -4,8 +4,8 @@
   activations (for as many as the cache holds), the gradients of the weights.
 - The operations of one step are so short that two Python threads would wait for one another's lock
   most of the time: so one thread goes through the steps, and BLAS uses the others for the products.
-  Of large batches each thread takes a part through all steps. Work of Python's threads in between
-  would share its cores with BLAS's, which go on looking for more for a while.
+  Of large batches in simple networks each thread takes a part through all steps. Work of Python's
+  threads in between would share its cores with BLAS's, which go on looking for more for a while.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class CpuSequence(ReferenceSequence):
 
         def share(_: int, part: slice) -> None:
             total, back = accumulator[part], new_like(accumulator[part])
-            for steps in blocks_back(dZ[:, part]):
+            for steps in blocks_back(len(X), total.size):
                 slopes = dZ[steps, part]
                 if act.kernel == _TANH:  # 1 - A_t^2; where a step is left out, it becomes zero
                     after = A[1:][steps, part]
@@ -182,10 +182,10 @@ def over_examples(Z: Array, share: Callable[[int, slice], None]) -> None:
         share(0, slice(0, n))
 
 
-def blocks_back(Z: Array) -> Iterator[slice]:
-    """Blocks of the steps of (n_t, n, width), the last first."""
-    step = max(1, _SLOPES // max(1, Z[0].size))
-    for stop in range(len(Z), 0, -step):
+def blocks_back(n_t: int, numbers: int) -> Iterator[slice]:
+    """Blocks of the n_t steps, of `numbers` numbers each, the last first."""
+    step = max(1, _SLOPES // max(1, numbers))
+    for stop in range(n_t, 0, -step):
         yield slice(max(0, stop - step), stop)
 
 
