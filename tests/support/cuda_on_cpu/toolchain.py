@@ -34,9 +34,10 @@ COMMON_FLAGS = (
 )
 KERNEL_FLAGS = {
     "plain": ("-O2",),
-    # The sanitizers only instrument; their libraries are not linked (runtime/hooks.cpp).
+    # The sanitizers only instrument; their libraries are not linked (runtime/hooks.cpp). These
+    # kernels run for milliseconds: the less g++ thinks about them, the better.
     "check": (
-        "-O1",
+        "-Og",
         "-fsanitize=thread,undefined",
         "-fno-sanitize=vptr,null,object-size,return",
         "--param=tsan-instrument-func-entry-exit=0",
