@@ -233,7 +233,9 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
 
 
 def _run_options(train: argparse._ArgumentGroup) -> None:
-    train.add_argument("--out", metavar="DIR", help="folder for the results, one without a run in it")
+    train.add_argument(
+        "--out", metavar="DIR", help="folder for the results, one without a run in it"
+    )
     train.add_argument("--resume", metavar="PATH", help="go on with a run (folder or checkpoint)")
     train.add_argument(
         "--keep-last",

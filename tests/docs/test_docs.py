@@ -22,10 +22,17 @@ ENTRY = re.compile(r"### (\w+): (.*?)\n\n```python\n(.*?)```", re.S)
 PAGES = sorted(str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md"))
 WITH_CODE = [p for p in PAGES if "```python" in (DOCS / p).read_text(encoding="utf-8")]
 NEEDS_COMPILER = {"howto/custom_kernel.md"}
+IN_ORDER = {"howto/own_images.md"}  # whose commands belong with its code, one after another
 
 PRINTS = {  # what a page's code must have printed
     "tutorial.md": [r"\(10000, 28, 28, 1\)", r"(8[5-9]|9\d)\.\d% of the test digits", r"loss \d"],
     "howto/gpu.md": ["ndarray numpy"],
+    "howto/own_images.md": [
+        r"128 training and 32 test images, 2 classes",
+        r"epoch 6/6",
+        r"000\.png: cross [\d.]+%  disc.*\n.*000\.png: disc",
+        r"(9\d|100)% of 32 right",
+    ],
     "onnx.md": [],
     "porting_from_numpy_ml.md": [],
     "howto/custom_layer.md": [
@@ -63,11 +70,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_code_runs(page: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if page in NEEDS_COMPILER and unavailable_reason():
         pytest.skip(str(unavailable_reason()))
+    if page in IN_ORDER:
+        pytest.importorskip("PIL")
     scope: dict[str, Any] = {"__name__": "docs"}
     with backend.use_backend("numpy"):
         for language, code in BLOCK.findall(text(page)):
             if language == "python":
                 run(page, code, scope)
+            elif language == "sh" and page in IN_ORDER:
+                for line in code.splitlines():
+                    assert main(shlex.split(line)[1:]) == 0, line
     printed = capsys.readouterr().out
     for wanted in PRINTS[page]:
         assert re.search(wanted, printed), f"{wanted} in\n{printed}"
@@ -120,7 +132,8 @@ def test_shell_lines_name_what_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "page, line", [(p, li) for p, li in shell_lines() if li.startswith("gpulayers ")]
+    "page, line",
+    [(p, li) for p, li in shell_lines() if li.startswith("gpulayers ") and p not in IN_ORDER],
 )
 def test_commands_run(
     page: str, line: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
