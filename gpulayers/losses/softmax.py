@@ -79,9 +79,13 @@ class SoftmaxCrossEntropy:
         if ignore_index is not None:
             ignore_index = _spec.integer(name, "ignore_index", ignore_index, -(2**63))
         self.ignore_index = ignore_index
-        self._plain = not self.label_smoothing and class_weights is None and ignore_index is None
         self._retained: tuple[Array, Array, Array | None] | None = None
         self._on_device: dict[Any, Array] = {}
+
+    @property
+    def _plain(self) -> bool:
+        """Whether every example counts the same, for its label alone."""
+        return not self.label_smoothing and self.class_weights is None and self.ignore_index is None
 
     def __str__(self) -> str:
         extra = {
@@ -219,7 +223,7 @@ class SoftmaxCrossEntropy:
                 f"SoftmaxCrossEntropy: logits have {classes} classes, there are {len(given)} "
                 "class weights"
             )
-        key = (xp, classes, np.dtype(dtype))
+        key = (xp, classes, np.dtype(dtype), None if given is None else tuple(given))
         if key not in self._on_device:
             host = np.ones(classes) if given is None else np.asarray(given)
             self._on_device[key] = xp.asarray(host.astype(dtype))

@@ -109,7 +109,7 @@ class CompiledNetwork:
         check_device(f"{network.name}.compile", self.device)
         self.output_shape = self._initialize()
         self._check_precision(precision)
-        self.makeup = Makeup(network)
+        self.makeup = Makeup(network, self.loss)
         first = _Copy(network.layers)
         self._copies = [first]
         self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain

@@ -112,14 +112,16 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
 
 class Makeup:
     """What decides how a plan computes: the layers in their order, activations, kinds of pooling,
-    and the sizes of the parameters.
+    the sizes of the parameters, and whether the loss is a plain cross-entropy.
 
     What the parameters are, how they learn and which are frozen is no part of it: a plan follows
     that.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, loss: Any) -> None:
         self._name = network.name
+        self._loss = loss if type(loss) is SoftmaxCrossEntropy else None
+        self._plain_loss = self._loss is not None and self._loss._plain
         self._chains = [(chain, list(chain.layers)) for chain in _chains(network)]
         walked = list(network.walk())
         layers = [layer for _, layer in walked]
@@ -170,6 +172,8 @@ class Makeup:
         for layer, act_fn in self._activations:
             if act_fn is not None and layer.act_fn is not act_fn:
                 return f"the activation of a {type(layer).__name__}, which was {act_fn}"
+        if self._loss is not None and self._loss._plain is not self._plain_loss:
+            return "the loss"
         for pool, before in self._pools:
             if _pooling(pool) != before:
                 return "the mode or the windows of a Pool2D"

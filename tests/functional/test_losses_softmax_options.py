@@ -92,6 +92,20 @@ def test_against_torch(options, reduction, numpy_backend):
     np.testing.assert_allclose(objective.backward(), z.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
+@each_option
+def test_options_may_be_changed(options, backend):
+    logits, labels = draw(options)
+    given = backend.asarray(labels), backend.asarray(logits)
+    objective = SoftmaxCrossEntropy()
+    objective.loss(backend.asarray(labels % 4), given[1])
+    for name, value in options.items():
+        setattr(objective, name, value)
+    for weights in (objective.class_weights, [3.0, 1.0, 0.5, 0.25]):
+        objective.class_weights = weights
+        expected = gold(logits, labels, "mean", **{**options, "class_weights": weights})
+        assert float(objective.loss(*given)) == pytest.approx(expected, rel=1e-9)
+
+
 def test_ignored_rows_may_hold_anything(backend):
     logits = np.array([[1.0, 2.0], [np.nan, np.inf]], np.float32)
     t, z = backend.asarray(np.array([1, -1])), backend.asarray(logits)

@@ -125,6 +125,15 @@ def test_a_plan_of_something_else_is_refused(backend: Any, change: str) -> None:
         plan.step(X, labels)
 
 
+def test_another_loss_is_refused(numpy_backend: Any) -> None:
+    loss = SoftmaxCrossEntropy()
+    plan = twins(by_example, numpy_backend)[0].compile(batch_shape=(6, *IMAGE), loss=loss)
+    ((X, labels),) = batches(numpy_backend, 1, 6)
+    loss.label_smoothing = 0.1
+    with pytest.raises(ParameterError, match="since the plan was made: the loss; compile again"):
+        plan.step(X, labels)
+
+
 def test_pooling_of_another_kind_is_refused(numpy_backend: Any) -> None:
     network = twins(fused, numpy_backend)[0]
     plan = network.compile(batch_shape=(6, *IMAGE))

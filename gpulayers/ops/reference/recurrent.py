@@ -52,6 +52,8 @@ class ReferenceRecurrent:
         C: Array,
         A: Array,
     ) -> Array | None:
+        # [Z_f, Z_u, Z_c, Z_o] = X_t W + A_{t-1} W_a + b
+        # C_t = gate(Z_f) * C_{t-1} + gate(Z_u) * act(Z_c);  A_t = gate(Z_o) * act(C_t)
         gates += recurrent
         gates += bias
         Z = None if slopes_from_values(act, gate) else gates.copy()
@@ -89,8 +91,8 @@ class ReferenceRecurrent:
             slope_C = act.grad(C)
         slope_f, slope_u = _halves(slope_fu)
 
-        dA_t = dA + dA_next  # the loss and the next step both use A_t
-        dC_t = dC_next + dA_t * G_o * slope_C  # so do A_t and the next step with C_t
+        dA_t = dA + dA_next  # A_t goes to the loss and to step t+1; gradients add
+        dC_t = dC_next + dA_t * G_o * slope_C  # C_t goes to A_t and to step t+1
         dZ_fu, dZ_c, dZ_o = _lstm_blocks(dZ)
         dZ_f, dZ_u = _halves(dZ_fu)
         dZ_f[...] = dC_t * C_prev * slope_f
@@ -110,6 +112,8 @@ class ReferenceRecurrent:
         M: Array,
         A: Array,
     ) -> Array | None:
+        # M = A_{t-1} W_m + b_m;  G_z, G_r = gate(Z_z), gate(Z_r);  N = act(Z_n + G_r * M)
+        # A_t = (1 - G_z) * N + G_z * A_{t-1}
         n_out = A.shape[1]
         N, G_zr = gates[:, :n_out], gates[:, n_out:]
         gates += bias[: 3 * n_out]
@@ -149,6 +153,7 @@ class ReferenceRecurrent:
             slope_n, slope_zr = act.grad(Z[:, :n_out]), gate.grad(Z[:, n_out:])
         slope_z, slope_r = _halves(slope_zr)
 
+        # dM = dZ_n * G_r; W_m takes that back to A_{t-1}, which besides gets dA_t * G_z directly
         dA_t = dA + dA_next
         dZ_n = dA_t * (1 - G_z) * slope_n
         dZ[:, :n_out] = dZ_n
