@@ -20,7 +20,7 @@ from gpulayers.cuda import precision
 from gpulayers.cuda.activation import activation_arguments
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.recurrent import CudaRecurrent
-from gpulayers.cuda.table_group import Group, group_of
+from gpulayers.cuda.table_group import Group, Task, group_of
 from gpulayers.cuda.table_sequence import Way, way_of
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._product import product
@@ -59,8 +59,9 @@ def _way(
     way = way_of(kind, back, batch, hidden, dtype.name, shared)
     if way is not None and way.streamed <= _MOST_BESIDE_GROUPS:
         return way if way.streamed <= _MOST_STREAMED else "it would read too much in each step"
-    sizes = batch, hidden, dtype.name, shared, device["MultiProcessorCount"]
-    group = group_of(kind, back, *sizes, precision.takes_tensor_cores(kind, dtype))
+    tensor = precision.takes_tensor_cores(kind, dtype)
+    task = Task(kind, back, batch, hidden, dtype.name, tensor)
+    group = group_of(task, shared, device["MultiProcessorCount"])
     if isinstance(group, str) and way is not None and way.streamed <= _MOST_STREAMED:
         return way
     return group

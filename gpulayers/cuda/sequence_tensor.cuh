@@ -155,11 +155,11 @@ __device__ __forceinline__ void bring(Words (&words)[AHEAD_RUNS][ACROSS], const 
     }
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
-        for (int i = 0; i < AHEAD_RUNS; ++i)
+        for (auto& run : words)
 #pragma unroll
-            for (int n = 0; n < ACROSS; ++n)
+            for (Words& of : run)
 #pragma unroll
-                for (int e = 0; e < 4; ++e) words[i][n].item[e] = to_tf32(words[i][n].item[e]);
+                for (unsigned& item : of.item) item = to_tf32(item);
     }
 }
 

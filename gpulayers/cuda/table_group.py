@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gpulayers.cuda.spec import ARRAY, INT, ITEM_SIZE, REAL, KernelSpec
 from gpulayers.cuda.table_tiles import TENSOR_CORES
 
-__all__ = ["GROUP_KINDS", "SPECS", "Group", "group_of", "lying"]
+__all__ = ["GROUP_KINDS", "SPECS", "Group", "Task", "group_of", "lying"]
 
 #: as in sequence_group.cuh: threads of a block, rows and columns of a warp's tile, a warp's terms
 THREADS, SIDE, BAND = 256, 8, 128
@@ -70,6 +70,27 @@ SPECS = tuple(
 )
 
 
+class Task(NamedTuple):
+    """What groups have to do: go through the steps of a kind of network, ahead or `back`, for so
+    many examples and units of a dtype, by tensor cores or not."""
+
+    kind: str
+    back: bool
+    batch: int
+    hidden: int
+    dtype: str
+    tensor: bool = False
+
+    @property
+    def item(self) -> int:
+        """Bytes of a factor."""
+        return ITEM_SIZE[self.dtype]
+
+    @property
+    def gates(self) -> int:
+        return GROUP_KINDS[self.kind].gates
+
+
 class Group(NamedTuple):
     """How blocks share the work: kernel, threads and shared bytes of a block, blocks in all and
     groups of them; units of a block, examples of a group and how many of them at a time; the
@@ -106,49 +127,32 @@ class Lying(NamedTuple):
     each: int
 
 
-def lying(
-    kind: str,
-    back: bool,
-    hidden: int,
-    item: int,
-    units: int,
-    tensor: bool,
-    threads: int = THREADS,
-) -> Lying:
-    """For a block of so many units, factors of so many bytes."""
-    mine = units * GROUP_KINDS[kind].gates
-    if not tensor:
-        columns, pitch = _up(mine, SIDE), _up(hidden, BAND)
-        return Lying(columns, pitch, columns * 4 + (0 if back else pitch * item))
-    terms = RUN // item
-    columns, pitch = _up(mine, terms), _up(hidden, terms)
-    each = RUN * (columns // terms | 1) if back else threads // 32 * (columns + BESIDE) * 4
-    return Lying(columns, pitch, each)
+def lying(task: Task, units: int, threads: int = THREADS) -> Lying:
+    """For a block of so many units."""
+    mine = units * task.gates
+    if not task.tensor:
+        columns, pitch = _up(mine, SIDE), _up(task.hidden, BAND)
+        return Lying(columns, pitch, columns * 4 + (0 if task.back else pitch * task.item))
+    terms = RUN // task.item
+    columns, pitch = _up(mine, terms), _up(task.hidden, terms)
+    ahead = threads // 32 * (columns + BESIDE) * 4
+    return Lying(columns, pitch, RUN * (columns // terms | 1) if task.back else ahead)
 
 
-def _grouping(
-    kind: str,
-    back: bool,
-    batch: int,
-    hidden: int,
-    dtype: str,
-    shared: int,
-    units: int,
-    groups: int,
-    tensor: bool,
-) -> Group | None:
+def _grouping(task: Task, shared: int, units: int, groups: int) -> Group | None:
     """Blocks of so many units, in so many groups at most; None if a block has no room for it."""
-    states, item = GROUP_KINDS[kind].states, ITEM_SIZE[dtype]
+    kind, back, batch, hidden = task[:4]
     members, rows = -(-hidden // units), -(-batch // groups)
     groups = -(-batch // rows)
-    columns, pitch, each = lying(kind, back, hidden, item, units, tensor)
-    least = columns * pitch * item + (states * rows * units * 4 if back else 0)
+    columns, pitch, each = lying(task, units)
+    least = columns * pitch * task.item
+    least += GROUP_KINDS[kind].states * rows * units * 4 if back else 0
     most = min(_up(rows, SIDE), THREADS // units, (shared - least) // each)
     chunk = most // SIDE * SIDE
     if chunk < SIDE:
         return None
     return Group(
-        f"{kind}_group_{'backward' if back else 'forward'}{'_tensor' if tensor else ''}",
+        f"{kind}_group_{'backward' if back else 'forward'}{'_tensor' if task.tensor else ''}",
         THREADS,
         least + chunk * each,
         groups * members,
@@ -157,55 +161,43 @@ def _grouping(
         rows,
         chunk,
         2 * groups * members * members * rows * units if back else 0,
-        tensor,
+        task.tensor,
     )
 
 
-def _cost(kind: str, group: Group, hidden: int, item: int) -> float:
+def _cost(task: Task, group: Group) -> float:
     """Clocks of a step, but for what all groupings have."""
-    back = bool(group.between)
-    columns, pitch, _ = lying(kind, back, hidden, item, group.units, group.tensor)
+    columns, pitch, _ = lying(task, group.units)
     weights, rows = columns * pitch, _up(group.rows, SIDE)
-    moved = group.rows * hidden * (2 * 4 if back else item) / _BYTES
-    if not group.tensor:
+    moved = group.rows * task.hidden * (2 * 4 if task.back else task.item) / _BYTES
+    if not task.tensor:
         return rows * weights / _PRODUCTS + moved
-    if not back:  # some fragments at a time
-        weights = pitch * _up(columns, (4 if GROUP_KINDS[kind].gates > 1 else 2) * LINES)
+    if not task.back:  # some fragments at a time
+        weights = pitch * _up(columns, (4 if task.gates > 1 else 2) * LINES)
     times = group.rows // group.chunk * -(-group.chunk // _AT_ONCE)
     times += -(-(group.rows % group.chunk) // _AT_ONCE)
-    read = times * weights * item / _SHARED_BYTES
-    return max(read, rows * weights * item / _TENSOR_PRODUCTS) + moved
+    read = times * weights * task.item / _SHARED_BYTES
+    return max(read, rows * weights * task.item / _TENSOR_PRODUCTS) + moved
 
 
-def group_of(
-    kind: str,
-    back: bool,
-    batch: int,
-    hidden: int,
-    dtype: str,
-    shared: int,
-    multiprocessors: int,
-    tensor: bool = False,
-) -> Group | str:
+def group_of(task: Task, shared: int, multiprocessors: int) -> Group | str:
     """The quickest grouping on a device of so many multiprocessors, whose blocks have `shared`
-    bytes at most, by `tensor` cores or not; or why there is none."""
-    if dtype not in DTYPES:
-        return f"no kernel keeps its weights in many blocks in {dtype}"
+    bytes at most; or why there is none."""
+    if task.dtype not in DTYPES:
+        return f"no kernel keeps its weights in many blocks in {task.dtype}"
     found: list[Group | None] = []
-    for units in range(1, min(MOST_UNITS, hidden) + 1):
-        at_once = multiprocessors // -(-hidden // units)
+    for units in range(1, min(MOST_UNITS, task.hidden) + 1):
+        at_once = multiprocessors // -(-task.hidden // units)
         if at_once:
-            groups = min(at_once, -(-batch // SIDE))
-            sizes = kind, back, batch, hidden, dtype, shared, units, groups
-            found.append(_grouping(*sizes, tensor))
+            groups = min(at_once, -(-task.batch // SIDE))
+            found.append(_grouping(task, shared, units, groups))
     fitting = [group for group in found if group is not None]
     if not fitting:
         return (
             f"{multiprocessors} multiprocessors of {shared} bytes of shared memory have no room "
-            f"for the recurrent weights of {hidden} units"
+            f"for the recurrent weights of {task.hidden} units"
         )
     fitting = [group for group in fitting if 4 * group.between <= _MOST_BETWEEN]
     if not fitting:
-        return f"{batch} examples leave more than {_MOST_BETWEEN >> 20} MB between the blocks"
-    item = ITEM_SIZE[dtype]
-    return min(fitting, key=lambda group: (_cost(kind, group, hidden, item), group.blocks))
+        return f"{task.batch} examples leave more than {_MOST_BETWEEN >> 20} MB between the blocks"
+    return min(fitting, key=lambda group: (_cost(task, group), group.blocks))

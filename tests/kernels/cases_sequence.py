@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.cuda import table
-from gpulayers.cuda.table_group import lying
+from gpulayers.cuda.table_group import Task, lying
 from gpulayers.cuda.table_sequence import KINDS, LANES, variants
 from tests.kernels import gold
 from tests.kernels.arrays import (
@@ -126,7 +126,8 @@ class Setting:
         members, groups = -(-self.h // units), -(-self.n // rows)
         self.blocks, self.lying = groups * members, (units, rows, chunk)
         item = table.ITEM_SIZE[dtype]
-        how = lying(self.kind, bool(way), self.h, item, units, bool(by), self.block)
+        task = Task(self.kind, bool(way), self.n, self.h, dtype, bool(by))
+        how = lying(task, units, self.block)
         states = KINDS[self.kind].states[1] * rows * units * 4 if way else 0
         self.bytes = how.columns * how.pitch * item + chunk * how.each + states
         between = poisoned(2 * groups * members**2 * rows * units, WIDE[dtype])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpulayers import activations
-from gpulayers.cuda.table_group import GROUP_KINDS, Group, group_of
+from gpulayers.cuda.table_group import GROUP_KINDS, Group, Task, group_of
 from gpulayers.cuda.table_sequence import KINDS
 from gpulayers.errors import BackendError
 from gpulayers.ops import sequence, use_engine
@@ -283,7 +283,7 @@ def test_groups_of_every_device(kind: str) -> None:
             for batch, h in ((1, 200), (32, 512), (256, 512), (33, 1000)):
                 device = shared << 10, multiprocessors
                 for dtype, tensor in itertools.product(("float32", "bfloat16"), (False, True)):
-                    group = group_of(kind, back, batch, h, dtype, *device, tensor)
+                    group = group_of(Task(kind, back, batch, h, dtype, tensor), *device)
                     if h == 1000 and isinstance(group, str):
                         assert "no room for the recurrent weights of 1000 units" in group
                         continue
@@ -297,8 +297,10 @@ def test_groups_of_every_device(kind: str) -> None:
                     assert group.chunk % 8 == 0
                     weights = gates * group.units * h * (4 if dtype == "float32" else 2)
                     assert group.shared > weights
-    assert group_of("lstm", False, 32, 512, "float32", 227 << 10, 132)[4:8] == (4, 16, 8, 8)
-    assert group_of("lstm", False, 256, 512, "float32", 227 << 10, 132)[4:7] == (4, 16, 64)
-    assert "float64" in group_of("lstm", True, 32, 512, "float64", 227 << 10, 132)
-    assert "leave more than 64 MB" in group_of("lstm", True, 2048, 512, "float32", 227 << 10, 132)
-    assert "40 multiprocessors" in group_of("lstm", False, 32, 512, "float32", 64 << 10, 40)
+    assert group_of(Task("lstm", False, 32, 512, "float32"), 227 << 10, 132)[4:8] == (4, 16, 8, 8)
+    assert group_of(Task("lstm", False, 256, 512, "float32"), 227 << 10, 132)[4:7] == (4, 16, 64)
+    assert "float64" in group_of(Task("lstm", True, 32, 512, "float64"), 227 << 10, 132)
+    assert "leave more than 64 MB" in group_of(
+        Task("lstm", True, 2048, 512, "float32"), 227 << 10, 132
+    )
+    assert "40 multiprocessors" in group_of(Task("lstm", False, 32, 512, "float32"), 64 << 10, 40)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpulayers.cuda import table
-from gpulayers.cuda.table_group import Group, group_of
+from gpulayers.cuda.table_group import Group, Task, group_of
 from gpulayers.cuda.table_sequence import way_of
 from tests.support.nvrtc import BUDGET_FILE
 
@@ -135,9 +135,8 @@ def _launch(
         return spec.block, spec.shared
     (hidden, batch), back = sizes, "backward" in spec.name
     if spec.cooperative:
-        device = limits.block_shared, limits.multiprocessors
-        tensor = spec.name.endswith("_tensor")
-        group = group_of("lstm", back, batch, hidden, dtype, *device, tensor)
+        task = Task("lstm", back, batch, hidden, dtype, spec.name.endswith("_tensor"))
+        group = group_of(task, limits.block_shared, limits.multiprocessors)
         return (group.threads, group.shared) if isinstance(group, Group) else None
     way = way_of("lstm", back, batch, hidden, dtype, limits.block_shared)
     return None if way is None or way.kernel != spec.name else (way.threads, way.shared)
