@@ -18,6 +18,7 @@ _SHARE = 1 << 17  # elements, gone over twice, from which a second thread pays
 _LEAD = 3 << 16  # elements, gone over once, that the caller does while another thread wakes
 _VECTOR = 16  # elements that at most are loaded at once
 _WIDE = 1 << 13  # elements of a row of which NumPy's buffer (8192) does not take two
+_TILED = 1 << 13  # elements from which a bias is added to several rows at a time
 _LONG = 512  # elements of a row from which NumPy should not copy it; see `row_by_row`
 
 
@@ -96,7 +97,7 @@ def repeated(vector: Array, k: int) -> Array:
 def tiled_bias(b: Array, rows: int) -> Array:
     """`b` (ch,) as often in a row as `add_tiled` wants it for up to so many rows."""
     most = min(rows, _WIDE // max(1, len(b)))
-    return repeated(b, most) if rows * len(b) > 4096 and most > 1 else b
+    return repeated(b, most) if rows * len(b) > _TILED and most > 1 else b
 
 
 def add_bias(rows: Array, b: Array) -> None:
@@ -107,7 +108,7 @@ def add_bias(rows: Array, b: Array) -> None:
 def add_tiled(rows: Array, tiled: Array) -> None:
     """`add_bias` with the result of `tiled_bias`, which threads share."""
     m, ch = rows.shape
-    k = fold(m, ch) if rows.size > 4096 else 1
+    k = fold(m, ch) if rows.size > _TILED else 1
     wide = rows.reshape(-1, k * ch) if k > 1 else rows
     np.add(wide, tiled[: k * ch], out=wide)
 
@@ -115,10 +116,10 @@ def add_tiled(rows: Array, tiled: Array) -> None:
 def column_sums(rows: Array) -> Array:
     """The sum of the rows of a contiguous (m, ch) array, ch >= 1, as a product with ones."""
     m, ch = rows.shape
-    k = fold(m, ch) if rows.size > 4096 else 1
+    k = fold(m, ch) if rows.size > SMALL else 1
     with single_threaded_blas():
-        sums = np.ones(m // k, dtype=rows.dtype) @ (rows.reshape(m // k, k * ch) if k > 1 else rows)
-    return sums.reshape(k, ch).sum(axis=0) if k > 1 else sums
+        sums = ones(m // k, rows.dtype) @ rows.reshape(m // k, k * ch)
+        return ones(k, rows.dtype) @ sums.reshape(k, ch) if k > 1 else sums
 
 
 def ones(n: int, dtype: np.dtype) -> Array:

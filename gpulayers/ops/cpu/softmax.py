@@ -8,7 +8,14 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops.cpu._blocks import BLOCK, block_lengths, blocks, ones, row_shares
+from gpulayers.ops.cpu._blocks import (
+    BLOCK,
+    block_lengths,
+    blocks,
+    ones,
+    row_by_row,
+    row_shares,
+)
 from gpulayers.ops.reference.softmax import ReferenceSoftmax
 from gpulayers.threads import run_shares
 
@@ -39,7 +46,8 @@ class CpuSoftmax(ReferenceSoftmax):
             np.exp(y, out=y)
             np.divide(y, (y @ one)[:, None], out=y)
 
-        run_shares(work, row_shares(*Z.shape, passes=_PASSES))
+        with row_by_row(Z.shape[1]):
+            run_shares(work, row_shares(*Z.shape, passes=_PASSES))
         return Y
 
     def softmax_backward(self, dY: Array, Y: Array) -> Array:
@@ -55,7 +63,8 @@ class CpuSoftmax(ReferenceSoftmax):
             np.subtract(dy, (dz @ one)[:, None], out=dz)
             np.multiply(y, dz, out=dz)
 
-        run_shares(work, row_shares(*Y.shape, passes=4))
+        with row_by_row(Y.shape[1]):
+            run_shares(work, row_shares(*Y.shape, passes=4))
         return dZ
 
     def softmax_cross_entropy_forward(self, logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -83,7 +92,8 @@ class CpuSoftmax(ReferenceSoftmax):
                 np.divide(p, total[:, None], out=p)
                 np.subtract(np.log(total), picked, out=losses[block])
 
-        run_shares(work, parts)
+        with row_by_row(classes):
+            run_shares(work, parts)
         return losses, probs
 
     def softmax_cross_entropy_backward(self, probs: Array, labels: Array, scale: float) -> Array:
