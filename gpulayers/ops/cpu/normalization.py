@@ -1,6 +1,7 @@
 """Normalisation on the CPU: blocks in the cache, sums as products with ones, threads over rows.
 
-Mean and variance take two passes over the data: mean(x**2) - mean(x)**2 would cancel.
+Mean and variance take two passes over the data: mean(x**2) - mean(x)**2 would cancel, except where
+the mean is no larger than the deviation.
 """
 
 from __future__ import annotations
@@ -106,11 +107,16 @@ class CpuNormalization(ReferenceNormalization):
             """Each block by itself, while it is in the cache: its mean, the squares around it."""
             for block in blocks(part, cut.steps[i]):
                 rows = x[block]
-                count, centred = len(rows) * cut.k, cut.free[i][: len(rows)]
-                centre = cut.total(rows)
+                count, centre = len(rows) * cut.k, cut.total(rows)
                 np.divide(centre, count, out=centre)
-                np.subtract(rows, cut.tiled(centre), out=centred)
-                found[i].append((count, centre, cut.total_of_products(centred, centred)))
+                of_mean = count * centre * centre
+                # a difference that loses one bit at most, where the mean is small
+                square = cut.total_of_products(rows, rows) - of_mean
+                if not (of_mean <= square).all():
+                    centred = cut.free[i][: len(rows)]
+                    np.subtract(rows, cut.tiled(centre), out=centred)
+                    square = cut.total_of_products(centred, centred)
+                found[i].append((count, centre, square))
 
         _run(add_up, cut.parts, cut.width)
         mean, exact = cut.moments([block for share in found for block in share])

@@ -15,7 +15,7 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
-from gpulayers.ops.cpu._blocks import blocks, pixels
+from gpulayers.ops.cpu._blocks import blocks, pixels, row_by_row
 from gpulayers.ops.reference.conv import taps
 from gpulayers.ops.reference.pool import ReferencePool
 from gpulayers.ops.window import Window
@@ -152,20 +152,34 @@ class CpuPool(ReferencePool):
         Y = workspace.empty((cut.n, *cut.out, cut.ch), X.dtype)
         values = [cut.outputs(part) for part in cut.parts]
         padded = [cut.padded(part, 0.0) for part in cut.parts]
+        (fr, fc), (dr, dc), (sr, sc) = window.kernel, window.dilation, window.stride
+        width = window.padded_size(cut.rows, cut.cols)[1]
+        long = (cut.out[0], width * cut.ch)
+        sums = [workspace.empty((len(value), *long), X.dtype) for value in values]
         share = X.dtype.type(1.0 / window.taps)
 
         def work(i: int, part: slice) -> None:
             for block in blocks(part, cut.step):
                 images, y = cut.seen(X[block], padded[i]), Y[block]
+                # whole rows first, which lie side by side; then what is left of the columns
+                lines, total = images.reshape(len(y), -1, long[1]), sums[i][: len(y)]
+                rows = [lines[:, r * dr :: sr][:, : cut.out[0]] for r in range(fr)]
+                if fr == 1:
+                    np.copyto(total, rows[0])
+                for r in range(1, fr):
+                    np.add(rows[0] if r == 1 else total, rows[r], out=total)
+                source = pixels(total.reshape(len(y), cut.out[0], width, cut.ch))
                 value = values[i][: len(y)]
-                source, target, total = pixels(images), pixels(value), pixels(y)
-                for k, r, c in cut.taps:
-                    np.copyto(total if k == 0 else target, source[:, r, c])
+                for k in range(fc):
+                    np.copyto(
+                        pixels(value if k else y), source[:, :, k * dc :: sc][:, :, : cut.out[1]]
+                    )
                     if k:
                         np.add(y, value, out=y)
                 np.multiply(y, share, out=y)
 
-        cut.run(work)
+        with row_by_row(long[1]):
+            cut.run(work)
         return Y
 
     def avg_pool2d_backward(self, dY: Array, x_shape: Shape4, window: Window) -> Array:
