@@ -23,17 +23,21 @@ from gpulayers.threads import blas_libraries
 
 # OpenBLAS is built with names of its own, so that two of them can live in one process.
 _NAMES = ("scipy_cblas_{}64_", "cblas_{}64_", "scipy_cblas_{}", "cblas_{}")
-_ROWS = 101  # CblasRowMajor
+ROWS = 101  # CblasRowMajor
 
 
 class _Functions(NamedTuple):
-    axpy: Callable[..., None]  # (n, a, x, 1, y, 1)
-    axpby: Callable[..., None]  # (n, a, x, 1, b, y, 1)
-    ger: Callable[..., None]  # (order, m, n, a, x, 1, y, 1, matrix, n)
+    """Of C, so arrays are given by their `address`, which for a block is found by adding: to ask a
+    block takes longer than to call, and for that time no other thread can begin anything."""
+
+    axpy: Callable[..., None]  # (n, a, x, 1, y, 1): y += a x
+    axpby: Callable[..., None]  # (n, a, x, 1, b, y, 1): y = a x + b y
+    ger: Callable[..., None]  # (ROWS, m, n, a, x, 1, y, 1, matrix, n): matrix += a x y^T
 
 
 @cache
-def _functions(dtype: np.dtype) -> _Functions | None:
+def functions(dtype: np.dtype) -> _Functions | None:
+    """The functions for numbers of `dtype`; None where there are none."""
     if dtype.char not in "fd":
         return None
     letter, number = ("s", ctypes.c_float) if dtype.char == "f" else ("d", ctypes.c_double)
@@ -56,42 +60,20 @@ def _functions(dtype: np.dtype) -> _Functions | None:
     return None
 
 
-def serves(written: Iterable[Array], factors: Iterable[float]) -> bool:
-    """Whether sums with these factors, written to these arrays of one size, are BLAS's."""
+def serves(written: Iterable[Array], factors: Iterable[float]) -> _Functions | None:
+    """The functions if sums with these factors, written to these arrays of one size, are BLAS's;
+    else None."""
     arrays = list(written)
     number = arrays[0].dtype.type
-    return (
+    if (
         arrays[0].size > _blocks.SMALL
-        and _functions(arrays[0].dtype) is not None
         and all(array.flags.writeable for array in arrays)  # BLAS would not ask
         and all(number(factor) != 0 for factor in factors)
-    )
+    ):
+        return functions(arrays[0].dtype)
+    return None
 
 
-def add_multiple(a: float, x: Array, y: Array) -> None:
-    """y += a x."""
-    functions = _functions(x.dtype)
-    if functions is not None:
-        functions.axpy(x.size, a, _place(x), 1, _place(y), 1)
-
-
-def weigh(a: float, x: Array, b: float, y: Array) -> None:
-    """y = a x + b y."""
-    functions = _functions(x.dtype)
-    if functions is not None:
-        functions.axpby(x.size, a, _place(x), 1, b, _place(y), 1)
-
-
-def add_column(a: float, column: Array, one: Array, matrix: Array) -> None:
-    """matrix += a * column: to every row (m, n) its number of (m,); `one` holds n ones.
-
-    A number of the column that is zero changes nothing in any case.
-    """
-    functions = _functions(matrix.dtype)
-    if functions is not None:
-        m, n = matrix.shape
-        functions.ger(_ROWS, m, n, a, _place(column), 1, _place(one), 1, _place(matrix), n)
-
-
-def _place(array: Array) -> int:
+def address(array: Array) -> int:
+    """Where the array's numbers begin in memory."""
     return array.__array_interface__["data"][0]

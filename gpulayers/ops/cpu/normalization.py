@@ -184,7 +184,7 @@ class CpuNormalization(ReferenceNormalization):
 
         def work(i: int, part: slice) -> None:
             for block, _ in cut.each(i, part):
-                cut.standardize(i, x[block], x_hat[block], inv_std[block], small)
+                cut.standardize(i, block, x[block], x_hat[block], inv_std[block], small)
 
         _run(work, cut.parts, cut.length)
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(X.shape))
@@ -203,7 +203,7 @@ class CpuNormalization(ReferenceNormalization):
 
         def work(i: int, part: slice) -> None:
             for block, _ in cut.each(i, part):
-                cut.standardize(i, X[block], X_hat[block], inv_std[block], small)
+                cut.standardize(i, block, X[block], X_hat[block], inv_std[block], small)
                 y = cut.wide(Y[block])
                 np.multiply(cut.wide(X_hat[block]), gain, out=y)
                 np.add(y, shift, out=y)
@@ -230,7 +230,7 @@ class CpuNormalization(ReferenceNormalization):
                 dscaler += np.einsum("ij,ij->j", d, x)
                 dintercept += one[: len(d)] @ d
                 np.multiply(cut.wide(d), gain, out=cut.wide(out))
-                cut.carry_back(i, out, x, inv_std[block], free, out)
+                cut.carry_back(i, block, out, x, inv_std[block], free, out)
 
         _run(work, cut.parts, cut.length)
         for more in sums[1:]:
@@ -253,7 +253,7 @@ class CpuNormalization(ReferenceNormalization):
         def work(i: int, part: slice) -> None:
             for block, free in cut.each(i, part):
                 d, x, out = dx_hat[block], x_hat[block], dx[block]
-                cut.carry_back(i, d, x, scale[block], free, out)
+                cut.carry_back(i, block, d, x, scale[block], free, out)
 
         _run(work, cut.parts, cut.length)
         return dX
@@ -294,7 +294,10 @@ class _Rows:
         self._column = [np.empty((free[0], 1), rows.dtype) for _ in self.parts]
         self._average = averaging(self.length, rows.dtype)
         self._one = ones(self.length, rows.dtype)
-        self._by_blas = _blas.serves([rows], [])
+        self._blas = _blas.serves([rows], [])
+        if self._blas is not None:
+            self._places = [_blas.address(array) for array in (rows, self._one, *self._column)]
+            self._row_bytes = self.length * rows.itemsize
 
     def each(self, i: int, part: slice) -> Iterator[tuple[slice, Array]]:
         """Blocks of a share, each with an array of its size to work in."""
@@ -307,19 +310,26 @@ class _Rows:
     def tiled(self, vector: Array) -> Array:
         return repeated(vector, self.k)
 
-    def _less(self, rows: Array, column: Array, out: Array) -> None:
-        """out = rows - column; `out` may be `rows`."""
-        if not self._by_blas:
-            np.subtract(rows, column, out=out)
+    def _less_column(self, i: int, block: slice, rows: Array, out: Array) -> None:
+        """out = rows - the share's column of numbers; `out`, which may be `rows`, is a block of
+        the result."""
+        m = len(rows)
+        if self._blas is None:
+            np.subtract(rows, self._column[i][:m], out=out)
             return
         if out is not rows:  # a copy and BLAS's pass take less than a subtraction row by row
             np.copyto(out, rows)
-        _blas.add_column(-1.0, column, self._one, out)
+        result, one, column = self._places[0], self._places[1], self._places[2 + i]
+        result += block.start * self._row_bytes
+        n = self.length
+        self._blas.ger(_blas.ROWS, m, n, -1.0, column, 1, one, 1, result, n)
 
-    def standardize(self, i: int, x: Array, x_hat: Array, inv_std: Array, eps: Array) -> None:
-        """Rows of x into x_hat and inv_std."""
-        mean = np.matmul(x, self._average, out=self._column[i][: len(x)])
-        self._less(x, mean, out=x_hat)
+    def standardize(
+        self, i: int, block: slice, x: Array, x_hat: Array, inv_std: Array, eps: Array
+    ) -> None:
+        """A block of rows of x into x_hat and inv_std."""
+        np.matmul(x, self._average, out=self._column[i][: len(x)])
+        self._less_column(i, block, x, out=x_hat)
         np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
         np.multiply(inv_std, self._average[0], out=inv_std)
         np.add(inv_std, eps, out=inv_std)
@@ -328,7 +338,14 @@ class _Rows:
         np.multiply(x_hat, inv_std, out=x_hat)
 
     def carry_back(
-        self, i: int, d: Array, x_hat: Array, inv_std: Array, free: Array, out: Array
+        self,
+        i: int,
+        block: slice,
+        d: Array,
+        x_hat: Array,
+        inv_std: Array,
+        free: Array,
+        out: Array,
     ) -> None:
         """out = inv_std * (d - mean(d) - x_hat * mean(d * x_hat)); `out` may be `d`."""
         column = self._column[i][: len(d)]
@@ -336,6 +353,6 @@ class _Rows:
         np.multiply(column, self._average[0], out=column)
         np.multiply(x_hat, column, out=free)
         np.matmul(d, self._average, out=column)
-        self._less(d, column, out=out)
+        self._less_column(i, block, d, out=out)
         np.subtract(out, free, out=out)
         np.multiply(out, inv_std, out=out)

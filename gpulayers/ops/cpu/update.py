@@ -25,8 +25,8 @@ Rule = Callable[..., None]
 def _in_blocks(
     rule: Rule, arrays: tuple[Array, ...], scratch: int, passes: int, blas: bool = False
 ) -> None:
-    """Call ``rule(*blocks of the arrays, *scratch arrays of a block)`` for all blocks.
-    `blas` says whether the rule calls it."""
+    """Call ``rule(*blocks of the arrays, *scratch arrays of a block)`` for all blocks. A rule that
+    uses `blas` is given a list of the addresses of these besides."""
     flat = [array.reshape(-1) for array in arrays]
     n, dtype = flat[0].size, flat[0].dtype
     if n <= SMALL:
@@ -36,11 +36,17 @@ def _in_blocks(
     # few cheap passes: calls cost more than the cache saves
     steps = block_lengths(parts, 4 * BLOCK)
     own = [[workspace.empty((step,), dtype) for _ in range(scratch)] for step in steps]
+    places = [_blas.address(array) for array in flat] if blas else []
+    own_places = [[_blas.address(free) for free in mine] if blas else [] for mine in own]
 
     def work(i: int, part: slice) -> None:
         for block in blocks(part, steps[i]):
-            count = block.stop - block.start
-            rule(*(array[block] for array in flat), *(free[:count] for free in own[i]))
+            count, skip = block.stop - block.start, block.start * dtype.itemsize
+            arguments = [*(array[block] for array in flat), *(free[:count] for free in own[i])]
+            if blas:
+                rule(*arguments, [*(place + skip for place in places), *own_places[i]])
+            else:
+                rule(*arguments)
 
     run_shares(work, parts, blas)
 
@@ -53,14 +59,17 @@ class CpuUpdate(ReferenceUpdate):
     ) -> None:
         if param.dtype.itemsize < 4:
             return super().sgd_update(param, grad, velocity, lr, momentum)
-        if _blas.serves((param, velocity), (lr, momentum)):
-            p, g, v = (array.reshape(-1) for array in (param, grad, velocity))
+        blas = _blas.serves((param, velocity), (lr, momentum))
+        if blas is not None:
+            size, item = param.size, param.dtype.itemsize
+            p, g, v = (_blas.address(array) for array in (param, grad, velocity))
 
             def work(_: int, part: slice) -> None:
-                _blas.weigh(lr, g[part], momentum, v[part])
-                _blas.add_multiple(-1.0, v[part], p[part])
+                n, skip = part.stop - part.start, part.start * item
+                blas.axpby(n, lr, g + skip, 1, momentum, v + skip, 1)
+                blas.axpy(n, -1.0, v + skip, 1, p + skip, 1)
 
-            return run_shares(work, shares(p.size, _ALONE))
+            return run_shares(work, shares(size, _ALONE))
         rate, keep = (param.dtype.type(value) for value in (lr, momentum))
 
         def rule(p: Array, g: Array, v: Array, step: Array) -> None:
@@ -138,18 +147,26 @@ class CpuUpdate(ReferenceUpdate):
             np.multiply(a, rate, out=a)
             np.subtract(p, a, out=p)
 
-        def rule_of_blas(p: Array, g: Array, m: Array, v: Array, a: Array) -> None:
-            _blas.weigh(take1, g, keep1, m)
+        arrays = (param, grad, mean, var)
+        blas = _blas.serves((param, mean, var), (keep1, take1, keep2, take2, rate))
+        if blas is None:
+            return _in_blocks(rule, arrays, scratch=1, passes=14)
+        factors = [float(factor) for factor in (take1, keep1, take2, keep2, -rate)]
+
+        def rule_of_blas(
+            p: Array, g: Array, m: Array, v: Array, a: Array, places: list[int]
+        ) -> None:
+            (at_p, at_g, at_m, at_v, at_a), n = places, p.size
+            new, old, new_square, old_square, down = factors
+            blas.axpby(n, new, at_g, 1, old, at_m, 1)
             np.multiply(g, g, out=a)
-            _blas.weigh(take2, a, keep2, v)
+            blas.axpby(n, new_square, at_a, 1, old_square, at_v, 1)
             np.sqrt(v, out=a)
             np.add(a, small, out=a)
             np.divide(m, a, out=a)
-            _blas.add_multiple(-rate, a, p)
+            blas.axpy(n, down, at_a, 1, at_p, 1)
 
-        fewer = _blas.serves((param, mean, var), (keep1, take1, keep2, take2, rate))
-        best = rule_of_blas if fewer else rule
-        return _in_blocks(best, (param, grad, mean, var), scratch=1, passes=14, blas=fewer)
+        return _in_blocks(rule_of_blas, arrays, scratch=1, passes=14, blas=True)
 
 
 def _descend(p: Array, g: Array, c: Array, rate: float, small: float, a: Array, b: Array) -> None:
