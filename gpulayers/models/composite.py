@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from gpulayers.backend import Array
-from gpulayers.errors import ParameterError, ShapeError, suggest
+from gpulayers.backend import Array, home_of, is_floating
+from gpulayers.errors import DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.layers._group import LayerGroup
 
 __all__ = ["Composite"]
@@ -78,6 +78,8 @@ class Composite(LayerGroup):
             If a name belongs to no layer, or "parameters" is missing.
         ShapeError
             If an array has another shape than the parameter it replaces.
+        DTypeError
+            If a value is no array of numbers. All are looked at before one is assigned.
         """
         if not isinstance(summary_dict, dict) or "parameters" not in summary_dict:
             raise ParameterError(
@@ -92,14 +94,20 @@ class Composite(LayerGroup):
                     f"{self.name}.set_params: no parameter {name!r}"
                     + suggest(name, self.parameters)
                 )
+            if value is None:
+                continue
+            home_of(f"{self.name}.set_params", name, value)
+            if not (is_floating(value.dtype) or value.dtype.kind in "iu"):
+                raise DTypeError(
+                    f"{self.name}.set_params: {name} must be floating, got {value.dtype}"
+                )
             current = layers[where].parameters[key]
-            if current is not None and value is not None and current.shape != value.shape:
+            if current is not None and current.shape != value.shape:
                 raise ShapeError(
                     f"{self.name}.set_params: {name} must have shape {current.shape}, "
                     f"got {value.shape}"
                 )
-            if value is not None:
-                grouped.setdefault(where, {})[key] = value
+            grouped.setdefault(where, {})[key] = value
         for where, values in grouped.items():
             layers[where].set_params({"parameters": values, "hyperparameters": {}})
         return self

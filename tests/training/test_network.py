@@ -276,6 +276,11 @@ def test_set_params_refuses_what_does_not_fit():
         net.set_params({"parameters": {"1.W": np.ones((9, 31), np.float32)}})
     with pytest.raises(ParameterError, match="'parameters'"):
         net.set_params({"1.W": np.ones((9, 32), np.float32)})
+    fits, before = np.ones((9, 32), np.float32), net[1].parameters["W"].copy()
+    for wrong in (np.zeros((32, 10), bool), [1.0], "ab"):
+        with pytest.raises(DTypeError, match=r"set_params:? ?3\.W"):
+            net.set_params({"parameters": {"1.W": fits, "3.W": wrong}})
+        np.testing.assert_array_equal(net[1].parameters["W"], before)
 
 
 def test_errors_name_the_layer_and_keep_their_type():

@@ -66,7 +66,7 @@ def serves(written: Iterable[Array], factors: Iterable[float]) -> _Functions | N
     arrays = list(written)
     number = arrays[0].dtype.type
     if (
-        arrays[0].size > _blocks.SMALL
+        _blocks.SMALL < arrays[0].size < 1 << 31  # there are libraries of 32-bit integers
         and all(array.flags.writeable for array in arrays)  # BLAS would not ask
         and all(number(factor) != 0 for factor in factors)
     ):
