@@ -103,7 +103,6 @@ class BuiltIn(OptimizerBase):
     # what gradients are multiplied by first, in the master weights' dtype: one over a loss scale
     grad_scale: float = 1.0
 
-    lr: float
     clip_norm: float | None
     clip_value: float | None
     weight_decay: float
@@ -120,6 +119,18 @@ class BuiltIn(OptimizerBase):
         """Raise ParameterError for values that do not go together."""
 
     # ---------------------------------------------------------------------------- hyperparameters
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; assigning one does what ``set_params({"lr": ...})`` does."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if "lr_scheduler" in self.__dict__:
+            self.set_params({"lr": value})
+        else:  # under construction
+            self._lr = value
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -185,7 +196,7 @@ class BuiltIn(OptimizerBase):
         trial = copy.copy(self)
         for candidate in (trial, self):  # nothing is changed if the values do not go together
             for key, value in checked.items():
-                setattr(candidate, key, value)
+                setattr(candidate, "_lr" if key == "lr" else key, value)
             candidate._check_together()
         self.lr_scheduler = scheduler
         self.cache.update(cache)

@@ -118,6 +118,19 @@ def test_set_params_takes_a_copy_of_a_cache(backend):
     assert backend.asnumpy(got).tolist() == backend.asnumpy(expected).tolist() == [0.985, 0.985]
 
 
+def test_an_assigned_learning_rate_is_used_or_refused():
+    optimizer = SGD(lr=0.5)
+    optimizer.lr = 2
+    np.testing.assert_array_equal(optimizer(np.ones(2), np.ones(2), "W"), [-1, -1])
+    assert optimizer.copy().hyperparameters["lr"] == 2
+    with pytest.raises(ParameterError, match="lr"):
+        optimizer.lr = -1
+    scheduled = Adam(lr_scheduler="noam")
+    with pytest.raises(ParameterError, match=r"lr=0\.5 has no effect, .* comes from NoamSch"):
+        scheduled.lr = 0.5
+    assert (optimizer.lr, scheduled.lr) == (2, 0.001)
+
+
 def test_set_params_with_schedules():
     optimizer = Adam(lr=0.1)
     optimizer.set_params({"lr_scheduler": "NoamScheduler(model_dim=4)"})
