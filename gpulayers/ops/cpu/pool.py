@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from gpulayers.threads import run_shares, shares
 
 BLOCK = 1 << 18  # outputs that are gone over at a time: calls cost more than the cache saves
 _SCATTERED = 1 << 16  # outputs whose places, and the pixels they go to, the cache holds
+_FEW_TAPS = 3  # for each thread: fewer of them are faster masked than their winners looked up
 _SHARE = 1 << 20  # pixels seen by windows from which a second thread pays
 Gradient = Callable[[slice, int, Array, Array], Array]  # of a block, by tap; two arrays to use
 
@@ -133,7 +133,7 @@ class CpuPool(ReferencePool):
         if not dY.size or argmax.dtype != np.uint8 or (overlap and dY.dtype.itemsize < 4):
             return super().max_pool2d_backward(dY, argmax, x_shape, window)
         cut = _Cut(x_shape, dY.dtype, window)
-        if overlap and len(cut.parts) <= 2:
+        if overlap and window.taps >= _FEW_TAPS * len(cut.parts):
             return _scatter(cut, dY, argmax)
         # a product of integers: a gradient that is not finite, times 0, must be 0
         whole = np.dtype(f"u{dY.dtype.itemsize}")
@@ -259,8 +259,7 @@ def _add_up(cut: _Cut, gradient: Gradient) -> Array:
 def _scatter(cut: _Cut, dY: Array, argmax: Array) -> Array:
     """dX of max pooling by one thread, each gradient added where its winner is.
 
-    NumPy keeps Python's lock for that (`add.at`), so threads would not help; three of them are
-    faster at masking every tap.
+    NumPy keeps Python's lock for that (`add.at`), so threads would not help.
     """
     step = max(1, min(cut.n, _SCATTERED // cut.each))
     size = (*cut.window.padded_size(cut.rows, cut.cols), cut.ch)
@@ -270,8 +269,10 @@ def _scatter(cut: _Cut, dY: Array, argmax: Array) -> Array:
     taps = np.arange(cut.window.taps)
     of_tap = (taps // fc * dr * size[1] + taps % fc * dc) * cut.ch
     first, winner, place = (workspace.empty((step, cut.each), np.intp) for _ in range(3))
-    examples = np.arange(step) * math.prod(size)
-    np.add(examples[:, None], _first_pixels(cut.window, cut.out, size), out=first)
+    (rows, cols), (sr, sc), width = cut.out, cut.window.stride, size[1] * cut.ch
+    lines = np.add.outer(np.arange(step) * math.prod(size), np.arange(rows) * sr * width)
+    line = np.add.outer(np.arange(cols) * sc * cut.ch, np.arange(cut.ch))
+    np.add(lines[:, :, None], line.reshape(-1), out=first.reshape(step, rows, -1))
     for block in blocks(slice(0, cut.n), step):
         n = block.stop - block.start
         target = dX[block] if images is None else images[:n]
@@ -283,15 +284,6 @@ def _scatter(cut: _Cut, dY: Array, argmax: Array) -> Array:
         if images is not None:
             np.copyto(dX[block], cut.inside(target))
     return dX
-
-
-@lru_cache(maxsize=16)
-def _first_pixels(window: Window, out: tuple[int, int], size: tuple[int, int, int]) -> Array:
-    """Where in a padded image of `size` the first tap of every output lies."""
-    _, cols, ch = size
-    row, col, channel = np.ogrid[: out[0], : out[1], :ch]
-    places = (row * window.stride[0] * cols + col * window.stride[1]) * ch + channel
-    return places.reshape(-1)
 
 
 def _place(images: Array, source: Array, first: tuple[int, int], stride: tuple[int, int]) -> None:
