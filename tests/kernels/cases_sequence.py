@@ -167,7 +167,9 @@ def forward(
     given: bool = True,
     groups: tuple[int, int, int] | None = None,
     by: str = "",
+    astray: bool = False,
 ) -> None:
+    """`astray`: a number of the first example is NaN, and stays its own."""
     s = Setting(kind, which, 0, size, block, fours)
     if groups:
         s.in_groups(0, dtype, *groups, by)
@@ -175,6 +177,9 @@ def forward(
     w, W = s.draw(dtype, s.h, s.gates * s.h, seed="w", scale=s.h**-0.5)
     biases = [s.draw(dtype, k * s.h, seed=f"b{i}") for i, k in enumerate(BIASES[kind])]
     firsts = [s.draw(dtype, s.n, s.h, seed=f"first{k}") for k in range(s.states)]
+    if astray:
+        for first in firsts[0]:
+            first[0, 0] = np.nan
     mask = s.mask(given)
     states = [poisoned((s.steps + 1, s.n, s.h), dtype) for _ in range(s.states)]
     m = poisoned((s.steps, s.n, s.h), dtype)
@@ -346,6 +351,10 @@ CASES["sequence_lstm.cu"] += [
     case(forward, "lstm", 2, (2, 3, 20), block=160, groups=(17, 3, 8), by="_tensor"),
     case(forward, "lstm", 2, (1, 1, 68), block=32, groups=(4, 1, 8), by="_tensor"),
     case(backward, "lstm", 2, (1, 1, 70), block=64, groups=(8, 1, 8), by="_tensor"),
+]
+# units that end within a run: what stands beyond them counts as zeros, not as a number times zero
+CASES["sequence_rnn.cu"] += [
+    case(forward, "rnn", 2, (1, 3, 20), block=64, groups=(10, 3, 8), by="_tensor", astray=True)
 ]
 # more units than a warp reads at once, more examples than a tile has, and all warps
 CASES["sequence_rnn.cu"] += [
