@@ -54,7 +54,7 @@ def copied(tmp_path: Path) -> Path:
 
 
 def test_nothing_was_built(tmp_path: Path) -> None:
-    assert_refused(ask(tmp_path / "gone"), "they were not built when gpulayers was installed")
+    assert_refused(ask(tmp_path / "gone"), "they were not built for the files in use; python -m")
 
 
 def test_the_reason_of_a_failed_build_is_kept(tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def _load() -> _Loaded:
     try:
         record = json.loads((folder / RECORD.name).read_text())
     except (OSError, ValueError):
-        return _Loaded(None, "", "they were not built when gpulayers was installed")
+        reason = (
+            "they were not built for the files in use; python -m gpulayers.ops.compiled does it"
+        )
+        return _Loaded(None, "", reason)
     if "failed" in record:
         return _Loaded(None, "", str(record["failed"]))
     if record.get("sources") != sources_digest():
