@@ -234,14 +234,18 @@ class LayerState:
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters; None without or before them."""
-        return next((p.dtype for p in self.parameters.values() if p is not None), None)
+        for parameter in self.parameters.values():
+            if parameter is not None:
+                return parameter.dtype
+        return None
 
     @property
     def home(self) -> str | None:
         """The backend of the parameters; None without or before them."""
-        return next(
-            (backend.backend_of(p) for p in self.parameters.values() if p is not None), None
-        )
+        for parameter in self.parameters.values():
+            if parameter is not None:
+                return backend.backend_of(parameter)
+        return None
 
     def __repr__(self) -> str:
         values = {k: v for k, v in self.hyperparameters.items() if k in self._hyper}

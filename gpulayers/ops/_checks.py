@@ -55,15 +55,13 @@ def same_float(op: str, **arrays: Array | None) -> list[Array]:
                 raise DTypeError(
                     f"{op}: {name} is {given.dtype}, but {first} is {dtype}; convert one of them"
                 )
-        result.append(_in_one_piece(xp, given))
+        flags = given.flags
+        if not flags.c_contiguous:
+            given = xp.ascontiguousarray(given)
+        elif not getattr(flags, "aligned", True):
+            given = given.copy()
+        result.append(given)
     return result
-
-
-def _in_one_piece(xp: ModuleType, given: Array) -> Array:
-    flags = given.flags
-    if not flags.c_contiguous:
-        return xp.ascontiguousarray(given)
-    return given if getattr(flags, "aligned", True) else given.copy()
 
 
 def changeable(given: Array) -> Array:

@@ -9,6 +9,7 @@ written over.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -119,9 +120,7 @@ class Workspace:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an uninitialised C-contiguous array, 64-byte aligned, of a buffer that is free."""
         dtype = np.dtype(dtype)
-        nbytes = dtype.itemsize
-        for n in shape:
-            nbytes *= n
+        nbytes = dtype.itemsize * math.prod(shape)
         if nbytes < self.small:
             return np.empty(shape, dtype)
         size = -(-nbytes // _PAGE) * _PAGE

@@ -14,6 +14,7 @@ from gpulayers._types import is_dict, is_mapping
 from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
 from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
 from gpulayers.ops import update as checked_rules
+from gpulayers.ops._kernels import kernels_for
 from gpulayers.optimizers import _master
 from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
@@ -234,6 +235,8 @@ class BuiltIn(OptimizerBase):
             If the shapes differ, also from that of the state kept under the name.
         DTypeError, BackendError
         """
+        if self._short_way(None, param, param_grad, param_name, cur_loss):
+            return
         name = type(self).__name__
         xp = xp_of(param, param_grad)
         for what, array in (("param", param), ("param_grad", param_grad)):
@@ -272,26 +275,35 @@ class BuiltIn(OptimizerBase):
     def update_planned(
         self, kernels: Rules, param: Array, grad: Array, param_name: str, cur_loss: Any
     ) -> None:
-        """`update_` with little looking: for a planned step, which gives the layer's own parameter
-        and its gradient; `kernels` is the implementation for them. What it takes no short way for
-        goes to `update_`."""
-        entry, master = _master.parts(self.cache.get(param_name))
-        names = self._state_names
-        states = [entry[key] for key in names] if names and is_dict(entry) else [entry]
+        """`update_` for a planned step, which gives the layer's own parameter and its gradient;
+        `kernels` is the implementation for them."""
+        own = type(self).update_ is not BuiltIn.update_
+        if own or not self._short_way(kernels, param, grad, param_name, cur_loss):
+            self.update_(param, grad, param_name, cur_loss)
+
+    def _short_way(
+        self, kernels: Rules | None, param: Array, grad: Array, param_name: str, cur_loss: Any
+    ) -> bool:
+        """Apply the rule and return True, where that is all there is to do: the arrays, the state
+        kept among them, are plain ones that fit, and the gradient is taken as it is."""
+        plain = self.clip_value is None and self.clip_norm is None and self.grad_scale == 1.0
+        if not plain or (self.weight_decay and not self._decoupled):
+            return False
+        entry, names = self.cache.get(param_name), self._state_names
+        states: list[Any] = [entry]
+        if names and is_dict(entry) and _master.MASTER not in entry:
+            states = [entry.get(key) for key in names]
         dtype, shape = param.dtype, param.shape
-        fits = master is None and not _master.is_half(dtype)
         for array in (param, grad, *states):
             if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
-                fits = False
-                break
-            fits = fits and array.flags.c_contiguous
-        plain = self.clip_value is None and self.clip_norm is None and self.grad_scale == 1.0
-        decays = self.weight_decay and not self._decoupled
-        if not fits or not plain or decays or type(self).update_ is not BuiltIn.update_:
-            self.update_(param, grad, param_name, cur_loss)
-            return
-        lr = self.lr_scheduler(self.cur_step, cur_loss)
-        self._rule(kernels, param, grad, entry, lr)
+                return False
+            if not array.flags.c_contiguous:
+                return False
+        if not is_floating(dtype) or _master.is_half(dtype):
+            return False
+        lr = float(self.lr_scheduler(self.cur_step, cur_loss))
+        self._rule(kernels or kernels_for(param), param, grad, entry, lr)
+        return True
 
     @abstractmethod
     def _rule(self, rules: Rules, param: Array, grad: Array, entry: Any, lr: float) -> None: ...

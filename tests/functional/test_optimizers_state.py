@@ -199,6 +199,10 @@ def test_bad_arrays_are_refused(name, backend):
     with pytest.raises(DTypeError, match="expected a numpy or cupy array, got list"):
         optimizer(ones, [1.0], "W")
     assert optimizer.cache == {}
+    optimizer(ones, ones, "W")  # with a state they are refused as well
+    for bad, error in ((ones[0], ShapeError), (ones.astype(np.int64), DTypeError)):
+        with pytest.raises(error, match="grad"):
+            optimizer(ones, bad, "W")
 
 
 def test_mixed_backends_are_refused(emulated):

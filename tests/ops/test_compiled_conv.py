@@ -39,6 +39,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "pixel": ((7, 1, 1, 9), 10, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "pixel-with-padding": ((3, 1, 1, 2), 3, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "pointwise": ((2, 7, 5, 33), 18, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise-images": ((37, 3, 5, 7), 41, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise-bands": ((1, 61, 45, 31), 17, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise-empty": ((0, 5, 6, 3), 4, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "pointwise-strided": ((3, 7, 9, 5), 11, (1, 1), (2, 3), (0, 0, 0, 0), (1, 1)),
     "whole-image": ((2, 6, 5, 3), 20, (6, 5), (1, 1), (0, 0, 0, 0), (1, 1)),
     "bands": ((1, 40, 50, 33), 4, (4, 3), (1, 1), (1, 2, 1, 1), (1, 1)),
@@ -92,6 +95,9 @@ def test_remainders(name: str, dtype: str, threads: int) -> None:
         assert_same_bits(conv.conv2d_weight_grad(X, dZ, gold.window), gold.dW.astype(dtype))
         db = conv.bias_grad(dZ)
         assert_same_bits(db, gold.dZ.sum(axis=(0, 1, 2)).astype(dtype))
+        all_at_once = conv.conv2d_grads(X, dZ, W, gold.window)
+        for one, wanted in zip(all_at_once, (gold.dX, gold.dW, db), strict=True):
+            assert_same_bits(one, wanted.astype(dtype))
 
 
 @cases
@@ -115,13 +121,19 @@ def test_into_given_arrays(name: str, dtype: str) -> None:
     compiled_conv.conv2d_input_grad_into(dZ, W, gold.window, dX)
     assert_same_bits(dX, gold.dX.astype(dtype))
     assert (whole[:32] == 99).all() and (whole[-32:] == 99).all()
-    whole, dW = guarded(gold.W.shape)
-    around, db = guarded((1, gold.b.size))
-    compiled_conv.conv2d_weight_grad_into(X, dZ, gold.window, dW, db)
-    assert_same_bits(dW, gold.dW.astype(dtype))
-    assert_same_bits(db[0], gold.dZ.sum(axis=(0, 1, 2)).astype(dtype))
-    for array in (whole, around):
-        assert (array[:32] == 99).all() and (array[-32:] == 99).all()
+    for pointwise in {False, gold.window.is_pointwise}:
+        whole, dW = guarded(gold.W.shape)
+        around, db = guarded((1, gold.b.size))
+        beside, dX = guarded(gold.x_shape)
+        if pointwise:
+            compiled_conv.pointwise_grads_into(X, dZ, W, gold.window, dX, dW, db)
+            assert_same_bits(dX, gold.dX.astype(dtype))
+        else:
+            compiled_conv.conv2d_weight_grad_into(X, dZ, gold.window, dW, db)
+        assert_same_bits(dW, gold.dW.astype(dtype))
+        assert_same_bits(db[0], gold.dZ.sum(axis=(0, 1, 2)).astype(dtype))
+        for array in (whole, around, beside):
+            assert (array[:32] == 99).all() and (array[-32:] == 99).all()
 
 
 @pytest.mark.parametrize("cols", [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 31, 33, 70])

@@ -28,11 +28,13 @@ __all__ = [
     "conv2d_forward_into",
     "conv2d_input_grad_into",
     "conv2d_weight_grad_into",
+    "pointwise_grads_into",
 ]
 
 _forward = bind("gl_conv_forward", "pppppn", ctypes.c_int)
 _input_grad = bind("gl_conv_input_grad", "pppp", ctypes.c_int)
 _weight_grad = bind("gl_conv_weight_grad", "ppppp", ctypes.c_int)
+_pointwise_grads = bind("gl_pointwise_grads", "ppppppp", ctypes.c_int)
 _winograd_forward = bind("gl_winograd_forward", "pppppn", ctypes.c_int)
 _winograd_input_grad = bind("gl_winograd_input_grad", "pppp", ctypes.c_int)
 _winograd_weight_grad = bind("gl_winograd_weight_grad", "ppppp", ctypes.c_int)
@@ -155,6 +157,26 @@ def conv2d_weight_grad_into(
     if status == _NOT_FINITE:
         status = _weight_grad(X.dtype, X, dZ, dW, db, numbers)
     _check(status, "conv2d_weight_grad")
+
+
+def pointwise_grads_into(
+    X: Array, dZ: Array, W: Array, window: Window, dX: Array, dW: Array, db: Array
+) -> None:
+    """Write all gradients of a pointwise convolution (`Window.is_pointwise`), in one pass over dZ.
+
+    Parameters
+    ----------
+    X, dX : (n, rows, cols, in_ch), float32 or float64, C-contiguous as all the others
+    dZ : (n, rows, cols, out_ch)
+    W, dW : (1, 1, in_ch, out_ch)
+    db : (out_ch,) or (1, out_ch)
+
+    Raises
+    ------
+    MemoryError
+    """
+    numbers = _described(X.shape, W.shape[3], window)
+    _check(_pointwise_grads(X.dtype, X, dZ, W, dX, dW, db, numbers), "conv2d_grads")
 
 
 class CompiledConv(CpuConv):

@@ -12,6 +12,8 @@ from gpulayers.ops.cpu.fused import CpuFused
 from gpulayers.ops.reference.fused import ReferenceFused
 from gpulayers.ops.window import Window
 
+_IN_CACHE = 1 << 16  # weights that stay there while the pixels pass by, as do their gradients
+
 
 class CompiledFused(CpuFused):
     """float32 and float64; the rest as in NumPy."""
@@ -35,7 +37,13 @@ class CompiledFused(CpuFused):
     def conv2d_grads(
         self, X: Array, dZ: Array, W: Array, window: Window
     ) -> tuple[Array, Array, Array]:
-        return ReferenceFused.conv2d_grads(self, X, dZ, W, window)  # one after the other, in C
+        if X.dtype not in DTYPES or not window.is_pointwise or W.size > _IN_CACHE:
+            return ReferenceFused.conv2d_grads(self, X, dZ, W, window)  # one by one, in C
+        dX = workspace.empty(X.shape, X.dtype)
+        dW = workspace.empty(W.shape, X.dtype)
+        db = workspace.empty(W.shape[3:], X.dtype)
+        conv.pointwise_grads_into(X, dZ, W, window, dX, dW, db)
+        return dX, dW, db
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
         (m, k), n = X.shape, W.shape[1]

@@ -1,4 +1,4 @@
-"""Matrix products in C, but for those so small that the call would cost more than it saves."""
+"""Matrix products in C, but for those of large vectors, where BLAS is faster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _product = bind("gl_product", "pinpinpnpiiii", ctypes.c_int)
 _product_onto = bind("gl_product_onto", "pinpinpiiii", ctypes.c_int)
 _two_products = bind("gl_two_products", "pppippiiii", ctypes.c_int)
 
-# Multiplications from which C is taken. BLAS has its own threads from about twice that number on,
-# which go on looking for work when a product is done and so slow down what follows it.
-SMALL = 1 << 17
+# Few rows or columns: the product is bound by reading the other matrix once, and from so many
+# multiplications on BLAS, which does not pack it, gains more than telling it its threads costs.
+_FEW = 4
+_MANY = 1 << 17
 _NO_MEMORY = "matrix product: no memory for packed blocks"
-_FEW = 4  # rows or columns below which the product is bound by reading the other matrix once
 
 
 class CompiledProduct(CpuProduct):
@@ -54,7 +54,7 @@ class CompiledProduct(CpuProduct):
 
 def worth_c(m: int, n: int, k: int) -> bool:
     """Whether C is taken for a product of these sizes."""
-    return is_watched() or (m * n * k >= SMALL and min(m, n) >= _FEW)
+    return min(m, n) >= _FEW or m * n * k < _MANY or is_watched()
 
 
 def _usable(*arrays: Array) -> bool:

@@ -1,4 +1,5 @@
-/* The gradient of a convolution with respect to its weights and its bias.
+/* The gradient of a convolution with respect to its weights and its bias; for a kernel of one pixel
+ * that with respect to its input too.
  *
  * dW[k, o] is a sum over all outputs of the number that weight k met there, times dZ. The register
  * tile holds some k and two vectors of o while the outputs of an item go by. Each thread adds up a
@@ -19,6 +20,8 @@ typedef struct {
     i64 out_ch, wide;         /* channels of dZ; filled up to whole vectors */
     i64 K, run;               /* weights of an output channel; how many are side by side in X */
     const i64 *place;         /* of each k, from the first pixel an output sees */
+    const real *packed;       /* W^T in panels, where dX is asked for; */
+    real *dx;                 /* else both NULL */
     real *private;            /* for each share dW (K, wide), and db (wide) if asked for */
     i64 private_size;
     i64 shares;
@@ -41,6 +44,17 @@ static void panel_of_item(const gradient_t *d, const view_t *view, const lines_t
         GL(gl_outer_rows)(width, count, x, at, step, lines, g + j, d->out_ch, edge, c, d->wide,
                           valid);
         k += count;
+    }
+}
+
+/* The part of dX = dZ W^T of some pixels, while their dZ is in the cache. */
+static void input_of_block(const gradient_t *d, const real *g, i64 pixels, real *dx) {
+    i64 ch = d->source.ch, nowhere = 0;
+    runs_t runs = {&nowhere, &d->out_ch, 1};
+    for (i64 j = 0; j < ch; j += PANEL) {
+        int width = panel_width(j, ch);
+        GL(gl_dot_rows)(width, pixels, g, d->out_ch, &runs, d->packed + j * d->out_ch, width * VW,
+                        (edge_t){0}, dx + j, ch, min_i64(PANEL, ch - j));
     }
 }
 
@@ -87,6 +101,11 @@ static void weight_share(void *arguments, i64 begin, i64 end, int share) {
             const real *here = g + line * d->looks.cols * d->out_ch;
             for (i64 j = 0; j < d->out_ch; j += PANEL)
                 panel_of_item(d, &view, &block, here, j, i == begin && line == 0, dw);
+            if (d->dx) {
+                i64 first = (t.first * d->looks.rows + t.begin + line) * d->looks.cols;
+                input_of_block(d, here, block.lines * d->looks.cols,
+                               d->dx + first * d->source.ch);
+            }
         }
         if (d->db) add_columns(g, pixels, d->out_ch, db);
     }
@@ -112,16 +131,14 @@ static void set_places(const conv_t *c, i64 row_step, i64 *place) {
     }
 }
 
-/* dW, and db unless it is NULL, of X and dZ. Nonzero when there is no memory. */
-EXPORT int GL(gl_conv_weight_grad)(const real *x, const real *dz, real *dw, real *db,
-                                   const i64 *numbers) {
-    const conv_t *c = (const conv_t *)numbers;
+static int gradients(const conv_t *c, const real *x, const real *dz, const real *packed, real *dx,
+                     real *dw, real *db) {
     i64 K = c->fr * c->fc * c->ch, wide = ceil_div(c->out_ch, VW) * VW;
     gradient_t d = {
         .source = {x, c->n, c->rows, c->cols, c->ch},
         .looks = {c->sr, c->sc, -c->top, -c->left, (c->fr - 1) * c->dr + 1,
                   (c->fc - 1) * c->dc + 1, c->out_rows, c->out_cols, 0},
-        .dz = dz, .dw = dw, .db = db, .out_ch = c->out_ch, .wide = wide,
+        .dz = dz, .packed = packed, .dx = dx, .dw = dw, .db = db, .out_ch = c->out_ch, .wide = wide,
         .K = K, .run = c->dc == 1 ? c->fc * c->ch : c->ch, .private_size = (K + 1) * wide,
     };
     if (c->n <= 0 || K <= 0 || c->out_ch <= 0) {
@@ -143,6 +160,26 @@ EXPORT int GL(gl_conv_weight_grad)(const real *x, const real *dz, real *dw, real
     if (!d.failed)
         gl_parallel(K + (db != NULL), ceil_div(GRAIN, 4 * wide * d.shares), add_shares, &d);
     return d.failed;
+}
+
+/* dW, and db unless it is NULL, of X and dZ. Nonzero when there is no memory. */
+EXPORT int GL(gl_conv_weight_grad)(const real *x, const real *dz, real *dw, real *db,
+                                   const i64 *numbers) {
+    return gradients((const conv_t *)numbers, x, dz, NULL, NULL, dw, db);
+}
+
+/* All gradients of a convolution with a kernel of one pixel, stride 1 and no padding. */
+EXPORT int GL(gl_pointwise_grads)(const real *x, const real *dz, const real *w, real *dx, real *dw,
+                                  real *db, const i64 *numbers) {
+    const conv_t *c = (const conv_t *)numbers;
+    real *packed = gl_scratch(PACKED, sizeof(real) * (size_t)panels_size(c->out_ch, c->ch));
+    if (!packed) return 1;
+    if (c->out_ch <= 0)
+        memset(dx, 0, sizeof(real) * (size_t)(c->n * c->rows * c->cols * c->ch));
+    for (i64 j = 0; j < c->ch; j += PANEL)
+        pack_panel_transposed(w + j * c->out_ch, c->out_ch, c->out_ch, min_i64(PANEL, c->ch - j),
+                              panel_width(j, c->ch), packed + j * c->out_ch);
+    return gradients(c, x, dz, packed, dx, dw, db);
 }
 
 /* ----------------------------------------------------------------------------- the bias alone */

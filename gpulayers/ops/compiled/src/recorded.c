@@ -34,6 +34,10 @@ RECORDED(conv_weight_grad) {
     return GL(gl_conv_weight_grad)(v[0].p, v[1].p, v[2].p, v[3].p, v[4].p);
 }
 
+RECORDED(pointwise_grads) {
+    return GL(gl_pointwise_grads)(v[0].p, v[1].p, v[2].p, v[3].p, v[4].p, v[5].p, v[6].p);
+}
+
 #ifndef GL_DOUBLE /* Winograd's are for float alone */
 enum { NOT_FINITE = 2 }; /* what they say of such results */
 

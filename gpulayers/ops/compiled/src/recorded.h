@@ -8,6 +8,8 @@ int GL(gl_conv_forward)(const real *x, const real *w, const real *b, real *z, co
                         int relu);
 int GL(gl_conv_input_grad)(const real *dz, const real *w, real *dx, const i64 *numbers);
 int GL(gl_conv_weight_grad)(const real *x, const real *dz, real *dw, real *db, const i64 *numbers);
+int GL(gl_pointwise_grads)(const real *x, const real *dz, const real *w, real *dx, real *dw,
+                           real *db, const i64 *numbers);
 int GL(gl_winograd_forward)(const real *x, const real *w, const real *b, real *z,
                             const i64 *numbers, int relu);
 int GL(gl_winograd_input_grad)(const real *dz, const real *w, real *dx, const i64 *numbers);
