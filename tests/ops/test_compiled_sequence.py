@@ -14,6 +14,7 @@ import pytest
 from gpulayers import activations, threads
 from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.ops import sequence, use_engine
+from gpulayers.ops.cpu import _turned
 from gpulayers.ops.cpu import sequence as cpu_sequence
 from gpulayers.ops.sequence import Trace, Weights
 from gpulayers.ops.workspace import Workspace
@@ -219,6 +220,20 @@ def test_examples_shared_out(name: str, count: int, monkeypatch: pytest.MonkeyPa
     with use_engine("numpy"), threads.use_threads(count):
         for shape in (MANY, (2, 13, 70, 24)):
             Call(name, shape, "float64", mask=ragged(*shape[:2])).check()
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("params, inputs", [(True, True), (True, False), (False, True)])
+def test_gradients_of_many_examples(
+    name: str, params: bool, inputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pure NumPy they are added up step by step."""
+    monkeypatch.setattr(_turned, "_MANY", MANY[1])
+    wanted = {"params": params, "inputs": inputs}
+    with use_engine("numpy"):
+        call = Call(name, MANY, "float64", mask=ragged(*MANY[:2]), wanted=wanted)
+        call.check()
+        assert ("dX" in call.run(), "dW_a" in call.run()) == (inputs, params)
 
 
 @every_kind

@@ -7,11 +7,13 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
+from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu._blocks import blocks
-from gpulayers.ops.cpu.sequence import project
+from gpulayers.ops.cpu.sequence import States, gradients, new_like, project
 
 _LINE = 16  # rows that are turned at a time: what is written of each fills a line of the cache
 _TALL = 8  # examples
+_MANY = 256  # examples of one step that make a good product by themselves
 
 
 def turned(rows: Array) -> Array:
@@ -68,5 +70,60 @@ def project_turned(
         return
     n_t, width, n = out.shape
     Z = workspace.empty((n_t, n, width), out.dtype)
-    project(X, weights * sign, bias * sign, Z)
+    project(X, np.multiply(weights, sign, out=new_like(weights)), bias * sign, Z)
     out[...] = Z.transpose(0, 2, 1)
+
+
+class Gradients:
+    """Gradients of X and the weights, from dZ_t (columns, n) of every step; see `gradients`.
+
+    Of few examples the dZ of all steps become rows, for one product. To turn many takes longer than
+    to add up a product for each step.
+    """
+
+    def __init__(
+        self, trace: Trace, weights: Weights, columns: int, params: bool, inputs: bool
+    ) -> None:
+        (n_t, n, _), dtype = trace.X.shape, trace.X.dtype
+        self.trace, self.weights, self.wanted = trace, weights, (params, inputs)
+        self.rows = self.dX = self.sums = None
+        if n < _MANY:
+            self.rows = workspace.empty((n_t, n, columns), dtype)
+            return
+        if inputs:
+            self.dX = new_like(trace.X)
+        if params:
+            dW_a, dW_x = (workspace.zeros(W.shape, dtype) for W in weights[:2])
+            self.sums = dW_a, dW_x, np.zeros(columns, dtype)
+
+    def take(self, steps: slice, dZ: Array) -> None:
+        """Count in dZ (steps, columns, n) of these steps."""
+        if self.rows is not None:
+            self.rows[steps] = as_rows(dZ)
+            return
+        width = self.weights.input.shape[1]
+        for t, d in zip(range(steps.start, steps.stop), dZ, strict=True):
+            if self.dX is not None:
+                np.matmul(d[:width].T, self.weights.input.T, out=self.dX[t])
+            if self.sums is not None:
+                dW_a, dW_x, db = self.sums
+                _add_product(self.trace.states[0][t], d[len(d) - width :], dW_a)
+                _add_product(self.trace.X[t], d[:width], dW_x)
+                np.add(db, np.add.reduce(d, axis=1), out=db)
+
+    def all(self, states: States) -> SequenceGradients:
+        """All of them, with those of the first states."""
+        if self.rows is not None:
+            return gradients(self.trace, self.rows, self.weights, *self.wanted, states)
+        grads = None
+        if self.sums is not None:
+            dW_a, dW_x, db = self.sums
+            grads = Weights(dW_a, dW_x, (db,))
+        return SequenceGradients(self.dX, grads, states)
+
+
+def _add_product(rows: Array, d: Array, total: Array) -> None:
+    """total += rows^T d^T, of (n, k) and (width, n)."""
+    product = new_like(total)
+    np.matmul(rows.T, d.T, out=product)
+    np.add(total, product, out=total)

@@ -17,6 +17,7 @@ from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu._turned import (
+    Gradients,
     as_rows,
     is_tall,
     operands,
@@ -30,7 +31,6 @@ from gpulayers.ops.cpu.sequence import (
     accumulators_of,
     backwards,
     blocks_back,
-    gradients,
     is_cut,
     new_like,
 )
@@ -108,7 +108,7 @@ class CpuGated(CpuSequence):
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
         (n_t, n, width), C = gates.shape, trace.states[1]
-        dZ = workspace.empty(gates.shape, gates.dtype)
+        collected = Gradients(trace, weights, width, params, inputs)
         accumulators = accumulators_of(trace, last)
         total, dC = (_copy_turned(state) for state in accumulators)
         product, back = new_like(total), new_like(total)
@@ -145,10 +145,10 @@ class CpuGated(CpuSequence):
                 each = d[::-1], to_C[::-1], g[::-1, : len(total)], _turned_back(dA, steps)
                 for t, *of_step in zip(backwards(steps), *each, strict=True):
                     step(t, *of_step)
-                dZ[steps] = as_rows(d)
+                collected.take(steps, d)
         for state, end in zip(accumulators, (total, dC), strict=True):
             state[...] = end.T
-        return gradients(trace, dZ, weights, params, inputs, accumulators)
+        return collected.all(accumulators)
 
     # ---- gated recurrent unit
 
@@ -210,7 +210,7 @@ class CpuGated(CpuSequence):
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
         n_t, n, h = M.shape
-        dZ = workspace.empty((n_t, n, 4 * h), X.dtype)
+        collected = Gradients(trace, weights, 4 * h, params, inputs)
         (accumulator,) = accumulators_of(trace, last)
         total = _copy_turned(accumulator)
         back, dA_t = new_like(total), new_like(total)
@@ -243,9 +243,9 @@ class CpuGated(CpuSequence):
                 each = d[::-1], g[::-1, h : 2 * h], _turned_back(dA, steps)
                 for t, *of_step in zip(backwards(steps), *each, strict=True):
                     step(t, *of_step)
-                dZ[steps] = as_rows(d)
+                collected.take(steps, d)
         accumulator[...] = total.T
-        return gradients(trace, dZ, weights, params, inputs, (accumulator,))
+        return collected.all((accumulator,))
 
 
 def _rows_of(A: Array) -> Array:
