@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,64 +10,33 @@ import numpy as np
 import pytest
 
 from gpulayers import layers
-from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import harness
+from tests.layers.sequences import (
+    DA,
+    LENGTHS,
+    MASK,
+    N_IN,
+    N_OUT,
+    N_T,
+    N,
+    X,
+    accumulators,
+    alone,
+    as_tuple,
+    kinds,
+    make,
+    numbers,
+    states_of,
+)
 from tests.support.compare import assert_close, assert_same_bits, host
-
-N, N_IN, N_OUT, N_T = 4, 3, 2, 6
-X = harness.values((N, N_IN, N_T), 1)
-DA = harness.values((N, N_OUT, N_T), 2)
-LENGTHS = [6, 1, 4, 3]
-MASK = np.arange(N_T) < np.array(LENGTHS)[:, None]
-
-kinds = pytest.mark.parametrize("kind", [layers.RNN, layers.LSTM, layers.GRU])
 
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
     with harness.default_dtype("float64"):
         yield
-
-
-def make(kind: Any, backend: Backend, **settings: Any) -> Any:
-    """A layer with known parameters."""
-    layer = kind(N_OUT, **settings)
-    layer.forward(backend.asarray(X), retain_derived=False)
-    for k, (_, array) in enumerate(sorted(layer.parameters.items())):
-        array[...] = backend.asarray(0.5 * harness.values(array.shape, 10 + k))
-    layer.final_state = None
-    return layer
-
-
-def states_of(kind: Any, backend: Backend, seed: int) -> Any:
-    count = 2 if kind is layers.LSTM else 1
-    states = tuple(backend.asarray(harness.values((N, N_OUT), seed + k)) for k in range(count))
-    return states if count == 2 else states[0]
-
-
-def as_tuple(state: Any) -> tuple[Any, ...]:
-    return state if isinstance(state, tuple) else (state,)
-
-
-def accumulators(layer: Any) -> Any:
-    names = ("dLdA_accumulator", "dLdC_accumulator")
-    found = tuple(layer.derived_variables[n] for n in names if n in layer.derived_variables)
-    return found if len(found) == 2 else found[0]
-
-
-def numbers(gradients: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: host(g).copy() for name, g in gradients.items()}
-
-
-def alone(layer: Any, backend: Backend, m: int, steps: Any, dA: np.ndarray) -> Any:
-    """(A, dX, gradients, final states) of one sequence with only these steps; dA for each."""
-    layer.flush_gradients()
-    A = layer.forward(backend.asarray(X[m : m + 1][:, :, steps].copy()))
-    dX = layer.backward(backend.asarray(dA.copy()))
-    result = host(A)[0], host(dX)[0], numbers(layer.gradients), as_tuple(layer.final_state)
-    layer.flush_gradients()
-    return result
 
 
 # -------------------------------------------------------------------------------------- states
@@ -375,103 +342,3 @@ def test_truncation_and_the_last_output(kind: Any, backend: Backend) -> None:
     dX = host(layer.backward(backend.asarray(DA[:, :, 0].copy())))
     assert not dX[:, :, :4].any()
     assert dX[:, :, 4:].all()
-
-
-# --------------------------------------------------------------------------- settings and errors
-
-
-@kinds
-def test_the_settings_round_trip(kind: Any) -> None:
-    layer = kind(3, return_sequences=False, truncate=np.int64(7))
-    assert layer.hyperparameters["return_sequences"] is False
-    assert layer.hyperparameters["truncate"] == 7
-    other = kind(2).set_params(layer.summary())
-    assert (other.return_sequences, other.truncate, other.cell.n_out) == (False, 7, 3)
-    assert "return_sequences" not in layer.cell.hyperparameters
-    numpy_ml = {k: v for k, v in layer.hyperparameters.items() if k != "return_sequences"}
-    assert kind(2).set_params({"hyperparameters": numpy_ml}).return_sequences is True
-
-
-@kinds
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"return_sequences": 1}, "return_sequences must be one of True, False, got 1"),
-        ({"return_sequences": "no"}, "return_sequences must be one of True, False, got 'no'"),
-        ({"truncate": 0}, "truncate must be an integer >= 1, got 0"),
-        ({"truncate": 2.5}, "truncate must be an integer >= 1, got 2.5"),
-    ],
-)
-def test_bad_settings(kind: Any, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ParameterError, match=rf"{kind.__name__}: {message}"):
-        kind(3, **settings)
-
-
-@kinds
-def test_states_and_masks_that_do_not_fit(kind: Any, backend: Backend) -> None:
-    layer, x, state = make(kind, backend), backend.asarray(X), states_of(kind, backend, 90)
-    name, count = kind.__name__, len(as_tuple(state))
-    one = as_tuple(state)[0]
-
-    def states(first: Any) -> Any:
-        return (first, one) if count == 2 else first
-
-    shape = rf"initial_state must have shape \({N}, {N_OUT}\), got \(1, {N_OUT}\)"
-    with pytest.raises(ShapeError, match=rf"{name}: {shape}"):
-        layer.forward(x, initial_state=states(one[:1]))
-    with pytest.raises(ShapeError, match=rf"{name}: initial_state must be {count} array\(s\) \(A"):
-        layer.forward(x, initial_state=(one,) * 3)
-    with pytest.raises(DTypeError, match=rf"{name}: initial_state must have a floating dtype"):
-        layer.forward(x, initial_state=states(one.astype("int32")))
-    with pytest.raises(DTypeError, match=rf"{name}: initial_state: expected a"):
-        layer.forward(x, initial_state=states("zeros"))
-    with pytest.raises(ShapeError, match=rf"mask must have shape .* = \({N}, {N_T}\), got \({N},"):
-        layer.forward(x, mask=backend.asarray(MASK[:, :-1]))
-    with pytest.raises(DTypeError, match=rf"{name}: the mask: expected a"):
-        layer.forward(x, mask=MASK.tolist())
-    layer.flush_gradients()
-    A = layer.forward(x)
-    with pytest.raises(ShapeError, match=rf"{name}: final_state_grad must have shape"):
-        layer.backward(A, final_state_grad=states(one[:1]))
-    layer.forward(x)
-    with pytest.raises(ShapeError, match="final_state_grad needs a single retained input, 2 are"):
-        layer.backward([A, A], final_state_grad=state)
-    harness.assert_no_grads(layer)
-    layer.flush_gradients()
-    assert_same_bits(layer.forward(x), A)  # no argument of a refused call is left behind
-
-
-@kinds
-def test_states_and_masks_of_the_other_library(kind: Any, emulated: Backend) -> None:
-    layer, x = make(kind, emulated), emulated.asarray(X)
-    state = states_of(kind, emulated, 90)
-    on_host = tuple(host(s) for s in as_tuple(state))
-    with pytest.raises(BackendError, match="initial_state must be a cupy array, as the input"):
-        layer.forward(x, initial_state=on_host if len(on_host) == 2 else on_host[0])
-    with pytest.raises(BackendError, match="the mask is a numpy array, the input a cupy one"):
-        layer.forward(x, mask=MASK)
-
-
-@kinds
-def test_arguments_are_let_go(kind: Any, numpy_backend: Backend) -> None:
-    """The layer holds no array of a call longer than the call."""
-    layer = make(kind, numpy_backend)
-    mask, state = MASK.copy(), states_of(kind, numpy_backend, 90)
-    grad = states_of(kind, numpy_backend, 95)
-    held = [weakref.ref(a) for a in (mask, *as_tuple(state), *as_tuple(grad))]
-    layer.forward(X, mask=mask, initial_state=state)
-    layer.backward(DA, final_state_grad=grad)
-    del mask, state, grad
-    gc.collect()
-    assert [ref() for ref in held] == [None] * len(held)
-
-
-@kinds
-def test_a_refused_first_call_is_forgotten(kind: Any) -> None:
-    layer = kind(2)
-    with pytest.raises(ShapeError, match="the mask must have shape"):
-        layer.forward(X, mask=MASK.T)
-    assert not layer.is_initialized
-    assert layer.gradients == {}
-    layer.forward(np.ones((1, 9, 2)))
-    assert layer.n_in == 9
