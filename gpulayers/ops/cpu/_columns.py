@@ -63,14 +63,13 @@ def example_shares(n: int, work_each: int) -> list[slice]:
     return shares(n, -(-_SHARE_WORK // max(1, work_each)))
 
 
-def run_examples(work: Callable[[int, slice], None], parts: list[slice], work_each: int) -> None:
-    """Do the shares of `example_shares`. A single one leaves the threads to BLAS if it is long:
-    its products are short, and its threads stay awake after them."""
-    if len(parts) == 1 and parts[0].stop * work_each >= 2 * _SHARE_WORK:
-        with threaded_blas():
-            work(0, parts[0])
+def run_examples(work: Callable[[int, slice], None], parts: list[slice]) -> None:
+    """Do the shares. A single one leaves the threads to BLAS."""
+    if len(parts) > 1:
+        run_shares(work, parts)
         return
-    run_shares(work, parts)
+    with threaded_blas():
+        work(0, parts[0])
 
 
 class Columns:
@@ -209,8 +208,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
         if b is not None:
             weights[columns.width] = b
     rows_of_Z = Z.reshape(n, columns.pixels, t * out_ch)
-    work_each = columns.pixels * weights.size
-    parts = example_shares(n, work_each)
+    parts = example_shares(n, columns.pixels * weights.size)
     buffers = [columns.buffers(part) for part in parts]
 
     def work(i: int, part: slice) -> None:
@@ -222,7 +220,7 @@ def forward(X: Array, W: Array, b: Array | None, window: Window, rectify: bool) 
             if rectify:
                 relu(product, product)
 
-    run_examples(work, parts, work_each)
+    run_examples(work, parts)
     return Z
 
 
@@ -238,8 +236,7 @@ def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
     columns = Columns(X.shape, X.dtype, wide, (out_rows, out_cols // t), with_ones=True)
     size = (columns.depth, t * out_ch)
     rows_of_dZ = dZ.reshape(n, columns.pixels, t * out_ch)
-    work_each = columns.pixels * math.prod(size)
-    parts = example_shares(n, work_each)
+    parts = example_shares(n, columns.pixels * math.prod(size))
     buffers = [columns.buffers(part) for part in parts]
     sums = [workspace.zeros(size, X.dtype) for _ in parts]
     products = [workspace.empty(size, X.dtype) for _ in parts]
@@ -250,7 +247,7 @@ def param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
             np.matmul(seen.T, dz, out=products[i])
             np.add(sums[i], products[i], out=sums[i])
 
-    run_examples(work, parts, work_each)
+    run_examples(work, parts)
     for more in sums[1:]:
         sums[0] += more
     gradient, db = sums[0][: columns.width], sums[0][columns.width]
@@ -284,8 +281,7 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
     )
     rows_of_dZ = dZ.reshape(n, columns.pixels, t * out_ch)
     dX = workspace.empty(x_shape, dZ.dtype)
-    work_each = columns.pixels * W.size
-    parts = example_shares(n, work_each)
+    parts = example_shares(n, columns.pixels * W.size)
     (padded_rows, padded_cols), step = window.padded_size(rows, cols), window.stride[1]
     # NumPy copies an array it adds to, unless it sees that no two of its numbers share memory. It
     # does so at once if a row is a whole number of steps.
@@ -309,7 +305,7 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
             if not direct:
                 dX[block] = padded[:, top : top + rows, left : left + cols]
 
-    run_examples(work, parts, work_each)
+    run_examples(work, parts)
     return dX
 
 
