@@ -77,10 +77,15 @@ class FullyConnected(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
-        W, b = self.parameters["W"], self.parameters["b"]
+        W, b = self.parameters["W"], self.parameters["b"].reshape(-1)
+        if W.shape != (self.n_in, self.n_out):  # somebody has assigned another one
+            raise ShapeError(
+                f"{self._name}: parameter 'W' must have shape {(self.n_in, self.n_out)}, "
+                f"got {W.shape}"
+            )
         act: object = self.act_fn
-        if type(act) is Identity and X.flags.c_contiguous:
-            Y = Z = kernels_for(X, W).dense_forward(X, W, b.reshape(-1), False)
+        if type(act) is Identity and _plain(X, W, b) and len(b) == self.n_out:
+            Y = Z = kernels_for(X, W).dense_forward(X, W, b, False)
         else:
             Z = product(X, W)
             Y = activation.bias_activation(Z, b, self.act_fn)  # adds b to Z in place
@@ -168,3 +173,9 @@ class FullyConnected(LayerBase):
         if array.shape != shape:
             raise ShapeError(f"{self._name}: {what} must be {shape}, got {array.shape}")
         return self._converted(array, self.dtype)
+
+
+def _plain(X: Array, W: Array, b: Array) -> bool:
+    """Whether a kernel can take these as they are."""
+    flags = X.flags.c_contiguous and W.flags.c_contiguous and b.flags.c_contiguous
+    return flags and W.dtype == b.dtype == X.dtype and X.dtype.isnative

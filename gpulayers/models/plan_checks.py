@@ -127,11 +127,11 @@ class Makeup:
         layers = [layer for _, layer in walked]
         self._activations = [(layer, getattr(layer, "act_fn", None)) for layer in layers]
         self._pools = [(la, _pooling(la)) for la in layers if isinstance(la, Pool2D)]
-        self._parameters = [
-            [layer.parameters, name, array, where]
-            for where, layer in walked
-            for name, array in layer.parameters.items()
-        ]
+        self._parameters: list[list[Any]] = []
+        for where, layer in walked:
+            for name, array in layer.parameters.items():
+                layer.parameters[name] = array = changeable(array)
+                self._parameters.append([layer.parameters, name, array, where])
 
     def check(self) -> None:
         """Look whether the network still is what it was. Parameters that somebody has put in the

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpulayers import backend as backends
-from gpulayers import optimizers
+from gpulayers import layers, optimizers
+from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import harness
 from tests.layers.cases import Case, with_cases, with_learning_cases
@@ -249,3 +250,23 @@ def test_a_step_neither_waits_nor_copies(case: Case, emulated: Backend) -> None:
         layer.forward(X)
         layer.backward(dY)
         layer.update()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_that_were_assigned_may_lie_anyhow(layout: str, backend: Backend) -> None:
+    layer, X = layers.FullyConnected(32), backend.asarray(harness.values((64, 300), 1))
+    layer.forward(X, retain_derived=False)
+    W, dtype = harness.values((300, 32), 2), layer.parameters["W"].dtype
+    layer.parameters["W"] = scrambled(backend.asarray(W.astype(dtype)), layout)
+    expected = host(X).astype(dtype) @ W.astype(dtype)
+    assert_close(layer.forward(X), expected, factor=4.0)
+    kept = dict(layer.parameters)
+    for name, wrong, message in (
+        ("W", W[:200], r"parameter 'W' must have shape \(300, 32\), got \(200, 32\)"),
+        ("W", W[:, :16], r"parameter 'W' must have shape \(300, 32\), got \(300, 16\)"),
+        ("b", np.ones((1, 16)), r"b must have \(32,\) elements"),
+    ):
+        layer.parameters[name] = backend.asarray(wrong.astype(dtype))
+        with pytest.raises(ShapeError, match=message):
+            layer.forward(X)
+        layer.parameters.update(kept)

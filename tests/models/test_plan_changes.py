@@ -78,6 +78,9 @@ LYING: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("place", [0, -1], ids=["convolution", "dense"])
 def test_an_assigned_parameter_may_lie_anyhow(engine_on_cpu: Any, place: int, lying: str) -> None:
     plain, planned = twins(by_example, engine_on_cpu)
+    for network in (plain, planned):
+        parameters = network.layers[place].parameters
+        parameters["W"] = LYING[lying](parameters["W"])
     plan = planned.compile(batch_shape=(6, *IMAGE))
     given: list[Any] = []
     copies: list[Any] = []
