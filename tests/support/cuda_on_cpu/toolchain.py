@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.support.cuda_on_cpu import elf
 from tests.support.cuda_on_cpu.errors import CompileError, EmulatorUnavailableError
 
 HERE = Path(__file__).parent
@@ -219,11 +220,7 @@ def build_kernels(unit: str, key: str, flavour: str, definitions: Sequence[str])
 
 def shared_variables(library: Path) -> list[tuple[int, int, str]]:
     """(offset, bytes, name) of each ``__shared__`` array: the function-local statics."""
-    found = []
-    for line in _run(["nm", "-S", str(library)]).splitlines():
-        fields = line.split()
-        if len(fields) == 4 and fields[2] in "bBdD" and fields[3].startswith("_ZZ"):
-            found.append((int(fields[0], 16), int(fields[1], 16), fields[3]))
+    found = [variable for variable in elf.variables(library) if variable[2].startswith("_ZZ")]
     if not found:
         return []
     names = _run(["c++filt", *(mangled for _, _, mangled in found)]).splitlines()
