@@ -15,9 +15,9 @@ test:               ## all but the slow and the GPU tests
 test-all:           ## the same with every case on every engine, not a sample
 	GPULAYERS_TEST_CASES=all $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu"
 
-test-numpy:         ## what trains and does not choose an engine itself, once more without the C kernels
+test-numpy:         ## the loop, its precision and its resumption once more without the C kernels
 	GPULAYERS_ENGINE=numpy $(PYTHON) -m pytest -q -n 2 -m "not slow and not gpu and not emulated and not compiled" \
-		$$(grep -l "Trainer(\|trainer(" tests/training/test_*.py)
+		$(addprefix tests/training/test_,trainer.py precision.py resume.py)
 
 sanitizers:         ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) -m pytest -q -m slow tests/ops/test_sanitizers.py

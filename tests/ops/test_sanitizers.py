@@ -1,7 +1,8 @@
 """The C kernels read and write no memory but their own, and rely on nothing C leaves undefined.
 
 They are built with AddressSanitizer and UndefinedBehaviorSanitizer, and the tests of this folder
-that run them, hostile shapes and all, are run again with that build in a process of its own.
+that run them, hostile shapes and all, are run again with that build in a process of its own: of a
+test with many cases every third.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.compiled]
 ROOT = Path(__file__).parents[2]
 HOSTILE = sorted(path.name for path in Path(__file__).parent.glob("test_compiled_*.py"))
 HOSTILE += ["test_fused.py", "../models/test_plan_recorded.py"]
-# All tests of operations, and both instruction sets, take ten minutes: only on request.
+# All tests of operations, every case, both instruction sets, take ten minutes: only on request.
 ALL = os.environ.get("GPULAYERS_SANITIZERS") == "all"
 
 
