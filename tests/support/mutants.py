@@ -34,15 +34,7 @@ from tests.support.cuda_on_cpu import CompileError, KernelError, LaunchError
 EQUIVALENT_FILE = Path(__file__).parents[1] / "meta" / "equivalent_mutants.toml"
 TIME_LIMIT = 2.0  # seconds of processor time a launch: a mutant may loop for ever
 USUAL = ("float32", "int32")
-#: the tests judge every k-th mutant of a source only, to keep their time; `main` judges all
-EVERY = {"im2col.cu": 36, "update.cu": 16, "random.cu": 11, "activation.cu": 22, "softmax.cu": 66}
-EVERY |= {"gemm.cu": 48, "conv.cu": 96, "conv.cuh": 96, "tile.cuh": 96, "flat.cu": 48}
-EVERY |= {"feed.cu": 48, "conv_step.cu": 48, "tile_sums.cuh": 96}
-EVERY |= {"judge.cu": 48, "flat.cuh": 12, "norm.cu": 81, "dropout.cu": 19, "philox.cuh": 12}
-EVERY |= dict.fromkeys(("sequence.cuh", *(f"sequence_{k}.cu" for k in ("rnn", "lstm", "gru"))), 96)
-EVERY |= {"sequence_plan.cu": 48, "sequence_group.cuh": 194, "large.cuh": 144}
-EVERY |= {"sequence_tensor.cuh": 192}
-OTHERS_EVERY = 48
+PER_FILE = 2  # the tests judge so many mutants of a source, to keep their time; `main` judges all
 
 # ------------------------------------------------------------------------------- making of mutants
 
@@ -153,6 +145,12 @@ def mutants(file: str) -> list[Mutant]:
                 new = becomes.strip() + lines[number - 1][len(line) :].rstrip()
                 found.append(Mutant(file, function, number, full, mutation, new))
     return list(dict.fromkeys(found))
+
+
+def spread(made: Sequence[Mutant], count: int = PER_FILE) -> Sequence[Mutant]:
+    """So many of them, evenly spread, or all if there are fewer."""
+    count = min(count, len(made))
+    return [made[(2 * k + 1) * len(made) // (2 * count)] for k in range(count)]
 
 
 def _changes(line: str) -> Iterator[tuple[str, str]]:
