@@ -233,10 +233,11 @@ class LayerState:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the parameters; None without or before them."""
+        """The dtype of the parameters, in the machine's byte order; None without or before them."""
         for parameter in self.parameters.values():
             if parameter is not None:
-                return parameter.dtype
+                dtype = parameter.dtype
+                return dtype if dtype.isnative else dtype.newbyteorder("=")
         return None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gpulayers import backend as backends
 from gpulayers import layers, optimizers
 from gpulayers.errors import ShapeError
-from tests.conftest import Backend
+from tests.conftest import Backend, switched_to
 from tests.layers import harness
 from tests.layers.cases import Case, with_cases, with_learning_cases
 from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, host, scrambled
@@ -270,3 +271,24 @@ def test_weights_that_were_assigned_may_lie_anyhow(layout: str, backend: Backend
         with pytest.raises(ShapeError, match=message):
             layer.forward(X)
         layer.parameters.update(kept)
+
+
+@pytest.mark.parametrize("kind", [layers.LSTMCell, layers.GRUCell, layers.RNNCell, layers.LSTM])
+@pytest.mark.parametrize("engine", ["numpy", pytest.param("compiled", marks=pytest.mark.compiled)])
+def test_parameters_of_the_other_byte_order(kind: type, engine: str) -> None:
+    with switched_to(engine):
+        layer: Any = kind(5)
+        X = harness.values((4, 3, 2) if kind is layers.LSTM else (4, 3), 1).astype(np.float32)
+        outputs, states = [], []
+        for swapped in (False, True):
+            if swapped:
+                for name, array in layer.parameters.items():
+                    layer.parameters[name] = array.astype(array.dtype.newbyteorder())
+            Y = layer.forward(X)
+            outputs.append(Y[0] if isinstance(Y, tuple) else Y)
+            layer.backward(np.ones_like(outputs[-1]))
+            states.append({name: grad.copy() for name, grad in layer.gradients.items()})
+            layer.flush_gradients()
+        assert_close(outputs[1], outputs[0])
+        for name, grad in states[0].items():
+            assert_close(states[1][name], grad)
