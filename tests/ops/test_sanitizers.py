@@ -2,7 +2,7 @@
 
 They are built with AddressSanitizer and UndefinedBehaviorSanitizer, and the tests of this folder
 that run them, hostile shapes and all, are run again with that build in a process of its own: of a
-test with many cases every third.
+test with many cases a third.
 """
 
 from __future__ import annotations

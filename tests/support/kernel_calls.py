@@ -1,8 +1,8 @@
 """A pytest plugin (``-p tests.support.kernel_calls``): notes which compiled kernels a run called,
 and fails it when one was never called.
 
-Of the cases of a test every third runs, if there are many, unless ``GPULAYERS_TEST_CASES=all``:
-three has no factor in common with most numbers of dtypes and of threads, so each shape is met.
+Of the cases of a test a third runs, if there are many, with every value of every argument; all do
+with ``GPULAYERS_TEST_CASES=all``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 
 from gpulayers.ops import compiled
 from gpulayers.ops.compiled.library import Function
+from tests.support.fair import fair_part
 
 EVERY, MANY = 3, 12
 _called: set[str] = set()
@@ -45,12 +46,16 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get("GPULAYERS_TEST_CASES"):
         return
-    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    groups: dict[str, list[Any]] = defaultdict(list)
     for item in items:
         groups[item.nodeid.partition("[")[0]].append(item)
-    chosen = [case for g in groups.values() for case in g[:: EVERY if len(g) > MANY else 1]]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-    items[:] = chosen
+    out: set[pytest.Item] = set()
+    for group in groups.values():
+        if len(group) > MANY:
+            kept = fair_part([(item.nodeid, item.callspec.params) for item in group], EVERY)
+            out.update(item for place, item in enumerate(group) if place not in kept)
+    config.hook.pytest_deselected(items=list(out))
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_unconfigure() -> None:
