@@ -156,13 +156,13 @@ class Makeup:
 
     def _adopted(self, known: list[Any], new: Any) -> Array:
         _, name, old, where = known
-        what = f"{self._name}: parameter {where}.{name}"
-        backend.home_of(self._name, f"parameter {where}.{name}", new)
+        what = f"{self._name}: parameter '{where}.{name}': the plan was made for"
+        backend.home_of(self._name, f"parameter '{where}.{name}'", new)
         if new.shape != old.shape:
-            raise ShapeError(f"{what} must have shape {old.shape}, got {new.shape}")
+            raise ShapeError(f"{what} shape {old.shape}, got {new.shape}; compile again")
         new = changeable(new)
         if new.dtype != old.dtype:
-            raise DTypeError(f"{what} must be {old.dtype} as the plan's, got {new.dtype}")
+            raise DTypeError(f"{what} {old.dtype}, got {new.dtype}; compile again")
         return new
 
     def _changed(self) -> str:
