@@ -391,6 +391,13 @@ def _implementation(library: str) -> Kernels:
     return found
 
 
+def reference_kernels() -> Kernels:
+    """The array formulas, whatever the engine: they take arrays that kernels cannot."""
+    from gpulayers.ops.reference import Reference
+
+    return Reference()
+
+
 def kernels_of_module(xp: ModuleType) -> Kernels:
     """Return the implementation for arrays of the module `xp` (numpy or cupy)."""
     return _implementation("numpy" if xp.__name__ == "numpy" else "cupy")

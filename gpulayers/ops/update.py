@@ -8,7 +8,7 @@ from __future__ import annotations
 from gpulayers.backend import Array, is_floating
 from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Kernels, kernels_for
+from gpulayers.ops._kernels import Kernels, kernels_for, reference_kernels
 
 
 def _kernels(op: str, param: Array, grad: Array, **state: Array) -> Kernels:
@@ -27,7 +27,8 @@ def _kernels(op: str, param: Array, grad: Array, **state: Array) -> Kernels:
             raise ShapeError(f"{op}: {name} must have shape {param.shape}, got {array.shape}")
         if not array.flags.c_contiguous:
             raise ShapeError(f"{op}: {name} must be C-contiguous, it is changed in place")
-    return kernels_for(param)
+    # NumPy's formulas change arrays of the other byte order in place; kernels and BLAS would not
+    return kernels_for(param) if param.dtype.isnative else reference_kernels()
 
 
 def sgd_update(param: Array, grad: Array, velocity: Array, lr: float, momentum: float) -> None:

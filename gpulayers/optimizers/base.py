@@ -293,13 +293,14 @@ class BuiltIn(OptimizerBase):
         states: list[Any] = [entry]
         if names and is_dict(entry) and _master.MASTER not in entry:
             states = [entry.get(key) for key in names]
+        xp_of(param)  # an error for what is no array
         dtype, shape = param.dtype, param.shape
         for array in (param, grad, *states):
             if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
                 return False
             if not array.flags.c_contiguous:
                 return False
-        if not is_floating(dtype) or _master.is_half(dtype):
+        if not is_floating(dtype) or _master.is_half(dtype) or not dtype.isnative:
             return False
         lr = float(self.lr_scheduler(self.cur_step, cur_loss))
         self._rule(kernels or kernels_for(param), param, grad, entry, lr)

@@ -198,11 +198,26 @@ def test_bad_arrays_are_refused(name, backend):
         optimizer(ones.astype(np.int64), ones, "W")
     with pytest.raises(DTypeError, match="expected a numpy or cupy array, got list"):
         optimizer(ones, [1.0], "W")
+    with pytest.raises(DTypeError, match="expected a numpy or cupy array, got list"):
+        optimizer.update_([1.0], ones, "W")
     assert optimizer.cache == {}
     optimizer(ones, ones, "W")  # with a state they are refused as well
     for bad, error in ((ones[0], ShapeError), (ones.astype(np.int64), DTypeError)):
         with pytest.raises(error, match="grad"):
             optimizer(ones, bad, "W")
+
+
+@rule
+@pytest.mark.parametrize("size", [5, 70_000])  # the second is large enough for kernels and threads
+def test_the_other_byte_order_is_changed_in_place(name, size, backend):
+    rng = np.random.default_rng(3)
+    param, grad = rng.standard_normal((2, size)).astype(np.float32)
+    swapped = param.astype(">f4")
+    native, other = make(name), make(name)
+    for _ in range(3):
+        native.update_(param, grad, "W")
+        other.update_(swapped, grad.astype(">f4"), "W")
+    np.testing.assert_allclose(swapped, param, rtol=1e-5, atol=1e-6)
 
 
 def test_mixed_backends_are_refused(emulated):
