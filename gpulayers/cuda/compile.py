@@ -208,8 +208,9 @@ def launch(
     packed = spec.pack(dtype.name, index, args)
     kernel: Any = get_kernel(name, dtype.name, index, constants)
     shared = shared or spec.shared
-    # beyond the usual size only what was asked for; asking costs a call of the driver
-    if shared > _USUAL_SHARED and shared > kernel.max_dynamic_shared_size_bytes:
+    # Beyond the usual size, to which a kernel's own arrays count too, only what was asked for;
+    # asking costs a call of the driver.
+    if shared >= _USUAL_SHARED and shared >= kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = shared
     kernel(grid, (block or spec.block,), packed, shared_mem=shared)
 

@@ -4,8 +4,11 @@
 #include "window.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
+#include "copies.cuh"
+#include "pipeline.cuh"
 #include "large.cuh"
 #include "conv.cuh"
+#include "conv_gradient.cuh"
 
 // z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners.
 template <typename T, typename Acc, typename Tile>
@@ -15,8 +18,8 @@ __global__ void conv2d_forward(const T* __restrict__ x, const T* __restrict__ w,
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
-    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, true};
-    const Matrix<T, Acc> right = {w, filters, 1, filters, -1, false};
+    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, Terms()};
+    const Matrix<T, Acc, Lines> right = {w, filters, 1, filters, -1, Lines()};
     const Target<T, Acc> target = {z,       nullptr, bias,          nullptr, winners,   pixels,
                                    filters, has_bias != 0, false, relu != 0, pooled != 0};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, taps, taps);
@@ -28,8 +31,8 @@ __global__ void conv2d_input_grad(const T* __restrict__ dz, const T* __restrict_
                                   int filters, WINDOW_PARAMETERS)
 {
     const int taps = kernel_rows * kernel_cols * filters;
-    const InputsByTaps<T, Acc> left = {{dz, nullptr, GEOMETRY, filters, false}, pixels, true};
-    const ChannelsByTaps<T, Acc> right = {w, channels, filters, true};
+    const InputsByTaps<T, Acc> left = {{dz, nullptr, GEOMETRY, filters, false}, pixels, Terms()};
+    const ChannelsByTaps<T, Acc> right = {w, channels, filters, Terms()};
     const Target<T, Acc> target = {dx,       nullptr, nullptr, nullptr, nullptr, pixels,
                                    channels, false,   false,   false,   false};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, taps, taps);
@@ -42,8 +45,8 @@ __global__ void conv2d_weight_grad(const T* __restrict__ x, const T* __restrict_
                                    WINDOW_PARAMETERS)
 {
     const int taps = kernel_rows * kernel_cols * channels;
-    const TapsByPixels<T, Acc> left = {{x, GEOMETRY, false}, taps, false};
-    const FiltersByPixels<T, Acc> right = {{dz, nullptr, GEOMETRY, filters, false}, false};
+    const TapsByPixels<T, Acc> left = {{x, GEOMETRY, false}, taps, Lines()};
+    const FiltersByPixels<T, Acc> right = {{dz, nullptr, GEOMETRY, filters, false}, Lines()};
     const Target<T, Acc> target = {dw,      partial, nullptr, nullptr, nullptr, has_bias ? taps + 1 : taps,
                                    filters, false,   false,   false,   false};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, pixels, span);

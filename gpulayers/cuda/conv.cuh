@@ -1,6 +1,7 @@
 // Convolution of NHWC images without a matrix of windows: its numbers are read from the image when a product wants
 // them ("implicit GEMM"; Chetlur et al., "cuDNN: Efficient primitives for deep learning", 2014, section 3). These are
-// the factors of the products, for conv.cu and conv_step.cu; needs window.cuh, tile.cuh, large.cuh.
+// the factors of the products but for the gradients (conv_gradient.cuh), for conv.cu and conv_step.cu; needs window.cuh,
+// tile.cuh.
 //
 // A plan compiles the kernels for one shape: -DSPECIALISE=rows=28,... fixes the geometry, and the divisions below
 // become multiplications. `pooled` says that a 2 x 2 max pooling follows, stride 2: pixels are then numbered
@@ -65,23 +66,43 @@ struct Windows {
     bool pooled;
 };
 
-// Where the image has it: null in the padding.
+// Where a window begins: the first number of its image, and row and column there, in the padding perhaps; NOWHERE is in
+// no image.
+struct Corner {
+    long long image;
+    int row, col;
+};
+#define NOWHERE (-(1 << 30))
+
 template <typename T, typename Acc>
-__device__ __forceinline__ const T* window_place(const Windows<T, Acc>& w, int number, int tap_number)
+__device__ __forceinline__ Corner corner_of(const Windows<T, Acc>& w, int number)
 {
     const Pixel pixel = pixel_of(w.g, number, w.pooled);
-    const Tap tap = tap_of(w.g, tap_number, w.g.channels);
-    const int row = pixel.row * w.g.stride_rows - w.g.pad_top + tap.row * w.g.dilation_rows;
-    const int col = pixel.col * w.g.stride_cols - w.g.pad_left + tap.col * w.g.dilation_cols;
+    const long long size = static_cast<long long>(w.g.rows) * w.g.cols * w.g.channels;
+    return {pixel.image * size, pixel.row * w.g.stride_rows - w.g.pad_top,
+            pixel.col * w.g.stride_cols - w.g.pad_left};
+}
+
+// What a tap adds to it; of `depth` channels.
+__device__ __forceinline__ Tap reach_of(const Geometry& g, int number, int depth)
+{
+    const Tap tap = tap_of(g, number, depth);
+    return {tap.row * g.dilation_rows, tap.col * g.dilation_cols, tap.channel};
+}
+
+// Where the image has it: null in the padding.
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* window_place(const Windows<T, Acc>& w, const Corner& corner, const Tap& reach)
+{
+    const int row = corner.row + reach.row, col = corner.col + reach.col;
     if (row < 0 || row >= w.g.rows || col < 0 || col >= w.g.cols) return nullptr;
-    const long long line = static_cast<long long>(pixel.image) * w.g.rows + row;
-    return w.image + (line * w.g.cols + col) * w.g.channels + tap.channel;
+    return w.image + (corner.image + static_cast<long long>(row * w.g.cols + col) * w.g.channels + reach.channel);
 }
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc window_value(const Windows<T, Acc>& w, int number, int tap_number)
 {
-    const T* const place = window_place(w, number, tap_number);
+    const T* const place = window_place(w, corner_of(w, number), reach_of(w.g, tap_number, w.g.channels));
     return place ? static_cast<Acc>(*place) : static_cast<Acc>(0);
 }
 
@@ -90,8 +111,14 @@ template <typename T, typename Acc>
 struct PixelsByTaps {
     Windows<T, Acc> windows;
     int pixels;
-    bool terms_lie_together;
+    Terms terms_lie_together;
 };
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* any_place(const PixelsByTaps<T, Acc>& source)
+{
+    return source.windows.image;
+}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const PixelsByTaps<T, Acc>& source, int line, int term)
@@ -100,13 +127,25 @@ __device__ __forceinline__ Acc value_at(const PixelsByTaps<T, Acc>& source, int 
     return window_value(source.windows, line, term);
 }
 
-// Channels lie together; as below, and for the large tiles alone (see large.cuh).
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const PixelsByTaps<T, Acc>& source, int line, int term, unsigned (&words)[WORDS])
+// Channels lie together; as below, for runs (see tile.cuh).
+template <typename T, typename Acc>
+__device__ __forceinline__ Corner line_of(const PixelsByTaps<T, Acc>& source, int line)
 {
-    if (line >= source.pixels) return;
-    const T* const place = window_place(source.windows, line, term);
-    if (place) load_words(place, words);
+    if (line >= source.pixels) return {0, NOWHERE, 0};
+    return corner_of(source.windows, line);
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Tap term_of(const PixelsByTaps<T, Acc>& source, int term)
+{
+    return reach_of(source.windows.g, term, source.windows.g.channels);
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const PixelsByTaps<T, Acc>& source, const Corner& line, const Tap& term,
+                                             int*)
+{
+    return window_place(source.windows, line, term);
 }
 
 // ... or the other way round, with a line of ones after the last tap, for the gradient of a bias.
@@ -114,8 +153,14 @@ template <typename T, typename Acc>
 struct TapsByPixels {
     Windows<T, Acc> windows;
     int taps;
-    bool terms_lie_together;
+    Lines terms_lie_together;
 };
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* any_place(const TapsByPixels<T, Acc>& source)
+{
+    return source.windows.image;
+}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const TapsByPixels<T, Acc>& source, int line, int term)
@@ -124,131 +169,35 @@ __device__ __forceinline__ Acc value_at(const TapsByPixels<T, Acc>& source, int 
     return window_value(source.windows, term, line);
 }
 
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const TapsByPixels<T, Acc>& source, int line, int term, unsigned (&words)[WORDS])
-{
-    if (line == source.taps) words[0] = bits_of(static_cast<T>(1.0f));
-    if (line >= source.taps) return;
-    const T* const place = window_place(source.windows, term, line);
-    if (place) load_words(place, words);
-}
-
-// The gradient of an output, or what pooling leaves of it: dz and, if pooled, the winners.
-template <typename T, typename Acc>
-struct Gradient {
-    const T* dz;
-    const unsigned char* winners;
-    Geometry g;
-    int filters;
-    bool pooled;
+// A tap, or the line of ones; beyond that NOWHERE.
+struct TapLine {
+    Tap reach;
+    bool ones;
 };
 
-// An output pixel's place in dz, -1 where pooling leaves it out, and which of a window's four it is.
-template <typename T, typename Acc>
-__device__ __forceinline__ long long gradient_place(const Gradient<T, Acc>& source, int image, int row, int col, int filter,
-                                                    int* quarter)
+__device__ __forceinline__ bool is_ones(const TapLine& line)
 {
-    const int rows = source.pooled ? source.g.out_rows / 2 : source.g.out_rows;
-    const int cols = source.pooled ? source.g.out_cols / 2 : source.g.out_cols;
-    const int at_row = source.pooled ? row / 2 : row;
-    const int at_col = source.pooled ? col / 2 : col;
-    *quarter = (row % 2) * 2 + col % 2;
-    if (at_row >= rows || at_col >= cols) return -1;
-    const long long line = static_cast<long long>(image) * rows + at_row;
-    return (line * cols + at_col) * source.filters + filter;
+    return line.ones;
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ Acc gradient_value(const Gradient<T, Acc>& source, int image, int row, int col, int filter)
+__device__ __forceinline__ TapLine line_of(const TapsByPixels<T, Acc>& source, int line)
 {
-    int quarter;
-    const long long place = gradient_place(source, image, row, col, filter, &quarter);
-    if (place < 0 || (source.pooled && source.winners[place] != quarter)) return static_cast<Acc>(0);
-    return static_cast<Acc>(source.dz[place]);
-}
-
-// Filters that lie together; where another pixel won, zeros.
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void gradient_run(const Gradient<T, Acc>& source, int image, int row, int col, int filter,
-                                             unsigned (&words)[WORDS])
-{
-    int quarter;
-    const long long place = gradient_place(source, image, row, col, filter, &quarter);
-    if (place < 0) return;
-    load_words(source.dz + place, words);
-    if (!source.pooled) return;
-    constexpr int PER_WORD = 4 / sizeof(T);
-    unsigned winners[WORDS * PER_WORD / 4];
-    load_words(source.winners + place, winners);
-#pragma unroll
-    for (int i = 0; i < WORDS * PER_WORD; ++i) {
-        const unsigned mask = (PER_WORD == 1 ? 0xffffffffu : 0xffffu) << (16 * (i % PER_WORD));
-        if ((winners[i / 4] >> (8 * (i % 4)) & 255u) != static_cast<unsigned>(quarter)) words[i / PER_WORD] &= ~mask;
-    }
-}
-
-// Lines are filters, terms are output pixels.
-template <typename T, typename Acc>
-struct FiltersByPixels {
-    Gradient<T, Acc> gradient;
-    bool terms_lie_together;
-};
-
-template <typename T, typename Acc>
-__device__ __forceinline__ Acc value_at(const FiltersByPixels<T, Acc>& source, int line, int term)
-{
-    if (line >= source.gradient.filters) return static_cast<Acc>(0);
-    const Pixel pixel = pixel_of(source.gradient.g, term, source.gradient.pooled);
-    return gradient_value(source.gradient, pixel.image, pixel.row, pixel.col, line);
-}
-
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const FiltersByPixels<T, Acc>& source, int line, int term,
-                                       unsigned (&words)[WORDS])
-{
-    if (line >= source.gradient.filters) return;
-    const Pixel pixel = pixel_of(source.gradient.g, term, source.gradient.pooled);
-    gradient_run(source.gradient, pixel.image, pixel.row, pixel.col, line, words);
-}
-
-// Lines are input pixels, terms are the taps (with filters for channels) by which outputs see them.
-template <typename T, typename Acc>
-struct InputsByTaps {
-    Gradient<T, Acc> gradient;
-    int pixels;
-    bool terms_lie_together;
-};
-
-// The output pixel that sees an input by a tap; no row or column where there is none.
-template <typename T, typename Acc>
-__device__ __forceinline__ Pixel seen_by(const InputsByTaps<T, Acc>& source, int line, const Tap& tap)
-{
-    const Geometry& g = source.gradient.g;
-    const int strip = line / g.cols;
-    const int image = strip / g.rows;
-    const int row = window_at(strip - image * g.rows + g.pad_top - tap.row * g.dilation_rows, g.stride_rows, g.out_rows);
-    const int col = window_at(line - strip * g.cols + g.pad_left - tap.col * g.dilation_cols, g.stride_cols, g.out_cols);
-    return {image, row, col, 0};
+    if (line >= source.taps) return {{NOWHERE, 0, 0}, line == source.taps};
+    return {reach_of(source.windows.g, line, source.windows.g.channels), false};
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ Acc value_at(const InputsByTaps<T, Acc>& source, int line, int term)
+__device__ __forceinline__ Corner term_of(const TapsByPixels<T, Acc>& source, int term)
 {
-    if (line >= source.pixels) return static_cast<Acc>(0);
-    const Tap tap = tap_of(source.gradient.g, term, source.gradient.filters);
-    const Pixel pixel = seen_by(source, line, tap);
-    if (pixel.row < 0 || pixel.col < 0) return static_cast<Acc>(0);
-    return gradient_value(source.gradient, pixel.image, pixel.row, pixel.col, tap.channel);
+    return corner_of(source.windows, term);
 }
 
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const InputsByTaps<T, Acc>& source, int line, int term, unsigned (&words)[WORDS])
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const TapsByPixels<T, Acc>& source, const TapLine& line,
+                                             const Corner& term, int*)
 {
-    if (line >= source.pixels) return;
-    const Tap tap = tap_of(source.gradient.g, term, source.gradient.filters);
-    const Pixel pixel = seen_by(source, line, tap);
-    if (pixel.row < 0 || pixel.col < 0) return;
-    gradient_run(source.gradient, pixel.image, pixel.row, pixel.col, tap.channel, words);
+    return window_place(source.windows, term, line.reach);
 }
 
 // The filters with channels for lines and (tap, filter) for terms: w is (taps, channels, filters).
@@ -256,24 +205,37 @@ template <typename T, typename Acc>
 struct ChannelsByTaps {
     const T* w;
     int channels, filters;
-    bool terms_lie_together;
+    Terms terms_lie_together;
 };
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* any_place(const ChannelsByTaps<T, Acc>& source)
+{
+    return source.w;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ long long line_of(const ChannelsByTaps<T, Acc>& source, int line)
+{
+    return line < source.channels ? static_cast<long long>(line) * source.filters : -1;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ long long term_of(const ChannelsByTaps<T, Acc>& source, int term)
+{
+    const int tap = term / source.filters;
+    return static_cast<long long>(tap) * source.channels * source.filters + (term - tap * source.filters);
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const ChannelsByTaps<T, Acc>& source, long long line, long long term, int*)
+{
+    return line >= 0 ? source.w + (line + term) : nullptr;
+}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const ChannelsByTaps<T, Acc>& source, int line, int term)
 {
     if (line >= source.channels) return static_cast<Acc>(0);
-    const int tap = term / source.filters;
-    const long long row = static_cast<long long>(tap) * source.channels + line;
-    return static_cast<Acc>(source.w[row * source.filters + (term - tap * source.filters)]);
-}
-
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const ChannelsByTaps<T, Acc>& source, int line, int term,
-                                       unsigned (&words)[WORDS])
-{
-    if (line >= source.channels) return;
-    const int tap = term / source.filters;
-    const long long row = static_cast<long long>(tap) * source.channels + line;
-    load_words(source.w + (row * source.filters + (term - tap * source.filters)), words);
+    return static_cast<Acc>(source.w[line_of(source, line) + term_of(source, term)]);
 }

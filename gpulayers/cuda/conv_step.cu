@@ -6,8 +6,11 @@
 #include "window.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
+#include "copies.cuh"
+#include "pipeline.cuh"
 #include "large.cuh"
 #include "conv.cuh"
+#include "conv_gradient.cuh"
 #include "rows.cuh"
 #include "columns.cuh"
 #include "norm.cuh"
@@ -22,8 +25,8 @@ __global__ void conv2d_moments(const T* __restrict__ x, const T* __restrict__ w,
     int pooled = 0;  // SPECIALISE says so too
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
-    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, true};
-    const Matrix<T, Acc> right = {w, filters, 1, filters, -1, false};
+    const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, Terms()};
+    const Matrix<T, Acc, Lines> right = {w, filters, 1, filters, -1, Lines()};
     const Target<T, Acc> target = {z, nullptr, bias, nullptr, nullptr, pixels, filters, true, false, false, false};
     const TakeMoments<Tile, Acc> moments = {
         {each, arrived, static_cast<int>(gridDim.x), members}, sums, squares};
@@ -53,8 +56,8 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
         const int down = (taps + Tile::HEIGHT) / Tile::HEIGHT;
         const int tile = block / parts;
         const Share share = {tile % down, tile / down, block % parts, parts};
-        const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pooled != 0}, taps, false};
-        const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, false};
+        const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pooled != 0}, taps, Lines()};
+        const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, Lines()};
         const Target<T, Acc> target = {nullptr, grads, nullptr, nullptr, nullptr, taps + 1, filters,
                                        false,   false, false,   false,   nullptr, true};
         work_out<T, Acc, Tile>(share, left, right, target, outputs, span);
@@ -63,8 +66,8 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
         const int down = (inputs + Tile::HEIGHT - 1) / Tile::HEIGHT;
         const int tile = block - weight_blocks;
         const Share share = {tile % down, tile / down, 0, 1};
-        const InputsByTaps<T, Acc> left = {{dz, winners, GEOMETRY, filters, pooled != 0}, inputs, true};
-        const ChannelsByTaps<T, Acc> right = {w, channels, filters, true};
+        const InputsByTaps<T, Acc> left = {{dz, winners, GEOMETRY, filters, pooled != 0}, inputs, Terms()};
+        const ChannelsByTaps<T, Acc> right = {w, channels, filters, Terms()};
         const Target<T, Acc> target = {dx,    nullptr,     nullptr, x,     nullptr,                    inputs, channels,
                                        false, masked != 0, false,   false, has_side ? side : nullptr};
         const Picture picture = {norm_rows, norm_cols, norm_pooled != 0};

@@ -3,20 +3,23 @@
 #include "words.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
+#include "copies.cuh"
+#include "pipeline.cuh"
 #include "large.cuh"
 
 // c (rows, cols) = a (rows, terms) b (terms, cols); the numbers of a row or column lie a_row, a_term, ... apart.
-// ones: row of c that becomes the sums of b's columns (a has one row less then), or -1.
-template <typename T, typename Acc, typename Tile>
+// ones: row of c that becomes the sums of b's columns (a has one row less then), or -1. Rows, Cols: how a and b lie, by
+// rows and by columns, as Matrix has it; tensor cores have to know.
+template <typename T, typename Acc, typename Tile, typename Rows = bool, typename Cols = bool>
 __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                      const T* __restrict__ mask, T* __restrict__ c, Acc* __restrict__ partial, int rows, int cols,
                      int terms, int span, int a_row, int a_term, int b_term, int b_col, int ones, int has_bias,
                      int relu, int has_mask)
 {
-    const Matrix<T, Acc> left = {a, rows, a_row, a_term, ones, a_term == 1};
-    const Matrix<T, Acc> right = {b, cols, b_col, b_term, -1, b_term == 1};
     const Target<T, Acc> target = {c,        partial,       bias,          mask,      nullptr, rows, cols,
                                    has_bias != 0, has_mask != 0, relu != 0, false};
+    const Matrix<T, Acc, Rows> left = {a, rows, a_row, a_term, ones, Rows(a_term == 1)};
+    const Matrix<T, Acc, Cols> right = {b, cols, b_col, b_term, -1, Cols(b_term == 1)};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, terms, span);
 }
 
@@ -32,8 +35,8 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
         const int down = (inputs + Tile::HEIGHT) / Tile::HEIGHT;
         const int tile = block / parts;
         const Share share = {tile % down, tile / down, block % parts, parts};
-        const Matrix<T, Acc> left = {x, inputs, 1, inputs, inputs, false};
-        const Matrix<T, Acc> right = {dz, outputs, 1, outputs, -1, false};
+        const Matrix<T, Acc, Lines> left = {x, inputs, 1, inputs, inputs, Lines()};
+        const Matrix<T, Acc, Lines> right = {dz, outputs, 1, outputs, -1, Lines()};
         const Target<T, Acc> target = {nullptr, grads, nullptr, nullptr, nullptr, inputs + 1, outputs,
                                        false,   false, false,   false,   nullptr, true};
         work_out<T, Acc, Tile>(share, left, right, target, batch, span);
@@ -41,8 +44,8 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
         const int down = (batch + Tile::HEIGHT - 1) / Tile::HEIGHT;
         const int tile = block - weight_blocks;
         const Share share = {tile % down, tile / down, 0, 1};
-        const Matrix<T, Acc> left = {dz, batch, outputs, 1, -1, true};
-        const Matrix<T, Acc> right = {w, inputs, outputs, 1, -1, true};
+        const Matrix<T, Acc, Terms> left = {dz, batch, outputs, 1, -1, Terms()};
+        const Matrix<T, Acc, Terms> right = {w, inputs, outputs, 1, -1, Terms()};
         const Target<T, Acc> target = {dx,     nullptr, nullptr,     x,     nullptr, batch,
                                        inputs, false,   masked != 0, false, false};
         work_out<T, Acc, Tile>(share, left, right, target, outputs, outputs);

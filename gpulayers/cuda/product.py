@@ -10,7 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import precision, table
 from gpulayers.cuda.compile import launch, launch_elements
-from gpulayers.cuda.table_tiles import REACH, TILES, Tile
+from gpulayers.cuda.table_tiles import FORMS, REACH, TILES, Tile
 from gpulayers.cuda.tune import Candidate, Key, choose
 from gpulayers.errors import BackendError
 from gpulayers.ops._sums import sum_dtype
@@ -68,11 +68,19 @@ def tiles_of(name: str, dtype: Any, runs: bool) -> list[str]:
     return [
         suffix
         for suffix, tile in TILES.items()
-        if name + suffix in table.KERNELS
+        if kernel_of(name, suffix) in table.KERNELS
         and dtype.name in tile.dtypes
         and (cores or not tile.tensor)
         and (runs or not tile.runs)
     ]
+
+
+def kernel_of(name: str, suffix: str) -> str:
+    """The kernel of a tile; `name` may be one of `gemm_name`'s, which are one kernel but for tensor
+    cores."""
+    base = name[: -len("_nn")]
+    one = base == "gemm" and not TILES[suffix].tensor
+    return (base if one else name) + suffix
 
 
 def come_in_runs(dtype: Any, *sizes: int) -> bool:
@@ -147,7 +155,7 @@ def candidates(
     Parameters
     ----------
     name : str
-        Of the kernel, without the suffix of a tile.
+        Of the kernel, without the suffix of a tile; of `gemm` with its form (`gemm_name`).
     shared : bool
         Whether blocks can share the terms of a sum.
     runs : bool
@@ -170,7 +178,7 @@ def candidates(
             if count > 1:
                 span = -(-span // _RUN) * _RUN
             parts = -(-terms // span) or 1
-            found.append(Candidate(name + suffix, tile.rows, tile.cols, parts, span))
+            found.append(Candidate(kernel_of(name, suffix), tile.rows, tile.cols, parts, span))
     return list(dict.fromkeys(found))
 
 
@@ -239,6 +247,10 @@ def gemm(
                 *(None if mask is None else cupy.ascontiguousarray(mask[:, part]), bias_row),
             )
         return out
+    name = gemm_name(transpose_a, transpose_b)
+    if name.removeprefix("gemm") not in FORMS and precision.takes_tensor_cores(name, A.dtype):
+        B, transpose_b = cupy.ascontiguousarray(B.T), False
+        name = gemm_name(transpose_a, transpose_b)
     a, a_line = _laid_out(A)
     b, b_line = _laid_out(B)
     # with rows in one piece that is told by the shape
@@ -246,10 +258,10 @@ def gemm(
     runs = lines and come_in_runs(A.dtype, a_line, b_line)
     choice = choose(
         Key(
-            *(gemm_name(transpose_a, transpose_b), (rows, cols, terms), A.dtype.name),
+            *(name, (rows, cols, terms), A.dtype.name),
             *(() if runs == lines else (int(runs),), named_precision(A.dtype)),
         ),
-        lambda: candidates("gemm", A.dtype, rows, cols, terms, runs=runs),
+        lambda: candidates(name, A.dtype, rows, cols, terms, runs=runs),
     )
     parts = choice.parts
     a, b = aligned(choice, a, b)

@@ -26,7 +26,7 @@ from gpulayers.cuda.table_feed import SPECS as _FEED
 from gpulayers.cuda.table_group import SPECS as _GROUP
 from gpulayers.cuda.table_plan import SPECS as _PLAN
 from gpulayers.cuda.table_sequence import SPECS as _SEQUENCE
-from gpulayers.cuda.table_tiles import tiled
+from gpulayers.cuda.table_tiles import FORMS, tiled
 
 __all__ = [
     "ACTIVATIONS",
@@ -142,7 +142,7 @@ _SPECS = (
         barriers=True,
     ),
     # ---- gemm.cu
-    *tiled("gemm", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 12)),
+    *tiled("gemm", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 12), forms=FORMS),
     *tiled("dense_backward", "gemm.cu", (*(ARRAY,) * 5, *(INT,) * 7), without=("_narrow",)),
     KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
     # ---- conv.cu

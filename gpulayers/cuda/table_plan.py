@@ -18,6 +18,7 @@ SPECS = (
     *tiled(
         *("conv2d_backward", "conv_step.cu", (*(ARRAY,) * 16, *(INT,) * 15, *WINDOW)),
         counts=True,
+        codes=True,
     ),
     # ---- norm.cu
     KernelSpec(

@@ -6,12 +6,12 @@ of them a product goes by is `gpulayers.cuda.product.tile_of`'s rule, or what wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gpulayers.cuda.spec import C_TYPES, MOST_BLOCKS, KernelSpec
 
-__all__ = ["REACH", "TENSOR_CORES", "TILES", "Tile", "tiled"]
+__all__ = ["FORMS", "REACH", "TENSOR_CORES", "TILES", "Tile", "stage_bytes", "tiled"]
 
 #: the compute capability from which the tensor cores take TF32, bfloat16 and float16 as they are
 #: given here
@@ -33,6 +33,8 @@ class Tile(NamedTuple):
         Whether it is worked out by tensor cores, which round float32 to TF32.
     runs : bool
         Whether the factors have to come in whole runs of 16 bytes.
+    stages : int
+        Of a pipeline, that shared memory holds at once (pipeline.cuh).
     """
 
     name: str
@@ -41,6 +43,7 @@ class Tile(NamedTuple):
     dtypes: tuple[str, ...]
     tensor: bool = False
     runs: bool = False
+    stages: int = 0
 
 
 _ALL = tuple(C_TYPES)
@@ -52,11 +55,25 @@ TILES = {
     "_narrow": Tile("Narrow", 256, 16, ("float32",)),
     "_tall": Tile("Tall", 256, 64, ("float32",), runs=True),
     "_large": Tile("Large", 128, 128, ("float32",), runs=True),
-    "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True),
-    "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True),
+    "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True, stages=3),
+    "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True, stages=4),
 }
 #: columns of a product that the blocks of a grid reach along y, by any tile
 REACH = MOST_BLOCKS[1] * min(tile.cols for tile in TILES.values())
+
+
+#: bytes of a factor's line that a stage has, those of a run, and those of the codes that may come
+#: with one: which of a pooling window's four has won
+_ROW, _RUN, _CODES = 64, 16, 8
+#: how the factors of `gemm` lie, by the layouts of its matrices (t: transposed): kernels of their
+#: own for tensor cores, as both lie otherwise, both are laid out anew
+FORMS = {"_nn": "Terms, Lines", "_nt": "Terms, Terms", "_tn": "Lines, Lines"}
+
+
+def stage_bytes(tile: Tile, codes: bool) -> int:
+    """The shared memory of all stages of a tile; `codes`: a factor may be a pooled gradient."""
+    runs = max(tile.rows, tile.cols) * _ROW // _RUN
+    return tile.stages * ((tile.rows + tile.cols) * _ROW + codes * runs * _CODES)
 
 
 def tiled(
@@ -65,19 +82,27 @@ def tiled(
     parameters: tuple[str, ...],
     without: tuple[str, ...] = (),
     counts: bool = False,
+    codes: bool = False,
+    forms: Mapping[str, str] | None = None,
 ) -> Iterator[KernelSpec]:
-    """The specs of a kernel for all tiles but those `without`; `counts` as `KernelSpec` has it."""
+    """The specs of a kernel for all tiles but those `without`.
+
+    `counts` as `KernelSpec` has it, `codes` as `stage_bytes`; by `forms` there are several for
+    tensor cores, whose names go on so.
+    """
     for suffix, tile in TILES.items():
         if suffix in without:
             continue
-        yield KernelSpec(
-            name + suffix,
-            file,
-            f"{name}<{{T}}, {{Acc}}, {tile.name}>",
-            parameters,
-            dtypes=tile.dtypes,
-            barriers=True,
-            counts=counts,
-            oldest=TENSOR_CORES if tile.tensor else 0,
-            runs=tile.runs,
-        )
+        for form, lying in (forms if tile.tensor and forms else {"": ""}).items():
+            yield KernelSpec(
+                name + form + suffix,
+                file,
+                f"{name}<{', '.join(filter(None, ('{T}', '{Acc}', tile.name, lying)))}>",
+                parameters,
+                dtypes=tile.dtypes,
+                shared=stage_bytes(tile, codes),
+                barriers=True,
+                counts=counts,
+                oldest=TENSOR_CORES if tile.tensor else 0,
+                runs=tile.runs,
+            )

@@ -3,8 +3,8 @@
 // A block of 256 threads works out HEIGHT x WIDTH numbers, a thread OWN x OWN of them in registers. The factors come
 // through shared memory, DEPTH terms of the sums at a time; while those are multiplied the next ones are on their way.
 // The order of the terms is fixed: bitwise repeatable. What a factor is (a matrix, the windows of an image, a gradient)
-// is said by an overload of value_at(factor, line, term), which reads nothing beyond the last line. The tiles Large and
-// Tensor are worked out by large.cuh.
+// is said by an overload of value_at(factor, line, term), which reads nothing beyond the last line. Larger tiles are
+// worked out by large.cuh, those for tensor cores by pipeline.cuh; they take factors by runs of 16 bytes.
 
 #define TILE_BLOCK 256
 #define OWN 4
@@ -13,11 +13,11 @@
 
 struct Wide {
     static constexpr int HEIGHT = 64, WIDTH = 64, DEPTH = 16;
-    static constexpr bool LARGE = false;
+    static constexpr bool LARGE = false, TENSOR = false;
 };
 struct Narrow {
     static constexpr int HEIGHT = 256, WIDTH = 16, DEPTH = 8;
-    static constexpr bool LARGE = false;
+    static constexpr bool LARGE = false, TENSOR = false;
 };
 
 // Which (term, line) of a factor's tile of LINES x DEPTH a thread fetches as its slot-th: neighbouring threads take
@@ -181,10 +181,11 @@ __device__ __forceinline__ void put_four(T* to, const Acc (&numbers)[OWN], int c
         if (j < count) to[j] = static_cast<T>(numbers[j]);
 }
 
-// A thread's sums of the rows from `row` and the columns from `col` on, multiples of OWN both, go to where they belong.
+// A thread's sums of OWN rows, `row` and those `step` further each, and of the columns from `col` on, a multiple of OWN,
+// go to where they belong. `pooled`: rows of a window, one after another.
 template <typename T, typename Acc, int COLS>
 __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& share, int row, int col,
-                                    const Acc (&sum)[OWN][COLS])
+                                    const Acc (&sum)[OWN][COLS], int step = 1)
 {
     const bool fours = target.cols % OWN == 0 && lies_at<sizeof(T) * OWN>(target.values);
     const bool partial_fours = target.cols % OWN == 0 && lies_at<sizeof(Acc) * OWN>(target.partial);
@@ -195,8 +196,8 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
         if (count <= 0) continue;
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            if (row + i >= target.rows || (target.pooled && i > 0)) continue;
-            const int line = target.pooled ? row / OWN : row + i;
+            if (row + i * step >= target.rows || (target.pooled && i > 0)) continue;
+            const int line = target.pooled ? row / OWN : row + i * step;
             const long long place = static_cast<long long>(line) * target.cols + col + first;
             Acc out[OWN];
             int winners[OWN];
@@ -217,37 +218,118 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
     }
 }
 
+// Whether the terms of a factor's line lie together in memory or its lines, where that is known to the compiler; else
+// it is a bool, true for the terms.
+struct Terms {
+    __device__ explicit constexpr Terms(bool = true) {}
+    __device__ constexpr operator bool() const { return true; }
+};
+struct Lines {
+    __device__ explicit constexpr Lines(bool = false) {}
+    __device__ constexpr operator bool() const { return false; }
+};
+
 // A matrix as it lies: lines of terms. Line number `ones` is all ones (-1: there is none), so that a product's row of
 // that number is the sum of the other factor's terms: the gradient of a bias.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename Lying = bool>
 struct Matrix {
     const T* values;
     int lines;
     long long by_line, by_term;
     int ones;
-    bool terms_lie_together;
+    Lying terms_lie_together;
 };
 
-template <typename T, typename Acc>
-__device__ __forceinline__ Acc value_at(const Matrix<T, Acc>& m, int line, int term)
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ Acc value_at(const Matrix<T, Acc, Lying>& m, int line, int term)
 {
     if (line == m.ones) return static_cast<Acc>(1);
     if (line >= m.lines) return static_cast<Acc>(0);
     return static_cast<Acc>(m.values[line * m.by_line + term * m.by_term]);
 }
 
-// For the tiles of large.cuh: the numbers that lie together from (line, term) on, as 32-bit words. Beyond the last line
-// they stay the zeros that they are, but for the line of ones, where a run of lines begins.
-template <typename T, typename Acc, int WORDS>
-__device__ __forceinline__ void run_at(const Matrix<T, Acc>& m, int line, int term, unsigned (&words)[WORDS])
+// ---- factors by runs: what lies together from (line, term) on, 16 bytes of it, aligned
+//
+// What the place of a run has to do with its line is worked out by line_of(factor, line), with its term by
+// term_of(factor, term), each once for many runs; place_of(factor, line, term, &quarter) has the place then, null for a
+// run of zeros, and any_place(factor) some place of it. A line of ones (is_ones) has no place. Where has_winners(factor),
+// only what the `quarter` of a pooling window has won counts; the codes of a run's are at winners_of(factor, place).
+
+template <typename Line>
+__device__ __forceinline__ bool is_ones(const Line&)
 {
-    if (line == m.ones) {
-        const unsigned one = bits_of(static_cast<T>(1.0f));
-        words[0] = one;
-        if (!m.terms_lie_together) return;
+    return false;
+}
+
+template <typename Factor, typename T>
+__device__ __forceinline__ const unsigned char* winners_of(const Factor&, const T*)
+{
+    return nullptr;
+}
+
+// Whether there are winners at all.
+template <typename Factor>
+__device__ __forceinline__ bool has_winners(const Factor&)
+{
+    return false;
+}
+
+// Of a run's numbers those whose winner is another one become zeros.
+template <typename T, int COUNT>
+__device__ __forceinline__ void keep_winners(unsigned (&words)[4], const unsigned (&winners)[COUNT], unsigned quarter)
+{
+    constexpr int PER_WORD = 4 / sizeof(T);
 #pragma unroll
-        for (int i = 0; i < WORDS; ++i) words[i] = sizeof(T) == 2 ? one << 16 | one : one;
-    } else if (line < m.lines) {
-        load_words(m.values + (line * m.by_line + term * m.by_term), words);
+    for (int i = 0; i < 4 * PER_WORD; ++i) {
+        const unsigned mask = (PER_WORD == 1 ? 0xffffffffu : 0xffffu) << (16 * (i % PER_WORD));
+        if ((winners[i / 4] >> (8 * (i % 4)) & 255u) != quarter) words[i / PER_WORD] &= ~mask;
     }
+}
+
+// A run of a line of ones, or where this is the first of the lines that the run is of.
+template <typename T>
+__device__ __forceinline__ void set_ones(bool terms_lie_together, unsigned (&words)[4])
+{
+    const unsigned one = bits_of(static_cast<T>(1.0f));
+    words[0] = one;
+    if (!terms_lie_together) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = sizeof(T) == 2 ? one << 16 | one : one;
+}
+
+// A matrix's line, from its first term on: null beyond the last one.
+template <typename T>
+struct MatrixLine {
+    const T* start;
+    bool ones;
+};
+
+template <typename T>
+__device__ __forceinline__ bool is_ones(const MatrixLine<T>& line)
+{
+    return line.ones;
+}
+
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ MatrixLine<T> line_of(const Matrix<T, Acc, Lying>& m, int line)
+{
+    return {line < m.lines ? m.values + line * m.by_line : nullptr, line == m.ones};
+}
+
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ const T* any_place(const Matrix<T, Acc, Lying>& m)
+{
+    return m.values;
+}
+
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ long long term_of(const Matrix<T, Acc, Lying>& m, int term)
+{
+    return term * m.by_term;
+}
+
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ const T* place_of(const Matrix<T, Acc, Lying>&, const MatrixLine<T>& line, long long term, int*)
+{
+    return line.start ? line.start + term : nullptr;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 
@@ -25,6 +26,11 @@ from tests.kernels.arrays import (
 def seen(values: np.ndarray, name: str, dtype: str) -> np.ndarray:
     """What a kernel multiplies: for tensor cores rounded to TF32."""
     return tf32(values) if "_tensor" in name and dtype == "float32" else values
+
+
+def _of(tile: str, layout: str) -> str:
+    """The kernel of a tile: for tensor cores one for each layout."""
+    return f"gemm_{layout}{tile}" if TILES[tile].tensor else f"gemm{tile}"
 
 
 def _matrix(
@@ -63,7 +69,7 @@ def product(
     c = poisoned(rows * cols + askew, dtype)[int(askew) :].reshape(rows, cols)
     partial = poisoned((parts, rows, cols) if parts > 1 else 0, WIDE[dtype])
     span = -(-terms // parts)
-    tile = TILES[name.removeprefix("gemm")]
+    tile = TILES[re.sub("^gemm(_[nt]{2})?", "", name)]
     grid = (-(-rows // tile.rows), -(-cols // tile.cols), parts)
     numbers = (rows, cols, terms, span, *a_steps, *b_steps, ones, extras, extras, extras)
     launcher.launch(name, dtype, index, grid, (a, b, bias, mask, c, partial, *numbers))
@@ -122,21 +128,23 @@ CASES = [
     functools.partial(product, size=(258, 17, 11), name="gemm_narrow", extras=True),
     functools.partial(product, size=(7, 5, 9), name="gemm_narrow", layout="tt", index="int64"),
     *(
-        functools.partial(product, size=size, name=f"gemm{tile}", layout=layout, **more)
+        functools.partial(product, size=size, name=_of(tile, layout), layout=layout, **more)
         for tile in ("_tall", "_large", "_tensor", "_tensor_large")
         for size, layout, more in (
             ((132, 68, 20), "nn", {"apart": 4}),
-            ((5, 132, 24), "nt", {"extras": True, "parts": 2}),
-            ((133, 8, 7), "tn", {"extras": True, "index": "int64"}),
+            ((5, 132, 200), "nt", {"extras": True, "parts": 2}),
+            ((133, 8, 83), "tn", {"extras": True, "index": "int64"}),
         )
     ),
     *(
-        functools.partial(product, size=size, name=f"gemm{tile}", layout=layout, dtype=d, **more)
+        functools.partial(
+            product, size=size, name=_of(tile, layout), layout=layout, dtype=d, **more
+        )
         for tile in ("_tensor", "_tensor_large")
         for d in ("float16", "bfloat16")
         for size, layout, more in (
-            ((9, 136, 72), "nn", {"extras": True, "parts": 3, "apart": 8}),
-            ((17, 8, 5), "tn", {"extras": True, "index": "int64"}),
+            ((41, 136, 480), "nn", {"extras": True, "parts": 3, "apart": 8}),
+            ((17, 8, 165), "tn", {"extras": True, "index": "int64"}),
             ((3, 136, 40), "nt", {}),
         )
     ),

@@ -62,6 +62,7 @@ class EmulatedLauncher:
                 self._build(spec.file, (expression,), (dtype,))
         kernel = self._kernels[spec.file, expression]
         packed = spec.pack(dtype, index, args)
+        shared_mem = shared_mem or spec.shared
         kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
         shape = tuple(grid), (block or spec.block,)
         options = {"cooperative": spec.cooperative, **self.options}
@@ -104,6 +105,7 @@ class DeviceLauncher:
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
         kernel: Any = get_kernel(name, dtype, index)
+        shared_mem = shared_mem or spec.shared
         if shared_mem > 48 << 10:  # what any block may have, with the kernel's own arrays
             kernel.max_dynamic_shared_size_bytes = shared_mem
         kernel(tuple(grid), (block or spec.block,), packed, shared_mem=shared_mem)

@@ -106,7 +106,7 @@ def test_factors_at_odd_addresses_are_copied(emulated: Backend) -> None:
     flat = emulated.asarray(np.concatenate([np.zeros(3, "f4"), b.reshape(-1)]))
     with use_precision("tf32"), emulated.count() as events:
         got = product(emulated.asarray(a), flat[3:].reshape(40, 24))
-    assert launched(events) >= {"gemm<float, float, Tensor>"}
+    assert launched(events) >= {"gemm<float, float, Tensor, Terms, Lines>"}
     assert error(got, a.astype("f8") @ b.astype("f8")) < 1e-3
 
 
@@ -133,16 +133,16 @@ def test_the_rule(
     from gpulayers.cuda.product import candidates, tile_of
 
     dtype = np.dtype("float32")
-    assert tile_of("gemm", dtype, *size, shared, runs) == fp32
-    found = candidates("gemm", dtype, *size, shared, runs)
+    assert tile_of("gemm_nn", dtype, *size, shared, runs) == fp32
+    found = candidates("gemm_nn", dtype, *size, shared, runs)
     assert found[0].kernel == f"gemm{fp32}"
     assert not any("tensor" in c.kernel for c in found), "nobody asked for TF32"
     assert runs == any(c.kernel == "gemm_large" for c in found)
     assert all(c.span % 8 == 0 for c in found if c.parts > 1), "parts begin with a run"
     assert all((c.parts - 1) * c.span < size[2] <= c.parts * c.span for c in found)
     with use_precision("tf32"):
-        assert tile_of("gemm", dtype, *size, shared, runs) == tf32
-        assert {c.kernel for c in candidates("gemm", dtype, *size, shared, runs)} > {
+        assert tile_of("gemm_nn", dtype, *size, shared, runs) == tf32
+        assert {c.kernel for c in candidates("gemm_nn", dtype, *size, shared, runs)} > {
             c.kernel for c in found
         } or not runs
 

@@ -93,6 +93,111 @@ def test_rounding_to_tf32() -> None:
     assert np.isnan(y.view("f4")[0])
 
 
+ROWS = r"""
+extern "C" __global__ void kernel(const unsigned* x, unsigned* y)
+{
+    extern __shared__ __align__(128) unsigned rows[];
+    const int lane = threadIdx.x;
+    for (int i = 0; i < 4; ++i) rows[4 * lane + i] = x[4 * lane + i];
+    __syncthreads();
+    unsigned w[4];
+    const unsigned row = __cvta_generic_to_shared(rows + 4 * (lane ^ 1) + SKEW);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4WAY.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "r"(row));
+    for (int i = 0; i < 4; ++i) y[4 * lane + i] = w[i];
+}
+"""
+
+
+@pytest.mark.parametrize("way", ["", ".trans"])
+def test_matrices_for_a_warp(way: str) -> None:
+    """Row r of a matrix is where lane r says, here that of its neighbour."""
+    x = np.random.default_rng(0).integers(0, 2**16, (4, 8, 8)).astype("u2")
+    y = np.zeros((32, 4), "u4")
+    code = ROWS.replace("WAY", way).replace("SKEW", "0")
+    HostModule(code, name="rows.cu")["kernel"]((1,), (32,), (x.view("u4").ravel(), y), 512)
+    rows = x[:, np.arange(8) ^ 1]
+    got = y.view("u2").reshape(8, 4, 4, 2).transpose(2, 0, 1, 3).reshape(4, 8, 8)
+    np.testing.assert_array_equal(got, rows.transpose(0, 2, 1) if way else rows)
+
+
+def test_rows_of_matrices_are_aligned() -> None:
+    x, y = np.zeros(128, "u4"), np.zeros((32, 4), "u4")
+    code = ROWS.replace("WAY", "").replace("SKEW", "(lane == 0)")
+    with pytest.raises(KernelError, match="misaligned-access"):
+        HostModule(code, name="rows.cu")["kernel"]((1,), (32,), (x, y), 512)
+
+
+#: each thread copies its number in two groups, and reads its neighbour's
+COPIES = r"""
+extern "C" __global__ void kernel(const uint4* x, uint4* y)
+{
+    extern __shared__ __align__(128) uint4 shared[];
+    const int thread = threadIdx.x;
+    for (int k = 0; k < 2; ++k) {
+        const unsigned to = __cvta_generic_to_shared(shared + k * 64 + thread);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     ::"r"(to), "l"(x + k * 64 + thread), "r"(GIVEN) : "memory");
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    WAIT
+    BARRIER
+    y[thread] = shared[64 * READ + (thread ^ 32)];
+    BEHIND
+}
+"""
+GROUP, ALL = (f'asm volatile("cp.async.wait_group {n};" ::: "memory");' for n in (1, 0))
+AGAIN = """
+    const unsigned again = __cvta_generic_to_shared(shared + thread);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 ::"r"(again), "l"(x + thread), "r"(16));
+"""
+
+
+def copies(
+    wait: str,
+    barrier: str = "__syncthreads();",
+    read: int = 0,
+    given: str = "16",
+    behind: str = "",
+    rows: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    x = np.arange(512, dtype="u4").reshape(2, 64, 4)
+    y = np.zeros((64, 4), "u4")
+    code = COPIES.replace("WAIT", wait).replace("BARRIER", barrier).replace("READ", str(read))
+    code = code.replace("GIVEN", given).replace("BEHIND", behind)
+    HostModule(code, name="copies.cu")["kernel"]((1,), (64,), (x.reshape(-1, 4)[:rows], y), 2048)
+    return x[read][np.arange(64) ^ 32], y
+
+
+def test_copies_are_there_when_waited_for() -> None:
+    for wait, read in ((GROUP, 0), (ALL, 1)):
+        want, y = copies(wait, read=read)
+        np.testing.assert_array_equal(y, want)
+    want, y = copies(ALL, given="thread % 3 ? 0 : 8")
+    threads = (np.arange(64) ^ 32) % 3
+    np.testing.assert_array_equal(y[threads == 0, :2], want[threads == 0, :2])
+    assert not y[threads > 0].any()
+    assert not y[:, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "case"),
+    [
+        ("copy-under-way", {"wait": ""}),
+        ("copy-under-way", {"wait": GROUP, "read": 1}),  # one group too many may be under way
+        ("race-in-block", {"wait": ALL, "barrier": ""}),
+        ("race-in-block", {"wait": ALL, "behind": AGAIN}),  # while others read
+        ("out-of-bounds", {"wait": ALL, "rows": 100}),
+        ("misaligned-access", {"wait": ALL, "given": "17"}),
+    ],
+)
+def test_what_is_wrong_with_copies(kinds: str, case: dict[str, Any]) -> None:
+    with pytest.raises(KernelError) as caught:
+        copies(**case)
+    assert kinds in caught.value.kinds
+
+
 @pytest.mark.parametrize(
     ("ptx", "message"),
     [

@@ -111,7 +111,7 @@ def files() -> tuple[str, ...]:
     (tests/models/test_mega_faults.py has those of that engine)."""
     folder = resources.files("gpulayers.cuda")
     headers = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".cuh"))
-    left_out = ("mega_", "fragments.cuh")
+    left_out = ("mega_", "fragments.cuh", "copies.cuh")
     return (*table.FILES, *(name for name in headers if not name.startswith(left_out)))
 
 

@@ -62,6 +62,7 @@ class Resources:
     local_accesses: int
     tensor_products: int = 0  # of a warp
     wide_loads: int = 0  # of 16 bytes from global memory
+    wide_copies: int = 0  # of 16 bytes from there to shared memory
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def inspect_ptx(body: str) -> dict[str, int]:
         "double_instructions": count(r"\.f64\s+%"),
         "tensor_products": count(r"\bmma\.sync"),
         "wide_loads": count(r"\bld\.global(?:\.nc)?\.v4\.[a-z]32"),
+        "wide_copies": count(r"\bcp\.async\.cg\.shared\.global\b"),
         "local_accesses": count(r"\b(?:ld|st)\.local\b|^\s*\.local\b"),
     }
 

@@ -110,8 +110,8 @@ def _cell(budget: dict[str, Any], spec: table.KernelSpec, instance: str, archite
 HEADLINES: tuple[tuple[str, str, str, tuple[int, int] | None], ...] = (
     ("product, 64 x 64 tiles", "gemm", "float32", None),
     ("product, 128 x 128 tiles", "gemm_large", "float32", None),
-    ("product, TF32", "gemm_tensor_large", "float32", None),
-    ("product, bfloat16", "gemm_tensor", "bfloat16", None),
+    ("product, TF32", "gemm_nn_tensor_large", "float32", None),
+    ("product, bfloat16", "gemm_nn_tensor", "bfloat16", None),
     ("convolution", "conv2d_forward", "float32", None),
     ("its weights' gradient", "conv2d_weight_grad", "float32", None),
     ("convolution, TF32", "conv2d_forward_tensor", "float32", None),

@@ -19,8 +19,9 @@ ALL = bool(os.environ.get("GPULAYERS_TEST_CASES"))
 _SAMPLED = {
     ("gemm_tall", "float32"),
     ("gemm_large", "float32"),
-    ("gemm_tensor", "float16"),
-    ("gemm_tensor_large", "float32"),
+    ("gemm_nn_tensor", "float16"),
+    ("gemm_nt_tensor", "float32"),
+    ("gemm_tn_tensor_large", "float32"),
     ("dense_backward_tensor", "bfloat16"),
     ("conv2d_forward_tensor", "float32"),
     ("conv2d_input_grad_tensor", "bfloat16"),

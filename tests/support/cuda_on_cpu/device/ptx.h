@@ -8,6 +8,38 @@ EMU_INLINE void emu_ptx_cvt_rna_tf32_f32(unsigned& to, float from)
     to = from != from ? 0x7fffffffu : (emu_bits<unsigned>(from) + 0x1000u) & ~0x1fffu;
 }
 
+EMU_INLINE unsigned long long __cvta_generic_to_shared(const void* place)
+{
+    return emu_shared_address(place, __builtin_return_address(0));
+}
+
+// Copies that go on by themselves: of `given` bytes, zeros behind them.
+EMU_UNCHECKED static void emu_ptx_cp_async_cg_shared_global(unsigned to, const void* from, int bytes, int given)
+{
+    emu_copy_async(to, from, bytes, given, __builtin_return_address(0));
+}
+EMU_UNCHECKED static void emu_ptx_cp_async_ca_shared_global(unsigned to, const void* from, int bytes, int given)
+{
+    emu_copy_async(to, from, bytes, given, __builtin_return_address(0));
+}
+EMU_INLINE void emu_ptx_cp_async_commit_group() { emu_commit_copies(); }
+EMU_UNCHECKED static void emu_ptx_cp_async_wait_group(int pending)
+{
+    emu_wait_copies(pending, __builtin_return_address(0));
+}
+
+// Four matrices of 8 rows of 16 bytes; a row is read by the lane that says where it is.
+#define EMU_LDMATRIX_X4(opcode, kind)                                                                            \
+    EMU_INLINE void emu_ptx_ldmatrix_sync_aligned_m8n8_x4_##opcode(unsigned& m0, unsigned& m1, unsigned& m2,     \
+                                                                   unsigned& m3, unsigned row)                   \
+    {                                                                                                            \
+        EmuMatrices own = *(const EmuMatrices*)emu_shared_place(row);                                            \
+        emu_warp(kind, 0xffffffffu, &own, sizeof own, 0, 32);                                                    \
+        m0 = own.word[0], m1 = own.word[1], m2 = own.word[2], m3 = own.word[3];                                  \
+    }
+EMU_LDMATRIX_X4(shared_b16, EMU_LDMATRIX)
+EMU_LDMATRIX_X4(trans_shared_b16, EMU_LDMATRIX_TRANS)
+
 // D = A B + C by a warp, fragments as in the PTX ISA, section "Matrix fragments for mma".
 #define EMU_MMA(opcode, kind)                                                                                    \
     EMU_INLINE void emu_ptx_mma_sync_aligned_##opcode(                                                           \

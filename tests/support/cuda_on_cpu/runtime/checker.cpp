@@ -12,6 +12,8 @@ void checker_barrier() {}
 void checker_syncwarp(uint32_t) {}
 void checker_fence() {}
 void checker_atomic(uintptr_t, unsigned, uintptr_t) {}
+void checker_copy_begins(uintptr_t, unsigned, uintptr_t, unsigned, uintptr_t) {}
+void checker_copy_ends(uintptr_t, unsigned, uintptr_t) {}
 }  // namespace emu
 #else
 
@@ -71,6 +73,7 @@ struct BlockState {
     Sight all;                                // of every thread
     std::unordered_map<uint32_t, Sight> own;  // of single ones, until the next __syncthreads
     Shadow dynamic_shadow;
+    std::vector<uint16_t> copying;  // of each byte of it: 1 + the thread whose copy to it is under way, or 0
 };
 static std::map<uint64_t, BlockState> blocks;  // those of a cooperative launch run at the same time
 static BlockState* here;
@@ -134,6 +137,7 @@ void checker_begin_block(uint64_t number)
     here->warp_epoch.assign((thread_count() + 31) / 32, 0);
     here->fences.assign(thread_count(), Fence{});
     here->dynamic_shadow = shadow.cells ? shadow : make_shadow(dynamic_shared_bytes);
+    here->copying.assign(dynamic_shared_bytes, 0);
 }
 
 void checker_enter_block(uint64_t number) { here = &blocks[number]; }
@@ -323,6 +327,18 @@ static void access_shared(Shadow& shadow, size_t offset, unsigned bytes, AccessT
     }
 }
 
+// Whether some thread's copy to one of these bytes of dynamic shared memory is under way; reports it.
+static void check_copies(size_t offset, unsigned bytes, AccessType type, uintptr_t site)
+{
+    for (size_t byte = offset; byte < offset + bytes; ++byte) {
+        if (!here->copying[byte]) continue;
+        report("copy-under-way", (void*)site, nullptr,
+               "%s of byte %zu of dynamic shared memory, to which thread %d copies and has not waited", verb_of(type),
+               byte, here->copying[byte] - 1);
+        return;
+    }
+}
+
 static void access_argument(size_t k, uintptr_t address, unsigned bytes, AccessType type, uintptr_t site)
 {
     if (type == AccessType::READ) ++counters.global_loads, counters.global_load_bytes += bytes;
@@ -378,6 +394,7 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
         const long offset = (long)(address - dynamic), size = (long)dynamic_shared_bytes;
         if (offset < 0 || offset + (long)bytes > size)
             out_of_shared_bounds("dynamic shared memory", offset, size, bytes, type, site);
+        check_copies(offset, bytes, type, site);
         access_shared(here->dynamic_shadow, offset, bytes, type, site);
         return maybe_preempt();
     }
@@ -407,6 +424,21 @@ void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site)
     Release& mine = released[address][here->number];
     if (mine.epoch < fence.epoch) mine = Release{fence.epoch, {}};
     if (mine.epoch == fence.epoch && !fence.wrote) mine.threads.set(current->id);
+}
+
+void checker_copy_begins(uintptr_t to, unsigned bytes, uintptr_t from, unsigned given, uintptr_t site)
+{
+    if (given) checker_access(from, given, AccessType::READ, site);
+    checker_access(to, bytes, AccessType::WRITE, site);
+    const size_t offset = to - (uintptr_t)dynamic_shared;
+    for (size_t byte = offset; byte < offset + bytes; ++byte) here->copying[byte] = current->id + 1;
+}
+
+void checker_copy_ends(uintptr_t to, unsigned bytes, uintptr_t site)
+{
+    const size_t offset = to - (uintptr_t)dynamic_shared;
+    for (size_t byte = offset; byte < offset + bytes; ++byte) here->copying[byte] = 0;
+    checker_access(to, bytes, AccessType::WRITE, site);
 }
 
 }  // namespace emu

@@ -4,6 +4,7 @@
 //   schedule.cpp  which thread runs next; barriers, warp collectives, deadlocks
 //   checker.cpp   judges memory accesses: bounds, races, uninitialised reads (flavour "check" only)
 //   hooks.cpp     where the compiled kernel reports them
+//   copies.cpp    asynchronous copies to shared memory
 //   launch.cpp    the entry point, the loop over blocks, problem reports
 #pragma once
 #include <cstddef>
@@ -59,6 +60,11 @@ struct CollectiveWait {
     void* value;
     void* site;
 };
+struct Copy {  // asked for, and not yet waited for
+    uintptr_t to;
+    unsigned char bytes[16];
+    unsigned count, group;
+};
 struct Thread {
     void* stack_pointer;
     char* stack;
@@ -67,6 +73,8 @@ struct Thread {
     uint3 index;
     BarrierWait barrier;
     CollectiveWait collective;
+    std::vector<Copy> copies;
+    unsigned groups;  // of copies, closed so far
 };
 
 constexpr size_t STACK_BYTES = 256 << 10;
@@ -114,6 +122,7 @@ uint64_t steps_forward();  // how often something happened other than waiting
 
 // tensor.cpp
 void multiply_fragments(int kind, EmuFragments* lanes);  // the sums replace each lane's c
+void exchange_rows(int kind, EmuMatrices* lanes);        // words of the matrices replace each lane's row
 
 // launch.cpp
 void report(const char* kind, const void* site, const void* other_site, const char* format, ...)
@@ -129,5 +138,7 @@ void checker_syncwarp(uint32_t warp);
 void checker_fence();  // a device-wide one
 void checker_access(uintptr_t address, unsigned bytes, AccessType, uintptr_t site, bool is_volatile = false);
 void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site);
+void checker_copy_begins(uintptr_t to, unsigned bytes, uintptr_t from, unsigned given, uintptr_t site);
+void checker_copy_ends(uintptr_t to, unsigned bytes, uintptr_t site);
 
 }  // namespace emu

@@ -83,6 +83,17 @@ static void complete_product(int kind, Thread* lanes)
     }
 }
 
+static void complete_rows(int kind, Thread* lanes)
+{
+    EmuMatrices matrices[WARP];
+    for (uint32_t lane = 0; lane < WARP; ++lane) matrices[lane] = *(EmuMatrices*)lanes[lane].collective.value;
+    exchange_rows(kind, matrices);
+    for (uint32_t lane = 0; lane < WARP; ++lane) {
+        *(EmuMatrices*)lanes[lane].collective.value = matrices[lane];
+        wake(lanes[lane]);
+    }
+}
+
 // Called at each arrival; the last one completes the collective and wakes its lanes.
 static void complete_collective(Thread& arrived)
 {
@@ -93,6 +104,10 @@ static void complete_collective(Thread& arrived)
 
     char given[WARP][16];
     int words[WARP] = {};
+    if (wait.kind == EMU_LDMATRIX || wait.kind == EMU_LDMATRIX_TRANS) {
+        complete_rows(wait.kind, lanes);
+        return;
+    }
     if (wait.kind >= EMU_MMA_TF32) {
         complete_product(wait.kind, lanes);
         return;
@@ -201,6 +216,8 @@ void start_block()
         Thread& thread = threads[id];
         thread.state = State::READY;
         thread.id = id;
+        thread.copies.clear();
+        thread.groups = 0;
         thread.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / (blockDim.x * blockDim.y)};
         ready.push_back(id);
     }

@@ -1,4 +1,4 @@
-// Tensor-core products of a warp (mma.sync), from the fragments of its lanes.
+// Tensor-core products of a warp (mma.sync), from the fragments of its lanes, and ldmatrix.
 #include <cmath>
 #include <cstring>
 
@@ -50,6 +50,22 @@ void multiply_fragments(int kind, EmuFragments* lanes)
             double sum = lanes[lane].c[i];
             for (int k = 0; k < 8 * per_word; ++k) sum += (double)a[row][k] * b[k][col];
             lanes[lane].c[i] = (float)sum;
+        }
+}
+
+// PTX ISA, "ldmatrix": lane l has read row l % 8 of matrix l / 8; of matrix m it gets word l % 4 of row l / 4, or of the
+// transpose, whose numbers have 16 bits.
+void exchange_rows(int kind, EmuMatrices* lanes)
+{
+    uint16_t matrix[4][8][8];
+    for (int lane = 0; lane < 32; ++lane) memcpy(matrix[lane / 8][lane % 8], lanes[lane].word, 16);
+    for (int lane = 0; lane < 32; ++lane)
+        for (int m = 0; m < 4; ++m) {
+            const int line = lane / 4, first = lane % 4 * 2;
+            const bool transposed = kind == EMU_LDMATRIX_TRANS;
+            const uint32_t low = transposed ? matrix[m][first][line] : matrix[m][line][first];
+            const uint32_t high = transposed ? matrix[m][first + 1][line] : matrix[m][line][first + 1];
+            lanes[lane].word[m] = low | high << 16;
         }
 }
 
