@@ -43,9 +43,9 @@ def old_device(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     ("dtype", "precision", "kernel", "least", "most"),
     [
         ("float32", "fp32", "<float, float, Wide>", 0.0, 1e-6),
-        ("float32", "tf32", "<float, float, Tensor>", 1e-5, 1e-3),
-        ("float16", "fp32", "<__half, float, Tensor>", 1e-5, 1e-3),
-        ("bfloat16", "fp32", "<__nv_bfloat16, float, Tensor>", 1e-4, 4e-3),
+        ("float32", "tf32", "<float, float, Tensor, Terms, Lines>", 1e-5, 1e-3),
+        ("float16", "fp32", "<__half, float, Tensor, Terms, Lines>", 1e-5, 1e-3),
+        ("bfloat16", "fp32", "<__nv_bfloat16, float, Tensor, Terms, Lines>", 1e-4, 4e-3),
     ],
 )
 def test_errors_are_as_stated(
