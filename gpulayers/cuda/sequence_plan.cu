@@ -3,6 +3,8 @@
 #include "words.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
+#include "copies.cuh"
+#include "pipeline.cuh"
 #include "large.cuh"
 
 template <typename T>
