@@ -66,11 +66,9 @@ struct Windows {
     bool pooled;
 };
 
-// Where a window begins: the first number of its image, and row and column there, in the padding perhaps; NOWHERE is in
-// no image.
+// Where a window begins: its image, and row and column there, in the padding perhaps; NOWHERE is in no image.
 struct Corner {
-    long long image;
-    int row, col;
+    int image, row, col;
 };
 #define NOWHERE (-(1 << 30))
 
@@ -78,8 +76,7 @@ template <typename T, typename Acc>
 __device__ __forceinline__ Corner corner_of(const Windows<T, Acc>& w, int number)
 {
     const Pixel pixel = pixel_of(w.g, number, w.pooled);
-    const long long size = static_cast<long long>(w.g.rows) * w.g.cols * w.g.channels;
-    return {pixel.image * size, pixel.row * w.g.stride_rows - w.g.pad_top,
+    return {pixel.image, pixel.row * w.g.stride_rows - w.g.pad_top,
             pixel.col * w.g.stride_cols - w.g.pad_left};
 }
 
@@ -96,7 +93,8 @@ __device__ __forceinline__ const T* window_place(const Windows<T, Acc>& w, const
 {
     const int row = corner.row + reach.row, col = corner.col + reach.col;
     if (row < 0 || row >= w.g.rows || col < 0 || col >= w.g.cols) return nullptr;
-    return w.image + (corner.image + static_cast<long long>(row * w.g.cols + col) * w.g.channels + reach.channel);
+    const long long line = static_cast<long long>(corner.image) * w.g.rows + row;
+    return w.image + (line * w.g.cols + col) * w.g.channels + reach.channel;
 }
 
 template <typename T, typename Acc>
