@@ -252,7 +252,7 @@ def xp_of(*arrays: Array) -> ModuleType:
     for array in arrays:
         if array is None:
             continue
-        library = _module_of_type.get(type(array)) or _module_for(array)
+        library = _module_of_type.get(array.__class__) or _module_for(array)
         if library is None:
             raise DTypeError(
                 f"expected a numpy or cupy array, got {type(array).__name__}; "

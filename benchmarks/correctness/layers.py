@@ -15,7 +15,7 @@ import numpy as np
 from gpulayers import layers, random, wrappers
 from tests.conftest import Backend
 from tests.layers import cases as layer_cases
-from tests.layers import gold, harness, test_attention, test_embedding
+from tests.layers import embeddings, gold, harness, test_attention
 from tests.layers.harness import default_dtype, values
 from tests.modules import cases as module_cases
 
@@ -258,8 +258,8 @@ def _attention(size: str, p: float, scale: bool) -> Subject:
 def _embedding(pool: str | None, ragged: bool) -> Subject:
     def start(backend: Backend, dtype: str) -> Run:
         with default_dtype(dtype):
-            layer = test_embedding.embedding(pool).to(backend.library)
-        ids = test_embedding.RAGGED if ragged else backend.asarray(test_embedding.IDS)
+            layer = embeddings.embedding(pool).to(backend.library)
+        ids = embeddings.RAGGED if ragged else backend.asarray(embeddings.IDS)
 
         def outputs() -> list[Any]:
             layer.flush_gradients()
@@ -276,8 +276,8 @@ def _embedding(pool: str | None, ragged: bool) -> Subject:
 
         F = torch.nn.functional
         if pool is None:
-            return [F.embedding(torch.tensor(test_embedding.IDS), t["W"])]
-        rows = test_embedding.RAGGED if ragged else test_embedding.IDS.tolist()
+            return [F.embedding(torch.tensor(embeddings.IDS), t["W"])]
+        rows = embeddings.RAGGED if ragged else embeddings.IDS.tolist()
         starts = torch.tensor(np.cumsum([0, *(len(row) for row in rows[:-1])]))
         joined = torch.tensor([i for row in rows for i in row])
         return [F.embedding_bag(joined, t["W"], starts, mode=pool)[:, None]]
@@ -374,7 +374,7 @@ def subjects() -> list[Subject]:
         ),
         *(_attention(size, 0.0, True) for size in test_attention.SIZES),
         *(_attention("heads", p, scale) for p, scale in ((0.0, False), (0.4, True))),
-        *(_embedding(pool, False) for pool in test_embedding.POOLS),
+        *(_embedding(pool, False) for pool in embeddings.POOLS),
         *(_embedding(pool, True) for pool in ("sum", "mean")),
         _rbm(5, 4, 3, 1),
         _rbm(3, 7, 2, 3),

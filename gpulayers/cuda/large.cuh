@@ -57,6 +57,10 @@ __device__ __forceinline__ void run_at(const Factor& factor, int line, int term,
     keep_winners<T>(words, winners, static_cast<unsigned>(quarter));
 }
 
+// A thread's share of the runs of so many lines.
+template <int LINES>
+using RunsOf = unsigned[LINES * DEEP / 4 / TILE_BLOCK][4];
+
 // This thread's runs of the terms `first` up to below `to`, as they come.
 template <typename T, int LINES, int COUNT, typename Factor>
 __device__ __forceinline__ void fetch_runs(const Factor& factor, int first_line, int first, int to,
@@ -65,7 +69,7 @@ __device__ __forceinline__ void fetch_runs(const Factor& factor, int first_line,
 #pragma unroll
     for (int s = 0; s < COUNT; ++s) {
         const Run run = run_of<LINES>(s, factor.terms_lie_together);
-        unsigned words[4] = {0, 0, 0, 0};
+        unsigned words[4] = {};
         if (first + run.term < to) run_at<T>(factor, first_line + run.line, first + run.term, words);
 #pragma unroll
         for (int i = 0; i < 4; ++i) runs[s][i] = words[i];
@@ -148,8 +152,8 @@ __device__ __forceinline__ void work_out_large(const Share& share, const Left& l
     ByHeight(&a)[2] = both_halves<0, ByHeight>();
     ByWidth(&b)[2] = both_halves<1, ByWidth>();
     const int first_row = share.row * Tile::HEIGHT, first_col = share.col * Tile::WIDTH;
-    unsigned next_a[Tile::HEIGHT * DEEP / 4 / TILE_BLOCK][4];
-    unsigned next_b[Tile::WIDTH * DEEP / 4 / TILE_BLOCK][4];
+    RunsOf<Tile::HEIGHT> next_a;
+    RunsOf<Tile::WIDTH> next_b;
     float sum[2][2][OWN][OWN] = {};
 
     fetch_runs<T, Tile::HEIGHT>(left, first_row, from, to, next_a);

@@ -248,7 +248,8 @@ def gemm(
             )
         return out
     name = gemm_name(transpose_a, transpose_b)
-    if name.removeprefix("gemm") not in FORMS and precision.takes_tensor_cores(name, A.dtype):
+    turned = name.removeprefix("gemm") not in FORMS and A.dtype.name in TILES["_tensor"].dtypes
+    if turned and precision.takes_tensor_cores(name, A.dtype):
         B, transpose_b = cupy.ascontiguousarray(B.T), False
         name = gemm_name(transpose_a, transpose_b)
     a, a_line = _laid_out(A)

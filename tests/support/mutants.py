@@ -115,8 +115,20 @@ def files() -> tuple[str, ...]:
     return (*table.FILES, *(name for name in headers if not name.startswith(left_out)))
 
 
-def function_bodies(text: str) -> Iterator[tuple[str, int, int]]:
-    """(name, first line, last line) of each function; braces of functions stand in column 0."""
+def function_bodies(text: str) -> list[tuple[str, int, int]]:
+    """(name, first line, last line) of each function; braces of functions stand in column 0, those
+    of static members in column 4."""
+    return sorted((*_members(text), *_functions(text)), key=lambda body: body[1])
+
+
+def _members(text: str) -> Iterator[tuple[str, int, int]]:
+    head = r"^    __device__ static[^;{]*?(\w+)\([^;{]*\)\n    \{\n"
+    for match in re.finditer(head + r"(.*?)^    \}", text, re.MULTILINE | re.DOTALL):
+        first, last = (text.count("\n", 0, match.start(2)), text.count("\n", 0, match.end(2)))
+        yield match[1], first + 1, last
+
+
+def _functions(text: str) -> Iterator[tuple[str, int, int]]:
     head, start = "", 0
     for number, line in enumerate(text.split("\n"), 1):
         code = line.split("//")[0]

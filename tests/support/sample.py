@@ -33,6 +33,7 @@ _SAMPLED = {
     ("gru_group_forward", "bfloat16"),
     ("gru_group_backward", "float32"),
     ("rnn_group_forward_tensor", "float16"),
+    ("rnn_group_forward_tensor", "float32"),
     ("rnn_group_backward_tensor", "bfloat16"),
     ("lstm_group_forward_tensor", "float32"),
     ("lstm_group_backward_tensor", "float32"),
