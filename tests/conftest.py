@@ -109,7 +109,7 @@ def no_gpu_reason() -> str | None:
 # Of the cases of a test one in k runs, if there are more than so many of them: on engines beside
 # NumPy's, which share the code above the operations; else, in the folders whose tests are products
 # of layers or operations with shapes, dtypes and mistakes.
-_BESIDE, _FEW = 8, 6
+_BESIDE, _FEW = 12, 6
 _OWN, _MANY = 2, 60
 _PRODUCTS = ("tests/layers/", "tests/ops/", "tests/functional/", "tests/modules/")
 

@@ -209,9 +209,9 @@ class OverTime(Recurrent):
         self._showing = saved
         states, n_t = saved["states"], len(saved["X"])
         for name, state in zip(self._states, states, strict=True):
-            self.derived_variables[name] = list(state)
+            self.derived_variables[name] = [state[t] for t in range(n_t + 1)]
         for name, values in self._shown_of(saved["kept"]).items():
-            self.derived_variables[name] = list(values)
+            self.derived_variables[name] = [values[t] for t in range(n_t)]
         self.derived_variables.update(
             n_timesteps=n_t, current_step=n_t, **dict.fromkeys(self._accumulators)
         )
