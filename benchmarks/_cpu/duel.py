@@ -2,6 +2,8 @@
 
 In one process the worker threads of one library go on spinning after a call and take the cores
 from the next contestant; here every contestant sleeps in its own process while another is timed.
+That it sleeps is waited for after each turn, and a turn begins with calls that are not timed: the
+first ones find cold caches and cores that have to wake, for every contestant alike.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from gpulayers.errors import GPULayersError
 
 HERE = Path(__file__).resolve().parents[1]
 LOUD = 0.10  # share of the CPU that other processes may use in a round
+WARM = 0.25  # of the time of a turn, before what is timed
 
 
 class CheckError(GPULayersError):
@@ -139,7 +142,7 @@ def check(found: dict[str, np.ndarray], gold: dict[str, np.ndarray], case: Case,
 
 
 def calls(seconds: float, slot: float) -> int:
-    """How many calls are timed in one turn."""
+    """How many calls fill a part of a turn."""
     if seconds > 0.3:
         return 1
     return max(2, min(3000, int(slot / max(seconds, 1e-7))))
@@ -228,7 +231,7 @@ def _round(
     row: dict[str, float] = {}
     busy, start, own = busy_seconds(), time.perf_counter(), -_parent_seconds()
     for contestant, seconds in entered[first:] + entered[:first]:
-        answer = contestant.ask(run=calls(seconds, slot), warm=1)
+        answer = contestant.ask(run=calls(seconds, slot), warm=calls(seconds, WARM * slot))
         label = contestant.entry.label
         row[label] = answer["seconds"]
         least[label] = min(answer["least"], least.get(label, answer["least"]))

@@ -25,10 +25,16 @@ def bench() -> Iterator[SimpleNamespace]:
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import cpu
-        from _cpu import cases, duel, ours, report, subject
+        from _cpu import cases, duel, ours, report, subject, worker
 
         yield SimpleNamespace(
-            cpu=cpu, cases=cases, duel=duel, ours=ours, report=report, subject=subject
+            cpu=cpu,
+            cases=cases,
+            duel=duel,
+            ours=ours,
+            report=report,
+            subject=subject,
+            worker=worker,
         )
     finally:
         sys.path.remove(str(BENCHMARKS))
@@ -103,6 +109,24 @@ def test_noisy_rounds_are_dropped_if_enough_remain(bench: SimpleNamespace) -> No
     rounds = [(0.5, {"a": 1.0}), (0.0, {"a": 2.0}), (0.05, {"a": 3.0}), (0.3, {"a": 4.0})]
     assert bench.duel.keep(rounds, 2) == ([{"a": 2.0}, {"a": 3.0}], 2)
     assert bench.duel.keep(rounds, 3) == ([{"a": 2.0}, {"a": 3.0}, {"a": 4.0}], 2)
+
+
+@pytest.mark.parametrize("spinning, waits", [(0, 1), (12, 13), (1000, 100)])
+def test_a_turn_ends_when_no_thread_runs_any_more(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, spinning: int, waits: int
+) -> None:
+    """Workers that spin after a call would slow down the next contestant, and look like others;
+    one that never rests is not waited for longer than `AT_MOST`."""
+    slept: list[float] = []
+    clock = SimpleNamespace(
+        perf_counter=lambda: sum(slept),
+        process_time=lambda: 0.5 + 0.01 * min(len(slept), spinning),
+        sleep=slept.append,
+    )
+    monkeypatch.setattr(bench.worker, "time", clock)
+    answer = bench.worker.timed(bench.subject.Subject(lambda: None, dict), 2, 0)
+    assert answer["seconds"] == 0.0  # what is waited is no part of the time
+    assert len(slept) == pytest.approx(waits, abs=1)
 
 
 # ------------------------------------------------------------------------------------------ --check
