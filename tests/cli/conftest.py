@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arrays[f"x_{part}"], arrays[f"y_{part}"] = two_kinds(n, seed)
     np.savez(path, **arrays, classes=np.array(["dark", "bright"]))
     return path
+
+
+@pytest.fixture
+def tiny(tiny_set: Path, tmp_path: Path) -> str:
+    """The same in the test's own folder."""
+    return shutil.copy(tiny_set, tmp_path / "tiny.npz").as_posix()
 
 
 @pytest.fixture(scope="session")

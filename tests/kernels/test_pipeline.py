@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpulayers.cuda.table_tiles import TILES, stage_bytes
-from tests.support.mutants import read
+from tests.support.mutations import read
 
 pytestmark = pytest.mark.emulated
 

@@ -1,15 +1,11 @@
-"""The tuner on the stand-in: what it measures by a clock of the test, what it leaves out, and what
-plans and later processes take from it."""
+"""The tuner on the stand-in: what it measures by a clock of the test, and what plans and later
+processes take from it."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import importlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,70 +15,14 @@ import pytest
 from gpulayers import random
 from gpulayers.backend import available
 from gpulayers.cli import main
-from gpulayers.errors import BackendError, ParameterError
+from gpulayers.errors import ParameterError
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential
-from gpulayers.ops.window import Window
 from tests.conftest import Backend
+from tests.kernels.conftest import new_process
 from tests.support import fake_cupy
-from tests.support.fake_cupy.kernels import machine_code
 
 pytestmark = pytest.mark.emulated
-
-WINDOW = Window((3, 2), (1, 1), (1, 0, 1, 1), (1, 1))
-MODULES = (
-    "tune",
-    "tune_measure",
-    "tune_table",
-    "tune_work",
-    "cubins",
-    "compile",
-    "conv",
-    "conv_step",
-    "product",
-)
-
-
-def compiled_here(library: str, jobs: Sequence[Any]) -> list[dict[str, str]]:
-    """In the place of NVRTC: machine code that the stand-in runs."""
-    answers: list[dict[str, str]] = []
-    for job in jobs:
-        code, symbol = machine_code(job.code, job.expression, job.options)
-        answers.append({"cubin": base64.b64encode(code).decode(), "symbol": symbol})
-    return answers
-
-
-@pytest.fixture
-def cuda(
-    emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SimpleNamespace]:
-    """The modules of gpulayers.cuda, as in a new process with an empty cache folder; `clock` maps a
-    kernel to its time, 1 ms for the others, and `timed` counts what was timed."""
-    monkeypatch.setenv("GPULAYERS_TUNE_DIR", str(tmp_path / "tune"))
-    found = {name: importlib.import_module(f"gpulayers.cuda.{name}") for name in MODULES}
-    cuda = SimpleNamespace(**found, clock={}, timed=Counter(), folder=tmp_path / "tune")
-
-    def milliseconds(captured: Any, candidate: Any) -> float:
-        if not cuda.timed[candidate.label]:
-            captured.launch()
-        cuda.timed[candidate.label] += 1
-        return cuda.clock.get(candidate.label, cuda.clock.get(candidate.kernel, 1.0))
-
-    monkeypatch.setattr(cuda.tune_measure, "milliseconds", milliseconds)
-    monkeypatch.setattr(cuda.tune_measure, "LAUNCHES", 2)
-    monkeypatch.setattr(cuda.cubins, "_run", compiled_here)
-    monkeypatch.setattr(cuda.cubins, "nvrtc_path", lambda: "NVRTC")
-    monkeypatch.setattr(cuda.compile, "_kernels", {})
-    new_process(cuda)
-    yield cuda
-    new_process(cuda)
-    fake_cupy.state.kernel_attributes = {}
-
-
-def new_process(cuda: SimpleNamespace) -> None:
-    """Forget what is in memory alone."""
-    cuda.tune._table.cache_clear()
-    cuda.tune.forget()
 
 
 def numbers(backend: Backend, *shape: int) -> Any:
@@ -198,160 +138,6 @@ def test_kernels_that_differ_from_run_to_run(
         assert multiply(emulated, cuda, 41) == WIDE
     with cuda.tune.pinned({}, deterministic=True):
         assert multiply(emulated, cuda, 41) == NARROW, "though the table has the other"
-
-
-# -------------------------------------------------------------------------------- what is left out
-
-
-def measured(cuda: SimpleNamespace, key: Any, *candidates: Any) -> dict[str, str]:
-    """Why each candidate is left out; "" for none."""
-    rows = cuda.tune_measure.measure(key, candidates).rows
-    return {row.candidate.label: row.why_not for row in rows}
-
-
-def ways(cuda: SimpleNamespace, key: Any) -> list[Any]:
-    """The candidates of the launcher for this key."""
-    found: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (cuda.product, cuda.conv, cuda.conv_step):
-
-            def choose(asked: Any, candidates: Callable[[], list[Any]]) -> Any:
-                known = candidates()
-                if asked == key:
-                    found.extend(known)
-                return known[0]
-
-            patch.setattr(module, "choose", choose)
-        work = cuda.tune_work.WORKS[key.op](key)
-        work.run(work.inputs())
-    assert found, key
-    return found
-
-
-def conv_key(cuda: SimpleNamespace, op: str, dtype: str, *flags: int) -> Any:
-    w = WINDOW
-    detail = (*w.kernel, *w.stride, *w.pad, *w.dilation, *flags)
-    return cuda.tune.Key(op, (2, 7, 6, 3, 5), dtype, detail)
-
-
-OPERATIONS = {
-    "product": ("gemm_nn", (70, 19, 301)),
-    "product of half numbers": ("gemm_nt", (66, 3, 150), "float16"),
-    "product, turned": ("gemm_tt", (9, 70, 40), "float64"),
-    "dense": ("dense_backward", (300, 20, 7)),
-    "forward": ("conv2d_forward", (0, 0)),
-    "forward, pooled": ("conv2d_forward", (1, 0)),
-    "input": ("conv2d_input_grad", (0, 0)),
-    "weight": ("conv2d_weight_grad", (1, 0, 0)),
-    "weight without bias": ("conv2d_weight_grad", (0, 0, 0)),
-    "back": ("conv2d_backward", (1, 0, 0)),
-    "back, pooled": ("conv2d_backward", (0, 1, 1)),
-}
-
-
-def key_of(cuda: SimpleNamespace, name: str) -> Any:
-    op, values, *dtype = OPERATIONS[name]
-    dtype = dtype[0] if dtype else "float32"
-    if op.startswith("conv2d"):
-        return conv_key(cuda, op, dtype, *values)
-    return cuda.tune.Key(op, values, dtype)
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_every_candidate_computes_right_and_a_wrong_one_is_seen(
-    emulated: Backend, cuda: SimpleNamespace, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = key_of(cuda, name)
-    monkeypatch.setattr(cuda.conv, "SPECIALISED", key.detail[-1:] == (1,))
-    candidates = ways(cuda, key)
-    found = measured(cuda, key, *candidates)
-    assert set(found.values()) == {""}
-    first = candidates[0]
-    # a grid that leaves the last tiles out, as memory was: NaN
-    sparse = first._replace(rows=10_000 * first.rows)
-    if key.op in ("gemm_nn", "conv2d_forward") and first.rows < 100:
-        assert "nan instead of" in measured(cuda, key, sparse)[first.label]
-    if first.parts == 1 and key.op in ("gemm_nn", "conv2d_weight_grad"):
-        # the last terms of each sum are forgotten (one, where pooling leaves none of them out)
-        short = first._replace(span=first.span - (1 if key.op == "gemm_nn" else 20))
-        assert "results are wrong" in measured(cuda, key, short)[first.label]
-
-
-def test_tensor_cores_are_candidates_where_tf32_is_asked_for(
-    emulated: Backend, cuda: SimpleNamespace
-) -> None:
-    key = cuda.tune.Key("gemm_nn", (20, 20, 72), "float32", (), "tf32")
-    with importlib.import_module("gpulayers.cuda.precision").use_precision("tf32"):
-        candidates = ways(cuda, key)
-        found = measured(cuda, key, *candidates)
-    assert any("tensor" in candidate.kernel for candidate in candidates)
-    assert set(found.values()) == {""}
-    assert "its work is not that of" in measured(cuda, key, candidates[0])[candidates[0].label]
-
-
-def test_a_wrong_candidate_is_not_taken_however_fast(
-    emulated: Backend, cuda: SimpleNamespace
-) -> None:
-    key = cuda.tune.Key("gemm_nn", (40, 9, 300), "float32")
-    right = cuda.product.candidates("gemm", np.dtype("float32"), 40, 9, 300)[0]
-    wrong = cuda.tune.Candidate("gemm", 64, 64, 1, 299)
-    cuda.clock = {"gemm": 0.001}
-    assert cuda.tune.choose(key, lambda: [right, wrong]) == right
-    with cuda.tune.tuning() as run:
-        assert cuda.tune.choose(key, lambda: [right, wrong]) == right
-    assert "360 of 360 results are wrong" in run.found[0][1].rows[0].why_not
-    with cuda.tune.tuning():
-        key = key._replace(shape=(41, 9, 300))
-        assert cuda.tune.choose(key, lambda: [wrong, right]) == right, "though the rule says so"
-
-
-@pytest.mark.parametrize(
-    ("attribute", "value", "message"),
-    [
-        ("local_size_bytes", 8, "keeps 8 bytes a thread outside registers"),
-        ("num_regs", 257, "65792 registers, it may 65536"),
-        ("shared_size_bytes", (48 << 10) + 1, "49153 bytes of shared memory, it may 49152"),
-    ],
-)
-def test_kernels_that_do_not_fit_are_left_out(
-    emulated: Backend, cuda: SimpleNamespace, attribute: str, value: int, message: str
-) -> None:
-    fake_cupy.state.kernel_attributes = {WIDE: {attribute: value}}
-    cuda.clock = {"gemm": 0.001}
-    with cuda.tune.tuning() as run:
-        assert multiply(emulated, cuda) == NARROW
-    out = [row.why_not for row in run.found[0][1].rows if row.candidate.kernel == "gemm"]
-    assert out
-    assert all(message in why_not for why_not in out)
-    assert not any(label.startswith("gemm,") or label == "gemm" for label in cuda.timed)
-
-
-def test_a_kernel_that_does_not_compile_is_left_out(
-    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    get_kernel = cuda.tune_measure.get_kernel
-
-    def some(name: str, *args: str) -> Any:
-        if name == "gemm":
-            raise BackendError("kernel gemm did not compile")
-        return get_kernel(name, *args)
-
-    monkeypatch.setattr(cuda.tune_measure, "get_kernel", some)
-    cuda.clock = {"gemm": 0.001}
-    with cuda.tune.tuning():
-        assert multiply(emulated, cuda) == NARROW
-
-
-def test_without_memory_the_rule_stays(
-    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def inputs(self: Any) -> None:
-        raise fake_cupy.cupy.cuda.memory.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(cuda.tune_work.Gemm, "inputs", inputs)
-    with cuda.tune.tuning():
-        assert multiply(emulated, cuda) == NARROW
-    assert not cuda.tune.own_table().entries
 
 
 # ------------------------------------------------------------------------------ kernels from disk

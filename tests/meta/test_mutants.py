@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import mutants
-from tests.support.mutants import Mutant, Verdict
+from tests.support import mutants, mutations
+from tests.support.mutants import Verdict
+from tests.support.mutations import Mutant
 
 pytestmark = pytest.mark.emulated
 
@@ -22,11 +23,11 @@ EVERY = 1 if os.environ.get("GPULAYERS_TEST_CASES") else 6  # ... of every sixth
 def sample(file: str) -> list[Mutant]:
     """Some mutants, evenly spread over the file, none of them equivalent."""
     known = {entry.key for entry in mutants.equivalent_mutants()}
-    made = [mutant for mutant in mutants.mutants(file) if mutant.key not in known]
-    return list(mutants.spread(made, SAMPLE))
+    made = [mutant for mutant in mutations.mutants(file) if mutant.key not in known]
+    return list(mutations.spread(made, SAMPLE))
 
 
-@pytest.mark.parametrize("file", mutants.files()[::EVERY])
+@pytest.mark.parametrize("file", mutations.files()[::EVERY])
 def test_a_sample_is_caught(file: str) -> None:
     chosen = sample(file)
     assert len(chosen) == SAMPLE
@@ -35,10 +36,10 @@ def test_a_sample_is_caught(file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", mutants.files())
+@pytest.mark.parametrize("file", mutations.files())
 def test_a_larger_sample_is_caught(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    made = mutants.mutants(file)
-    chosen = mutants.spread(made)
+    made = mutations.mutants(file)
+    chosen = mutations.spread(made)
     processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
     verdicts = list(mutants.judge_all(chosen, processes))
     with capsys.disabled():
@@ -54,13 +55,13 @@ def test_a_larger_sample_is_caught(file: str, capsys: pytest.CaptureFixture[str]
 def find(file: str, function: str, mutation: str) -> Mutant:
     return next(
         mutant
-        for mutant in mutants.mutants(file)
+        for mutant in mutations.mutants(file)
         if mutant.function == function and mutant.mutation == mutation
     )
 
 
 def test_every_listed_equivalent_exists_and_has_a_reason() -> None:
-    made = [mutant for file in mutants.files() for mutant in mutants.mutants(file)]
+    made = [mutant for file in mutations.files() for mutant in mutations.mutants(file)]
     assert mutants.stale_entries(made) == []
     for entry in mutants.equivalent_mutants():
         assert len(entry.reason.split()) >= 5, entry
@@ -69,14 +70,14 @@ def test_every_listed_equivalent_exists_and_has_a_reason() -> None:
 
 
 def test_every_function_is_mutated() -> None:
-    for file in mutants.files():
-        text = mutants.read(file)
-        bodies = [name for name, _, _ in mutants.function_bodies(text)]  # overloads count each
+    for file in mutations.files():
+        text = mutations.read(file)
+        bodies = [name for name, _, _ in mutations.function_bodies(text)]  # overloads count each
         assert bodies, file
         on_a_line = len(re.findall(r"__device__[^\n;{]*\{[^\n]*\}", text))  # with its body
         heads = text.count("__global__") + text.count("__device__") - on_a_line
         assert heads == len(bodies), file
-        mutated = {mutant.function for mutant in mutants.mutants(file)}
+        mutated = {mutant.function for mutant in mutations.mutants(file)}
         # A body of one call, or of a declaration, has nothing to change.
         unchanged = {"thread_number", "not_a_number", "share_of_block", "bits_of", "four_lines"}
         unchanged |= {"product_then_sum", "column_of"}
@@ -87,10 +88,10 @@ def test_every_function_is_mutated() -> None:
 
 
 def test_every_barrier_and_atomic_has_a_mutant() -> None:
-    for file in mutants.files():
-        code = "\n".join(line.split("//")[0] for line in mutants.read(file).split("\n"))
+    for file in mutations.files():
+        code = "\n".join(line.split("//")[0] for line in mutations.read(file).split("\n"))
         made = Counter(
-            (mutant.mutation, mutant.line_number) for mutant in mutants.mutants(file)
+            (mutant.mutation, mutant.line_number) for mutant in mutations.mutants(file)
         ).keys()
         kinds = Counter(mutation for mutation, _ in made)
         assert kinds["drop barrier"] == code.count("__syncthreads();"), file
@@ -124,19 +125,19 @@ def test_every_barrier_and_atomic_has_a_mutant() -> None:
     ],
 )
 def test_changes(line: str, mutation: str, becomes: str) -> None:
-    assert (mutation, becomes) in list(mutants._changes(line))
+    assert (mutation, becomes) in list(mutations._changes(line))
 
 
 @pytest.mark.parametrize(
     "line", ["Place<Index> p;", "const T* x = f<4>(y);", "x->y();", "static_cast<Acc>(x)"]
 )
 def test_what_is_left_alone(line: str) -> None:
-    assert list(mutants._changes(line)) == []
+    assert list(mutations._changes(line)) == []
 
 
 def test_mutants_change_their_line_only() -> None:
-    for mutant in mutants.mutants("im2col.cu"):
-        old, new = mutants.read("im2col.cu").split("\n"), mutant.source().split("\n")
+    for mutant in mutations.mutants("im2col.cu"):
+        old, new = mutations.read("im2col.cu").split("\n"), mutant.source().split("\n")
         assert len(old) == len(new)
         changed = [
             number
@@ -199,7 +200,7 @@ def test_a_harmless_change_is_alive_unless_listed(
 def test_stale_entries_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = listing(tmp_path / "listed.toml", harmless())
     monkeypatch.setattr(mutants, "EQUIVALENT_FILE", path)
-    (gone,) = mutants.stale_entries(mutants.mutants("update.cu"))
+    (gone,) = mutants.stale_entries(mutations.mutants("update.cu"))
     assert gone.startswith("no such mutant any more: update.cu")
     caught = Verdict(harmless(), "caught", "values")
     (wrong,) = mutants.stale_entries([harmless()], [caught])
