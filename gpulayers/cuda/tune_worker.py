@@ -8,9 +8,11 @@ job gives a line of JSON: ``cubin`` (base64) and ``symbol``, or ``error``.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Nvrtc", "main"]
@@ -28,6 +30,11 @@ class Nvrtc:
     """
 
     def __init__(self, path: str) -> None:
+        # The wheels of NVRTC 13.0 do not say that its second library lies beside the first, which
+        # then does not find it unless it is there already.
+        for beside in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(beside))
         self._library = ctypes.CDLL(path)
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
 

@@ -106,7 +106,7 @@ class DeviceLauncher:
         packed = spec.pack(dtype, index, held)
         kernel: Any = get_kernel(name, dtype, index)
         shared_mem = shared_mem or spec.shared
-        if shared_mem > 48 << 10:  # what any block may have, with the kernel's own arrays
+        if shared_mem > kernel.max_dynamic_shared_size_bytes:  # 48 KB less the kernel's own arrays
             kernel.max_dynamic_shared_size_bytes = shared_mem
         kernel(tuple(grid), (block or spec.block,), packed, shared_mem=shared_mem)
         for host, device in zip(args, held, strict=True):

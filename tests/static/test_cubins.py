@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,16 @@ def test_machine_code_of_each_kernel_and_the_log_of_a_bad_one(tmp_path: Path) ->
         assert found.symbol.encode() in content
         assert "sum_parts" in found.symbol
     assert store.find(bad) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="wheels of other systems find it")
+def test_the_library_beside_nvrtc_is_there_before_it_is_looked_for() -> None:
+    """NVRTC 13.0's wheel does not find it by itself."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tune_worker; "
+        "tune_worker.Nvrtc(sys.argv[2]); print(open('/proc/self/maps').read())"
+    )
+    folder = str(Path(cubins.tune_worker.__file__).parent)
+    command = [sys.executable, "-c", code, folder, str(cubins.nvrtc_path())]
+    maps = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "libnvrtc-builtins.so" in maps
