@@ -73,12 +73,16 @@ def row_by_row(width: int) -> contextlib.AbstractContextManager[None]:
     for each row takes longer. This is for operations of one dtype: what must be cast goes through
     the buffer in any case, and a small one is slow.
     """
-    return _small_buffer() if width >= _LONG else contextlib.nullcontext()
+    return buffers_of(_LONG) if width >= _LONG else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _small_buffer() -> Generator[None]:
-    before = np.setbufsize(_LONG)
+def buffers_of(numbers: int) -> Generator[None]:
+    """Have NumPy's ufuncs copy, of operands that they must copy, so many numbers at a time.
+
+    They allocate that memory in every call: of its own size (8192) it is 96 KB for three operands.
+    """
+    before = np.setbufsize(numbers)
     try:
         yield
     finally:

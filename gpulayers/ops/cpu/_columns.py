@@ -25,7 +25,14 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._sums import sum_dtype
-from gpulayers.ops.cpu._blocks import add_bias, all_finite, blocks, relu, repeated
+from gpulayers.ops.cpu._blocks import (
+    add_bias,
+    all_finite,
+    blocks,
+    buffers_of,
+    relu,
+    repeated,
+)
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, shares, threaded_blas
 
@@ -33,6 +40,7 @@ _BLOCK_BYTES = 1 << 20  # columns of one block: few long calls, on what the cach
 _SHARE_WORK = 1 << 24  # multiplications that make a thread of its own worth while
 _BAND_WIDTH = 32  # columns of W below which BLAS runs far under its speed
 _BAND_COST = 2.3  # most multiplications a band may add
+_ADDED = 1 << 11  # numbers of columns that NumPy copies at a time before it adds them up
 _LANES = 4  # BLAS is up to a fifth faster on rows of columns that are a multiple of it
 
 
@@ -305,7 +313,8 @@ def input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
             if not direct:
                 dX[block] = padded[:, top : top + rows, left : left + cols]
 
-    run_examples(work, parts)
+    with buffers_of(_ADDED):
+        run_examples(work, parts)
     return dX
 
 
