@@ -192,11 +192,13 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
     train.add_argument("--lr", type=values.positive, metavar="X", help="first learning rate")
     train.add_argument(
         "--optimizer",
+        type=values.optimizer,
         metavar="NAME",
         help='SGD, AdaGrad, RMSProp, Adam (default), also with arguments: "SGD(momentum=0.9)"',
     )
     train.add_argument(
         "--schedule",
+        type=values.schedule,
         metavar="NAME",
         help="constant, exponential (default), cosine, onecycle, warmup, noam, king",
     )
@@ -210,7 +212,10 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
         "--label-smoothing", type=values.fraction, metavar="X", help="of the training loss, 0..1"
     )
     train.add_argument(
-        "--augment", metavar="LIST", help='variations of the images: "crop(4), flip, cutout(8)"'
+        "--augment",
+        type=values.transforms,
+        metavar="LIST",
+        help='variations of the images: "crop(4), flip, cutout(8)"',
     )
     train.add_argument(
         "--accumulate",

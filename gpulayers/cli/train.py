@@ -20,7 +20,7 @@ from gpulayers.cli.config import CONFIG_FILE, config_text
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.results import collect, show, write
 from gpulayers.cli.saved import data_of
-from gpulayers.errors import CheckpointError, GPULayersError, ParameterError
+from gpulayers.errors import CheckpointError, GPULayersError, ParameterError, ShapeError
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Sequential, build, summarize
 from gpulayers.training import (
@@ -39,6 +39,7 @@ from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.resume import checkpoint_path
 from gpulayers.training.settings import device_backend
 from gpulayers.training.trainer import MODEL_FILE
+from gpulayers.training.transforms import make_transform
 
 __all__ = ["run"]
 
@@ -209,7 +210,8 @@ def _data(settings: dict[str, Any]) -> Dataset:
 
 
 def _check_pictures(settings: dict[str, Any], data: Dataset) -> None:
-    """Refuse options that change pictures alone where they have changed nothing."""
+    """Refuse options that change pictures alone where they have changed nothing, and variations
+    that the images are too small for."""
     rows, cols, channels = data.input_shape
     size = settings["image_size"]
     if size is not None and (rows, cols) != (size, size):
@@ -222,6 +224,12 @@ def _check_pictures(settings: dict[str, Any], data: Dataset) -> None:
             f"--grayscale is for folders of pictures; the images of {data.name} are arrays of "
             f"{channels} channels"
         )
+    transform = make_transform(settings["augment"])
+    if transform is not None:
+        try:
+            transform.output_shape(data.input_shape)
+        except ShapeError as error:
+            raise ParameterError(f"--augment {settings['augment']!r}: {error}") from error
 
 
 def _callbacks(settings: dict[str, Any]) -> list[Callback]:

@@ -6,9 +6,20 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 
-from gpulayers.errors import suggest
+from gpulayers.errors import ParameterError, suggest
 
-__all__ = ["fraction", "one_of", "port", "positive", "positive_int", "seed", "share"]
+__all__ = [
+    "fraction",
+    "one_of",
+    "optimizer",
+    "port",
+    "positive",
+    "positive_int",
+    "schedule",
+    "seed",
+    "share",
+    "transforms",
+]
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -75,3 +86,37 @@ def seed(text: str) -> int:
 def port(text: str) -> int:
     """A TCP port; 0 stands for any free one."""
     return _integer(text, 0, 65535, "a port, 0..65535")
+
+
+# What the following import takes longer than to read the other options.
+
+
+def optimizer(text: str) -> str:
+    """The description of an optimizer."""
+    from gpulayers.initializers import OptimizerInitializer
+
+    return _described(text, lambda: OptimizerInitializer(text)(), "OptimizerInitializer")
+
+
+def schedule(text: str) -> str:
+    """The description of a schedule."""
+    from gpulayers.training.schedule import fit_schedule
+
+    return _described(text, lambda: fit_schedule(text, 0.01, 1, 1), "SchedulerInitializer")
+
+
+def transforms(text: str) -> str:
+    """The description of transforms."""
+    from gpulayers.training.transforms import make_transform
+
+    return _described(text, lambda: make_transform(text), "make_transform")
+
+
+def _described(text: str, read: Callable[[], object], reader: str) -> str:
+    """The text, if it can be read; else what is wrong, without the name of the function."""
+    try:
+        read()
+    except ParameterError as error:
+        reason = str(error).removeprefix(f"{reader}: ")
+        raise argparse.ArgumentTypeError(reason) from error
+    return text

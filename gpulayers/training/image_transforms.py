@@ -89,7 +89,9 @@ class RandomCrop(Transform):
     ParameterError
         If a value is out of range.
     ShapeError
-        When called with images that are smaller, border included, than the window.
+        From `output_shape` and when called, with images that are smaller, border included, than
+        the window; or if a window may hold nothing but a border of `fill`: where the border is as
+        wide as the window.
     """
 
     _settings = ("padding", "size", "mode", "fill")
@@ -116,17 +118,29 @@ class RandomCrop(Transform):
         return self._fill.value
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape if self.size is None else (*self.size, *shape[2:])
+        return (*self._window(*shape[:2]), *shape[2:])
 
-    def __call__(self, X: Array, labels: Any, generator: Generator) -> tuple[Array, Any]:
-        n, rows, cols, _ = _shape("RandomCrop", X)
+    def _window(self, rows: int, cols: int) -> tuple[int, int]:
+        """The window's size in images of this size."""
         high, wide = self.size or (rows, cols)
-        p, xp = self.padding, xp_of(X)
+        p = self.padding
         if high > rows + 2 * p or wide > cols + 2 * p:
             raise ShapeError(
                 f"RandomCrop: a window of {high} x {wide} does not fit images of {rows} x {cols} "
                 f"with {p} pixels around them"
             )
+        if self.mode == "constant" and p >= min(high, wide) > 0:
+            raise ShapeError(
+                f"RandomCrop: with {p} pixels around images of {rows} x {cols}, a window of {high} "
+                f"x {wide} may show nothing of the image; padding must be less than "
+                f"{min(high, wide)}"
+            )
+        return high, wide
+
+    def __call__(self, X: Array, labels: Any, generator: Generator) -> tuple[Array, Any]:
+        n, rows, cols, _ = _shape("RandomCrop", X)
+        high, wide = self._window(rows, cols)
+        p, xp = self.padding, xp_of(X)
         tops = generator.integers(-p, rows + p - high + 1, (n,), xp)
         lefts = generator.integers(-p, cols + p - wide + 1, (n,), xp)
         fill = self._fill(X)

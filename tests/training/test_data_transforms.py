@@ -70,6 +70,16 @@ def test_crop_to_a_size(backend: Backend) -> None:
     np.testing.assert_array_equal(whole, X)
     with pytest.raises(ShapeError, match="14 x 11 does not fit images of 7 x 5 with 3 pixels"):
         varied(RandomCrop(3, (14, 11)), X, backend)
+    for padding, size in ((5, None), (4, (7, 4)), (4, (4, 5))):  # a corner's window shows no pixel
+        crop = RandomCrop(padding, size)
+        for call in (
+            lambda c=crop: varied(c, X, backend),
+            lambda c=crop: c.output_shape((7, 5, 3)),
+        ):
+            with pytest.raises(ShapeError, match=f"padding must be less than {padding}"):
+                call()
+    assert varied(RandomCrop(5, mode="reflect"), X, backend)[0].all()  # no border: shown mirrored
+    assert RandomCrop(4).output_shape((7, 5, 3)) == (7, 5, 3)
 
 
 def test_flip(backend: Backend) -> None:
