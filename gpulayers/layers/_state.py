@@ -9,6 +9,7 @@ from gpulayers._types import is_dict, is_mapping, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import ActivationInitializer, OptimizerInitializer
+from gpulayers.layers._assigned import check_assignments
 
 Saved = dict[str, Any]
 
@@ -32,6 +33,10 @@ class LayerState:
     _hyper: ClassVar[tuple[str, ...]] = ()  # attributes listed in `hyperparameters`
     _kind: ClassVar[str | None] = None  # hyperparameters["layer"] where it is not the class name
     _keeps_input: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_assignments(cls)
 
     def __init__(self, optimizer: Any = None) -> None:
         self.X: list[Array] = []

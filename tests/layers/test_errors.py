@@ -245,6 +245,63 @@ def test_bad_windows(layer: str, arguments: dict[str, Any], message: str) -> Non
         pytest.skip("has no dilation")
     with pytest.raises(ParameterError, match=rf"{layer}: {message}"):
         WINDOWED[layer](**arguments)
+    built = WINDOWED[layer]()
+    ((name, value),) = arguments.items()
+    before = getattr(built, name)
+    with pytest.raises(ParameterError, match=rf"{layer}: {message}"):
+        setattr(built, name, value)
+    assert getattr(built, name) == before
+
+
+@pytest.mark.parametrize(
+    "layer, name, value, message",
+    [
+        (layers.Dropout(0.1), "p", 1.0, r"Dropout: p must be a number in \[0, 1\), got 1.0"),
+        (layers.Flatten(), "keep_dim", "all", "Flatten: keep_dim must be one of"),
+        (layers.LayerNorm1D(), "epsilon", -1, "LayerNorm1D: epsilon must be"),
+        (layers.ZeroPad2D(), "pad", (1, 2, 3), "ZeroPad2D: pad must be an int"),
+        (layers.FullyConnected(2), "act_fn", 3, "FullyConnected: act_fn: .* got 3"),
+        (layers.FullyConnected(2), "optimizer", "adamm", "optimizer: .*did you mean 'Adam'"),
+        (layers.LSTM(2), "gate_fn", "sigmoit", "LSTM: gate_fn: .*did you mean 'Sigmoid'"),
+        (layers.RNN(2), "truncate", 0, "RNN: truncate must be an integer >= 1, got 0"),
+    ],
+)
+def test_bad_assignments(layer: Any, name: str, value: Any, message: str) -> None:
+    before = vars(layer).copy()
+    with pytest.raises(ParameterError, match=message):
+        setattr(layer, name, value)
+    assert vars(layer) == before
+
+
+@pytest.mark.parametrize(
+    "assigned, constructed, shape",
+    [
+        (layers.Conv2D(2, 3), layers.Conv2D(2, 3, pad="same", stride=[2, 1]), (2, 7, 6, 3)),
+        (layers.Deconv2D(2, 3), layers.Deconv2D(2, 3, pad=[1, 0], stride=2), (2, 3, 2, 3)),
+        (layers.Pool2D(3), layers.Pool2D(3, (2, 3), (1, 1, 0, 1), "average"), (2, 7, 6, 3)),
+        (layers.Conv1D(2, 3), layers.Conv1D(2, 3, [2, 1], 2, 1, "ReLU"), (2, 9, 3)),
+        (layers.ZeroPad2D(), layers.ZeroPad2D((2, 0, 1, 3)), (1, 2, 2, 1)),
+        (layers.FullyConnected(3), layers.FullyConnected(3, "Tanh", optimizer="Adam"), (2, 4)),
+    ],
+)
+def test_assigned_later_is_as_constructed(
+    assigned: Any, constructed: Any, shape: tuple[int, ...]
+) -> None:
+    """Also as a list, an array, or the description of an object."""
+    X = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    Y = constructed.forward(X)
+    for name in ("pad", "stride", "dilation", "mode"):
+        if name in constructed.hyperparameters:
+            value = getattr(constructed, name)
+            whole = isinstance(value, tuple)
+            setattr(assigned, name, np.array(value) if whole else value)
+    assigned.optimizer = str(constructed.optimizer)
+    if assigned.act_fn is not None:
+        assigned.act_fn = str(constructed.act_fn)
+    assigned.set_params({"parameters": constructed.parameters})
+    assert_same_bits(assigned.forward(X), Y)
+    kept = assigned.hyperparameters
+    assert kept == constructed.hyperparameters
 
 
 @pytest.mark.parametrize(
