@@ -1,4 +1,4 @@
-"""The backend that the CUDA engine runs on, and the modules of its tuner."""
+"""The backend that the CUDA engine runs on, the modules of its tuner, and the kernels' compiler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Backend, switched_to
+from tests.static.conftest import compiler
 from tests.support import fake_cupy
 from tests.support.fake_cupy.kernels import machine_code
+
+__all__ = ["compiler", "cuda", "device"]
 
 MODULES = (
     "tune",

@@ -1,4 +1,4 @@
-"""Run one kernel on host arrays: on the CPU under the checker, or on a GPU.
+"""Run one kernel on host arrays: on the CPU under the checker, as NVRTC's PTX, or on a GPU.
 
 ``launcher.launch(kernel, dtype, index, grid, args)`` takes NumPy arrays and plain numbers in the
 kernel's order and changes the output arrays in place; ``block`` is the table's
@@ -7,7 +7,8 @@ unless given. bfloat16 arrays are uint16 bit patterns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import load_source
+from tests.kernels.arrays import Launcher
 from tests.support import sample
 
 
@@ -79,6 +81,66 @@ class EmulatedLauncher:
         )
         for expression in expressions:
             self._kernels[file, expression] = module[expression]
+
+
+class PtxLauncher:
+    """The PTX that NVRTC makes of the kernels, interpreted.
+
+    Parameters
+    ----------
+    sources : mapping, optional
+        File name -> source text used instead of the real one (planted faults).
+    cases : sequence of callables
+        All instances of a source that these launch are compiled together.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str] | None = None,
+        cases: Sequence[Callable[[Launcher], None]] = (),
+    ) -> None:
+        self.sources = dict(sources or {})
+        self.steps = 0
+        self._together = _launched(cases)
+
+    def launch(
+        self,
+        name: str,
+        dtype: str,
+        index: str,
+        grid: Sequence[int],
+        args: Sequence[Any],
+        shared_mem: int = 0,
+        block: int = 0,
+    ) -> None:
+        from tests.support import ptx
+
+        spec = table.KERNELS[name]
+        expression = spec.expression(dtype, index)
+        together = self._together.get(spec.file, {})
+        instances = tuple(together) if expression in together else (expression,)
+        options = table.options(*sorted(together.values()) if expression in together else (dtype,))
+        code = self.sources.get(spec.file) or load_source(spec.file)
+        text, names = ptx.compile_ptx(code, instances, tuple(dict.fromkeys(options)), spec.file)
+        packed = spec.pack(dtype, index, args)
+        self.steps += ptx.load(text, names[expression])(
+            grid, (block or spec.block,), packed, shared_mem or spec.shared, spec.cooperative
+        )
+
+
+def _launched(cases: Sequence[Callable[[Launcher], None]]) -> dict[str, dict[str, str]]:
+    """What cases launch: source -> name expression -> dtype."""
+    found: dict[str, dict[str, str]] = {}
+
+    class Noting:
+        def launch(self, name: str, dtype: str, index: str, *_: Any, **__: Any) -> None:
+            spec = table.KERNELS[name]
+            found.setdefault(spec.file, {})[spec.expression(dtype, index)] = dtype
+
+    for case in cases:
+        with contextlib.suppress(AssertionError):  # nothing ran
+            case(Noting())
+    return found
 
 
 class DeviceLauncher:

@@ -101,6 +101,53 @@ def _checked(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+class Program:
+    """What NVRTC has made of a source: its log, whether it `failed`, and if not the names of the
+    kernels in its output, by name expression."""
+
+    def __init__(self, handle: Any, arguments: Sequence[str], expressions: Sequence[str]) -> None:
+        from cuda.bindings import nvrtc
+
+        self._handle = handle
+        encoded = [argument.encode() for argument in (*arguments, f"-I{cuda_headers()}")]
+        (status,) = nvrtc.nvrtcCompileProgram(handle, len(encoded), encoded)
+        buffer = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(handle))
+        nvrtc.nvrtcGetProgramLog(handle, buffer)
+        self.failed = status.value != 0
+        self.log = buffer.decode(errors="replace").rstrip("\0 \n")
+        self.log = self.log or (str(status) if self.failed else "")
+        self.lowered = {} if self.failed else {name: self._lowered(name) for name in expressions}
+
+    def _lowered(self, expression: str) -> str:
+        from cuda.bindings import nvrtc
+
+        return _checked(nvrtc.nvrtcGetLoweredName(self._handle, expression.encode())).decode()
+
+    def ptx(self) -> str:
+        """The PTX."""
+        from cuda.bindings import nvrtc
+
+        text = b" " * _checked(nvrtc.nvrtcGetPTXSize(self._handle))
+        nvrtc.nvrtcGetPTX(self._handle, text)
+        return text.decode().rstrip("\0")
+
+
+@contextlib.contextmanager
+def program(
+    code: str, expressions: Sequence[str], arguments: Sequence[str], file: str
+) -> Iterator[Program]:
+    """A source compiled with these arguments."""
+    from cuda.bindings import nvrtc
+
+    handle = _checked(nvrtc.nvrtcCreateProgram(code.encode(), file.encode(), 0, [], []))
+    try:
+        for expression in expressions:
+            _checked(nvrtc.nvrtcAddNameExpression(handle, expression.encode()))
+        yield Program(handle, arguments, expressions)
+    finally:
+        nvrtc.nvrtcDestroyProgram(handle)
+
+
 def compile_source(
     code: str,
     name_expressions: Sequence[str],
@@ -109,30 +156,12 @@ def compile_source(
     file_name: str = "kernel.cu",
 ) -> Compiled:
     """Compiles one source with the options that CuPy would use."""
-    from cuda.bindings import nvrtc
-
-    program = _checked(nvrtc.nvrtcCreateProgram(code.encode(), file_name.encode(), 0, [], []))
-    try:
-        for expression in name_expressions:
-            _checked(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-        arguments = [f"-arch={architecture}", f"-I{cuda_headers()}", *options, *CUPY_OPTIONS]
-        arguments.append("--ptxas-options=-v")
-        encoded = [argument.encode() for argument in arguments]
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
-        buffer = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-        nvrtc.nvrtcGetProgramLog(program, buffer)
-        log = buffer.decode(errors="replace").rstrip("\0 \n")
-        if status.value != 0:
-            return Compiled({}, log or str(status))
-        ptx = b" " * _checked(nvrtc.nvrtcGetPTXSize(program))
-        nvrtc.nvrtcGetPTX(program, ptx)
-        lowered = {
-            expression: _checked(nvrtc.nvrtcGetLoweredName(program, expression.encode())).decode()
-            for expression in name_expressions
-        }
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
-    usage, bodies = parse_log(log), ptx_bodies(ptx.decode())
+    arguments = [f"-arch={architecture}", *options, *CUPY_OPTIONS, "--ptxas-options=-v"]
+    with program(code, name_expressions, arguments, file_name) as compiled:
+        if compiled.failed:
+            return Compiled({}, compiled.log)
+        log, ptx, lowered = compiled.log, compiled.ptx(), compiled.lowered
+    usage, bodies = parse_log(log), ptx_bodies(ptx)
     kernels = {
         expression: Resources(**usage[symbol], **inspect_ptx(bodies[symbol]))
         for expression, symbol in lowered.items()
@@ -206,8 +235,8 @@ class Job:
         options = table.options(*table.C_TYPES)
         key = "\0".join([code, *expressions, *options, self.architecture, nvrtc_version()])
         key += Path(__file__).read_text(encoding="utf-8") + str(cuda_headers())
-        path = _cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
-        with _locked(path.with_suffix(".lock")):  # pytest-xdist workers want the same results
+        path = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+        with locked(path.with_suffix(".lock")):  # pytest-xdist workers want the same results
             if not path.exists():
                 compiled = compile_source(code, expressions, self.architecture, options, self.file)
                 text = json.dumps(dataclasses.asdict(compiled))
@@ -230,7 +259,7 @@ def tested() -> list[Job]:
     ]
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     default = Path(tempfile.gettempdir()) / f"gpulayers-nvrtc-{getpass.getuser()}"
     folder = Path(os.environ.get(CACHE_VARIABLE, default))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -238,7 +267,7 @@ def _cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
