@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from gpulayers import backend
 from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
-from gpulayers.layers import Pool2D
 from gpulayers.layers._group import LayerGroup
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models.composite import Composite
 from gpulayers.models.network import Sequential
 from gpulayers.ops._checks import changeable
 
@@ -111,27 +112,33 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
 
 
 class Makeup:
-    """What decides how a plan computes: the layers in their order, activations, kinds of pooling,
-    the sizes of the parameters, and whether the loss is a plain cross-entropy.
+    """What decides how a plan computes: the layers in their order, activations, windows and what
+    else tells the sizes of outputs, the sizes of the parameters, and whether the loss is a plain
+    cross-entropy.
 
     What the parameters are, how they learn and which are frozen is no part of it: a plan follows
-    that.
+    that, and hyperparameters that leave the sizes alone.
     """
 
     def __init__(self, network: Any, loss: Any) -> None:
         self._name = network.name
         self._loss = loss if type(loss) is SoftmaxCrossEntropy else None
         self._plain_loss = self._loss is not None and self._loss._plain
-        self._chains = [(chain, list(chain.layers)) for chain in _chains(network)]
+        groups = list(_groups(network))
+        self._chains = [(g, list(g.layers)) for g in groups if isinstance(g, Sequential)]
+        others = [g for g in groups if not isinstance(g, Sequential)]
+        self._others = [(g, list(g.components.values())) for g in others]
         walked = list(network.walk())
         layers = [layer for _, layer in walked]
         self._activations = [(layer, getattr(layer, "act_fn", None)) for layer in layers]
-        self._pools = [(la, _pooling(la)) for la in layers if isinstance(la, Pool2D)]
+        sized = [(layer, _sizes(layer)) for layer in _leaves(groups)]
+        looks = [(layer, attrgetter(*found), found) for layer, found in sized if found]
+        self._sizes = [(layer, look, look(layer), found) for layer, look, found in looks]
         self._parameters: list[list[Any]] = []
         for where, layer in walked:
             for name, array in layer.parameters.items():
                 layer.parameters[name] = array = changeable(array)
-                self._parameters.append([layer.parameters, name, array, where])
+                self._parameters.append([layer, name, array, where])
 
     def check(self) -> None:
         """Look whether the network still is what it was. Parameters that somebody has put in the
@@ -150,9 +157,10 @@ class Makeup:
                 f"{self._name}: changed since the plan was made: {what}; compile again"
             )
         for known in self._parameters:
-            parameters, name, array, _ = known
-            if parameters[name] is not array:
-                known[2] = parameters[name] = self._adopted(known, parameters[name])
+            layer, name, array, _ = known
+            new = layer.parameters.get(name)
+            if new is not array:
+                known[2] = layer.parameters[name] = self._adopted(known, new)
 
     def _adopted(self, known: list[Any], new: Any) -> Array:
         _, name, old, where = known
@@ -169,25 +177,45 @@ class Makeup:
         for chain, layers in self._chains:
             if chain.layers != layers:
                 return f"the layers of {chain.name}"
+        for group, parts in self._others:
+            if list(group.components.values()) != parts:
+                return f"the parts of {group.name}"
         for layer, act_fn in self._activations:
             if act_fn is not None and layer.act_fn is not act_fn:
                 return f"the activation of a {type(layer).__name__}, which was {act_fn}"
         if self._loss is not None and self._loss._plain is not self._plain_loss:
             return "the loss"
-        for pool, before in self._pools:
-            if _pooling(pool) != before:
-                return "the mode or the windows of a Pool2D"
+        for layer, look, before, found in self._sizes:
+            if look(layer) != before:
+                name = next(n for n, value in found.items() if getattr(layer, n) != value)
+                return f"the {name} of a {type(layer).__name__}, which was {found[name]}"
         return ""
 
 
-def _chains(part: Any) -> Iterator[Any]:
-    """Every Sequential in a group of layers, itself included."""
-    if isinstance(part, Sequential):
+def _groups(part: Any) -> Iterator[Composite]:
+    """The groups of layers in a network, itself included, that a plan takes apart. Modules it does
+    not: they run as without a plan."""
+    if isinstance(part, Composite):
         yield part
-    if isinstance(part, LayerGroup):
-        for inner in part._parts().values():
-            yield from _chains(inner)
+        for inner in part.components.values():
+            yield from _groups(inner)
 
 
-def _pooling(pool: Any) -> Any:
-    return pool.mode, pool.kernel_shape, pool.stride, pool.pad
+def _leaves(groups: list[Composite]) -> Iterator[Any]:
+    """The layers that stand in these groups, out of their wrappers."""
+    for group in groups:
+        for part in group.components.values():
+            if not isinstance(part, LayerGroup):
+                yield getattr(part, "_base_layer", part)
+
+
+# the hyperparameters that tell the size of an output, or the kernel for a window
+_SIZING = (
+    *("kernel_shape", "kernel_width", "stride", "pad", "dilation", "mode"),
+    *("factor", "keep_dim", "return_sequences"),
+)
+
+
+def _sizes(layer: Any) -> dict[str, Any]:
+    names = [name for name in _SIZING if name in getattr(layer, "_hyper", ())]
+    return {name: getattr(layer, name) for name in names}

@@ -10,7 +10,7 @@ import pytest
 
 from gpulayers.activations import Tanh
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
-from gpulayers.layers import FullyConnected
+from gpulayers.layers import Conv2D, FullyConnected
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from tests.conftest import switched_to
@@ -110,21 +110,50 @@ def _activate(network: Sequential) -> None:
     network.layers[0].body.layers[0].act_fn = Tanh()
 
 
-CHANGES = {
-    "the layers of Sequential": _exchange,
-    "the layers of Residual body": _exchange_inside,
-    "the activation of a Conv2D, which was ReLU": _activate,
-}
+def _exchange_body(network: Sequential) -> None:
+    network.layers[0].body = Sequential([Conv2D(2, (1, 1))])
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_plan_of_something_else_is_refused(backend: Any, change: str) -> None:
+def _drop_shortcut(network: Sequential) -> None:
+    network.layers[2].shortcut = None
+
+
+def _dilate(network: Sequential) -> None:
+    network.layers[2].shortcut.layers[0].dilation = [1, 0]
+
+
+def _pad(network: Sequential) -> None:
+    network.layers[1].layers[0].set_params({"pad": 1})
+
+
+CHANGES = [
+    (_exchange, "the layers of Sequential"),
+    (_exchange_inside, "the layers of Residual body"),
+    (_activate, "the activation of a Conv2D, which was ReLU"),
+    (_exchange_body, "the parts of Residual"),
+    (_drop_shortcut, "the parts of Residual"),
+    (_dilate, "the dilation of a Conv2D, which was 0"),
+    (_pad, "the pad of a Deconv2D, which was 0"),
+]
+
+
+@pytest.mark.parametrize("change, what", CHANGES[:2])
+def test_a_plan_of_something_else_is_refused(backend: Any, change: Any, what: str) -> None:
+    check_refused(backend, change, what)
+
+
+@pytest.mark.parametrize("change, what", CHANGES[2:])
+def test_other_changes_are_refused(numpy_backend: Any, change: Any, what: str) -> None:
+    check_refused(numpy_backend, change, what)
+
+
+def check_refused(backend: Any, change: Any, what: str) -> None:
     network = twins(mixed, backend)[0]
     plan = network.compile(batch_shape=(6, *IMAGE))
     ((X, labels),) = batches(backend, 1, 6)
     plan.step(X, labels)
-    CHANGES[change](network)
-    with pytest.raises(ParameterError, match=f"Sequential: changed since .*made: {change}; comp"):
+    change(network)
+    with pytest.raises(ParameterError, match=f"Sequential: changed since .*made: {what}; compile"):
         plan.step(X, labels)
 
 
@@ -142,7 +171,30 @@ def test_pooling_of_another_kind_is_refused(numpy_backend: Any) -> None:
     plan = network.compile(batch_shape=(6, *IMAGE))
     ((X, labels),) = batches(numpy_backend, 1, 6)
     network.layers[1].set_params({"mode": "average"})
-    with pytest.raises(ParameterError, match="the mode or the windows of a Pool2D"):
+    with pytest.raises(ParameterError, match="the mode of a Pool2D, which was max"):
+        plan.step(X, labels)
+    network.layers[1].mode = "max"
+    plan.step(X, labels)
+    network.layers[0].stride = 2  # the first two in one pass, which went on with the old one
+    with pytest.raises(ParameterError, match="the stride of a Conv2D, which was 1"):
+        plan.step(X, labels)
+
+
+def test_parameters_in_another_dict(engine_on_cpu: Any) -> None:
+    plain, planned = twins(by_example, engine_on_cpu)
+    plan = planned.compile(batch_shape=(6, *IMAGE))
+    for i, (X, labels) in enumerate(batches(engine_on_cpu, 2, 6)):
+        plain_step(plain, SoftmaxCrossEntropy(), X, labels)
+        plan.step(X, labels)
+        if i == 0:
+            for layer in (plain.layers[-1], planned.layers[-1]):
+                layer.parameters = {k: 2 * v for k, v in layer.parameters.items()}
+    assert_alike(engine_on_cpu, planned, plain, 2e-5)
+    last = planned.layers[-1]
+    last.parameters = {**last.parameters, "W": last.parameters["W"][:-1]}
+    with pytest.raises(
+        ShapeError, match=r"parameter '3.W': the plan was made for shape \(100, 4\)"
+    ):
         plan.step(X, labels)
 
 
