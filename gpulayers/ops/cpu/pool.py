@@ -187,6 +187,8 @@ class CpuPool(ReferencePool):
             return super().avg_pool2d_backward(dY, x_shape, window)
         cut = _Cut(x_shape, dY.dtype, window)
         share = dY.dtype.type(1.0 / window.taps)
+        if _covers(cut) and not any(window.pad):
+            return _repeat(cut, dY, share)
 
         def gradient(block: slice, k: int, free: Array, mask: Array) -> Array:
             return np.multiply(dY[block], share, out=free) if k == 0 else free
@@ -217,6 +219,30 @@ def _spread(cut: _Cut, gradient: Gradient, overlap: bool) -> Array:
                 np.copyto(places[:, r, c], pixels(of_tap))
             if around is not None:
                 np.copyto(dx, cut.inside(images))
+
+    cut.run(work)
+    return dX
+
+
+def _repeat(cut: _Cut, dY: Array, share: np.floating) -> Array:
+    """dX of windows side by side that leave no pixel out: all pixels of a window have the same.
+
+    They are repeated along the row first, so that the copies to dX are of whole rows.
+    """
+    fr, fc = cut.window.kernel
+    dX = workspace.empty((cut.n, cut.rows, cut.cols, cut.ch), cut.dtype)
+    values = [cut.outputs(part) for part in cut.parts]
+    lines = [workspace.empty((len(v), cut.out[0], cut.cols, cut.ch), cut.dtype) for v in values]
+
+    def work(i: int, part: slice) -> None:
+        for block in blocks(part, cut.step):
+            count = block.stop - block.start
+            value, line = values[i][:count], lines[i][:count]
+            np.multiply(dY[block], share, out=value)
+            for k in range(fc):
+                np.copyto(pixels(line)[:, :, k::fc], pixels(value))
+            rows = dX[block].reshape(count, cut.out[0], fr, -1)
+            np.copyto(rows, line.reshape(count, cut.out[0], 1, -1))
 
     cut.run(work)
     return dX

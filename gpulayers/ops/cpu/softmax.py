@@ -22,6 +22,7 @@ from gpulayers.threads import run_shares
 _PASSES = 16  # what a softmax costs, in passes of an addition
 _FEW = 4096  # probabilities up to which comparing with all labels is cheaper than looking them up
 _BLOCK = 4 * BLOCK  # few passes, of which one takes most of the time
+_NEAR = 30.0  # scores whose exponentials, their sums and the quotients of these are normal numbers
 
 
 def _plain(labels: Array, scores: Array) -> bool:
@@ -29,6 +30,16 @@ def _plain(labels: Array, scores: Array) -> bool:
     if scores.dtype.itemsize < 4 or not scores.size:
         return False
     return bool(labels.min() >= 0) and bool(labels.max() < scores.shape[1])
+
+
+def _near_zero(z: Array) -> bool:
+    """Whether exp(z) can do without the maximum of each row taken off first, which takes longer
+    than this; not with a NaN."""
+    return bool(z.min() >= -_NEAR and z.max() <= _NEAR)
+
+
+def _less_maximum(z: Array, out: Array) -> Array:
+    return np.subtract(z, z.max(axis=1, keepdims=True), out=out)
 
 
 class CpuSoftmax(ReferenceSoftmax):
@@ -41,9 +52,8 @@ class CpuSoftmax(ReferenceSoftmax):
         one = ones(Z.shape[1], Z.dtype)
 
         def work(i: int, part: slice) -> None:
-            y = Y[part]
-            np.subtract(Z[part], Z[part].max(axis=1, keepdims=True), out=y)
-            np.exp(y, out=y)
+            z, y = Z[part], Y[part]
+            np.exp(z if _near_zero(z) else _less_maximum(z, y), out=y)
             np.divide(y, (y @ one)[:, None], out=y)
 
         with row_by_row(Z.shape[1]):
@@ -84,13 +94,19 @@ class CpuSoftmax(ReferenceSoftmax):
 
         def work(i: int, part: slice) -> None:
             for block in blocks(part, steps[i]):
-                p, z = probs[block], logits[block]
-                np.subtract(z, z.max(axis=1, keepdims=True), out=p)
-                picked = p[number[: len(p)], labels[block]]
-                np.exp(p, out=p)
+                p, z, loss = probs[block], logits[block], losses[block]
+                of_label = number[: len(p)], labels[block]
+                near = _near_zero(z)
+                if not near:
+                    z = _less_maximum(z, p)
+                score = z[of_label]
+                np.exp(z, out=p)
                 total = p @ one
+                if near:  # log(total) and the score may be large and all but the same
+                    np.log(total / p[of_label], out=loss)
+                else:
+                    np.subtract(np.log(total), score, out=loss)
                 np.divide(p, total[:, None], out=p)
-                np.subtract(np.log(total), picked, out=losses[block])
 
         with row_by_row(classes):
             run_shares(work, parts)

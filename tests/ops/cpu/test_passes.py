@@ -102,6 +102,7 @@ def test_activations_at_the_ends(name: str, dtype: str, count: int) -> None:
 @dtypes
 def test_softmax(shape: tuple[int, int], dtype: str, count: int, small_blocks: None) -> None:
     Z, dY = normal(shape, 1, dtype) * 9, normal(shape, 2, dtype)
+    Z[: len(Z) // 2] *= 20  # the exponentials of some blocks overflow
     labels = np.random.default_rng(3).integers(0, shape[1], shape[0])
     wide, wide_dY = Z.astype(float), dY.astype(float)
     Y = CPU.softmax_forward(Z)
@@ -115,6 +116,15 @@ def test_softmax(shape: tuple[int, int], dtype: str, count: int, small_blocks: N
         CPU.softmax_cross_entropy_backward(probs, labels, 0.25),
         REFERENCE.softmax_cross_entropy_backward(probs, labels, 0.25),
     )
+
+
+def test_small_losses_of_large_scores_keep_their_digits(small_blocks: None) -> None:
+    Z = normal((9, 7), 1) + np.linspace(5, 20, 9, dtype=np.float32)[:, None]
+    Z[:, 3] += 8
+    labels = np.full(9, 3)
+    losses, _ = CPU.softmax_cross_entropy_forward(Z, labels)
+    gold, _ = REFERENCE.softmax_cross_entropy_forward(Z.astype(float), labels)
+    np.testing.assert_allclose(losses, gold, rtol=1e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("label", [-1, 5])
