@@ -1,13 +1,17 @@
 """Time training steps on one GPU against PyTorch and JAX, and what they are made of.
 
-    python benchmarks/gpu.py --parts micro,kernels --out results
+    python benchmarks/gpu.py --parts micro,kernels,ways --out results
     python benchmarks/gpu.py --parts lenet,vgg --budget 540 --out results
     python benchmarks/gpu.py --parts resnet9,rnn,lstm,wavenet,startup --out results
 
-Parts: micro, kernels, lenet, vgg, resnet9, rnn, lstm, wavenet, startup. ``--out`` is a folder
+Parts: micro, kernels, ways, lenet, vgg, resnet9, rnn, lstm, wavenet, startup. ``--out`` is a folder
 (default: the variable OUT, else ``benchmarks/results``); ``gpu-<device>.json`` there is written
 after every item, and taken up by the next run, so that parts can be measured one after the other.
 A run ends when ``--budget`` seconds are over: what comes last is left out and said.
+
+What follows from the numbers is printed as a table of decisions, each with its bound. The parts
+micro, kernels and ways go on in another process with the next item where one loses the device or
+hangs.
 
 Each way of taking a step has a process of its own. Its first three steps must give the losses and
 weights that PyTorch gives in float64, and our layers in float64 NumPy, before it is timed: wall
@@ -23,20 +27,24 @@ Without a GPU nothing is measured, and the floors are printed.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.util
 import json
+import math
 import os
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _gpu import child, clock, floors, machine, record, startup
+from _gpu import child, clock, decide, floors, machine, record, startup
 from _gpu.nets import PARTS, Item
 
 SCRIPT = Path(__file__).resolve()
-ALL_PARTS = ("micro", "kernels", *PARTS, "startup")
+ALL_PARTS = (*child.DEVICE_PARTS, *PARTS, "startup")
 #: (side, its ways that share a process, seconds that it is given at most), in the order of turns
 TURNS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("ours", ("fused",), 120),
@@ -50,6 +58,7 @@ TURNS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("torch", ("torch max-autotune",), 300),
 )
 TWICE = ("resident", "torch eager", "torch graph")
+_PATIENCE = 60.0  # seconds for one item of micro, kernels or ways
 _SPARE = 8.0  # seconds that a turn must be able to take, or it is left out
 _END = 5.0  # seconds for the tables
 
@@ -62,17 +71,41 @@ class Run:
         self.budget = clock.Budget(args.budget - _END)
         self.record = record.Record(file)
         self.folder = Path(tempfile.mkdtemp(prefix="gpulayers-bench-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         self.left_out: list[str] = []
 
-    def call(self, job: dict[str, Any], most: float) -> dict[str, Any]:
+    def call(
+        self,
+        job: dict[str, Any],
+        most: float,
+        heard: Callable[[str, Any], object] | None = None,
+        patience: float = math.inf,
+    ) -> dict[str, Any]:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        return child.call(job, min(most, self.budget.left), SCRIPT, environment)
+        seconds = min(most, self.budget.left)
+        return child.call(job, seconds, SCRIPT, environment, heard, patience)
 
     def device_part(self, part: str) -> None:
-        """Measurements that one process makes one after the other."""
-        found = self.call({"kind": part, "batch": self.args.batch}, 180)
-        for name, value in found.items():
+        """Measurements one after the other; a fault of the device ends the process and costs the
+        one that made it, another process goes on with the next one."""
+        done: list[str] = []
+
+        def heard(name: str, value: Any) -> None:
+            done.append(name)
             self.record.put(part, name, "measured", value)
+            print(f"{part}: {name}: {_short(value)}", flush=True)
+
+        while self.budget.left > _SPARE:
+            before = len(done)
+            job = {"kind": part, "batch": self.args.batch, "skip": done}
+            found = self.call(job, math.inf, heard, _PATIENCE)
+            if "error" not in found:
+                return
+            if len(done) == before:  # it does not even begin
+                self.record.put(part, "process", "measured", {"error": found["error"]})
+                print(f"{part}: {found['error']}", flush=True)
+                return
+        self.left_out.append(f"the rest of {part}")
 
     def steps(self, items: list[Item]) -> None:
         """The ways in turn, each for all items, the slow compilers last."""
@@ -137,15 +170,19 @@ class Run:
     def show(self) -> None:
         """The tables, that of the ratios last."""
         values = self.record.values
-        for part in ("micro", "kernels", "startup"):
-            for name, entry in values.get(part, {}).items():
-                print(f"{part}: {name}: {entry['measured']}")
+        for name, entry in values.get("startup", {}).items():
+            print(f"startup: {name}: {entry['measured']}")
         steps = values.get("steps", {})
         if self.left_out:
             print("left out for want of time: " + "; ".join(self.left_out))
         if steps:
             print(record.time_table(steps))
             print()
+        self.record.values["decisions"] = [d._asdict() for d in decide.decisions(values)]
+        self.record.write()
+        print(decide.printed(values))
+        print()
+        if steps:
             print(record.ratio_table(steps))
 
 
@@ -232,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = args.out or Path(os.environ.get("OUT") or SCRIPT.parent / "results")
     run = Run(args, folder / f"gpu-{name}.json", "cuda")
     record.started(run.record, facts)
-    for part in ("micro", "kernels"):
+    for part in child.DEVICE_PARTS:
         if part in args.parts:
             run.device_part(part)
     run.steps(chosen(args))

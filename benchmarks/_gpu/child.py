@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import math
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from _gpu import referee
 from _gpu.clock import wall
 from _gpu.nets import Item
 
-_MARK = "RESULT "
+_MARK, _BEGUN = "RESULT ", "BEGUN "
 _LONGEST_ERROR = 600
+#: each a file here, with the `items` that one process measures
+DEVICE_PARTS = ("micro", "kernels", "ways")
 Job = dict[str, Any]
 
 
 # -------------------------------------------------------------------------------- from outside
 
 
-def call(job: Job, seconds: float, script: Path, more: dict[str, str] | None = None) -> Job:
+def call(
+    job: Job,
+    seconds: float,
+    script: Path,
+    more: dict[str, str] | None = None,
+    heard: Callable[[str, Any], object] | None = None,
+    patience: float = math.inf,
+) -> Job:
     """Have a process do a job; return what it put out, by name, and an "error" if it failed.
 
-    What it had put out when it failed, or when its time was up, is returned too.
+    What it had put out when it failed, or when its time was up, is returned too; what it was at
+    then, if it had said so, with the error.
+
+    Parameters
+    ----------
+    heard : function, optional
+        Called with each name and value as soon as it is put out.
+    patience : float
+        Seconds without a word after which a process is taken to hang.
     """
     process = subprocess.Popen(
         [sys.executable, str(script), "--child", json.dumps(job)],
@@ -38,24 +60,57 @@ def call(job: Job, seconds: float, script: Path, more: dict[str, str] | None = N
         env={**os.environ, **(more or {})},
         start_new_session=True,  # so that what it starts ends with it
     )
-    late = False
-    try:
-        out, told = process.communicate(timeout=max(seconds, 1.0))
-    except subprocess.TimeoutExpired:
-        late = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        out, told = process.communicate()
+    lines: queue.Queue[str | None] = queue.Queue()
+    told: list[str] = []
+    readers = [
+        threading.Thread(target=_pass_on, args=(process.stdout, lines.put)),
+        threading.Thread(target=_pass_on, args=(process.stderr, told.append)),
+    ]
+    for reader in readers:
+        reader.start()
     found: Job = {}
-    for line in out.splitlines():
-        if line.startswith(_MARK):
+    begun, late = "", ""
+    end = time.monotonic() + max(seconds, 1.0)
+    while not late:
+        left = end - time.monotonic()
+        try:
+            line = lines.get(timeout=max(0.0, min(left, patience)))
+        except queue.Empty:
+            late = f"stopped after {seconds if left <= patience else patience:.0f} s"
+            continue
+        if line is None:
+            break
+        if line.startswith(_BEGUN):
+            begun = line.removeprefix(_BEGUN).strip()
+        elif line.startswith(_MARK):
             entry = json.loads(line.removeprefix(_MARK))
             found[entry["what"]] = entry["value"]
+            if heard is not None:
+                heard(entry["what"], entry["value"])
     if late:
-        found["error"] = f"stopped after {seconds:.0f} s"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for reader in readers:
+        reader.join()
+    if late:
+        found["error"] = late
     elif process.returncode:
-        found["error"] = f"exit code {process.returncode}: {told.strip()[-_LONGEST_ERROR:]}"
+        text = "".join(line for line in told if line is not None).strip()
+        found["error"] = f"exit code {process.returncode}: {text[-_LONGEST_ERROR:]}"
+    if "error" in found and begun and begun not in found:
+        found[begun] = {"error": found["error"]}
+        if heard is not None:
+            heard(begun, found[begun])
     return found
+
+
+def _pass_on(source: IO[str] | None, to: Callable[[str | None], object]) -> None:
+    """Each line as it comes, None at last."""
+    with contextlib.closing(source) if source else contextlib.nullcontext():
+        for line in source or ():
+            to(line)
+    to(None)
 
 
 # --------------------------------------------------------------------------------- from inside
@@ -66,6 +121,11 @@ def put(what: str, value: Any) -> None:
     print(_MARK + json.dumps({"what": what, "value": value}, default=str), flush=True)
 
 
+def begin(what: str) -> None:
+    """Say what comes now, in case it is the end of the process."""
+    print(_BEGUN + what, flush=True)
+
+
 def work(job: Job) -> None:
     """Do a job. What fails is told as the result, so that the next way has its turn."""
     kind = job["kind"]
@@ -74,7 +134,7 @@ def work(job: Job) -> None:
         referee.write(Path(job["file"]), result)
         put("facts", facts)
         return
-    if kind in ("micro", "kernels"):
+    if kind in DEVICE_PARTS:
         _device_items(job)
         return
     item, wanted = Item(*job["item"]), referee.read(Path(job["file"]))
@@ -115,26 +175,23 @@ def _subject(kind: str, item: Item, way: str, device: str) -> Any:
 
 
 def _device_items(job: Job) -> None:
-    from _gpu import kernels, micro
+    """One after the other, those that are not to be skipped, as long as the device answers."""
     from gpulayers import backend
+
+    items = importlib.import_module(f"_gpu.{job['kind']}").items
 
     backend.use_backend("cupy")
     xp: Any = backend.module("cupy")
-    measures: list[tuple[str, Callable[[], Any]]] = []
-    if job["kind"] == "micro":
-        measures = list(micro.items(xp))
-    else:
-        peak = micro.copy_speed(xp, 256)
-        put("copy", {"GB/s": peak / 1e9})
-        for dtype in ("float32", "float16"):
-            for case in kernels.cases(xp, job["batch"], dtype):
-                name = f"{case.name} {dtype}"
-                measures.append((name, lambda c=case: kernels.measure_case(xp, c, peak)))
-    for name, run in measures:
+    for name, run in items(xp, job["batch"]):
+        if name in job["skip"]:
+            continue
+        begin(name)
         try:
-            put(name, run())
+            value = run()
         except Exception as error:
-            put(name, {"error": _told(error)})
+            value = {"error": _told(error)}
+        put(name, value)
+        xp.cuda.Device().synchronize()  # where a fault ends the process, if it was one
 
 
 def _told(error: Exception) -> str:

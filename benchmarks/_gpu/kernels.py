@@ -1,8 +1,10 @@
-"""The kernels one by one: their time, and how near that is to the speed of a plain copy."""
+"""The kernels one by one: right or wrong, how long they take, how near that is to a plain copy's
+speed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,101 +12,227 @@ import numpy as np
 
 from _gpu.clock import milliseconds
 from gpulayers import activations
+from gpulayers.ops import use_engine
 from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._sequence import Weights
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 
-_TOLERANCE = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
+#: precision -> the dtype of its arrays
+DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+#: largest error, relative to the largest result, and how many times that of a sequence, whose
+#: steps round what the next ones take up
+TOLERANCE = {"fp32": 2e-5, "tf32": 3e-3, "fp16": 5e-3, "bf16": 4e-2}
+_SEQUENCE = 4.0
+_CHANNELS, _SIZE = 32, 32  # a small VGG's second convolution
+WINDOW, _POOL = Window((3, 3), pad=(1, 1, 1, 1)), Window((2, 2), (2, 2))
+_SIDE = 2048  # of a matrix
+_STEPS, _INPUTS = 20, 64  # of a sequence
+
+#: random numbers of a shape, as an array that an engine works on
+Numbers = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A launch: `moved` is the bytes that it cannot avoid, `flops` its operations if they count."""
+
+    shape: tuple[int, ...]
+    moved: int
+    run: Callable[[], Any]
+    flops: float = 0.0
+    pure: bool = True  # a second call gives the same
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation: `run(engine)` launches it, `moved` is the bytes it cannot avoid."""
+    """One operation in one precision: `make` has the work of an engine on random numbers."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
-    run: Callable[[Any], Any]
-    moved: int
-    pure: bool = True  # a second call gives the same
+    precision: str
+    make: Callable[[Any, Numbers], Work]
 
 
-def cases(xp: Any, batch: int, dtype: str) -> list[Case]:
-    """The kernels on the shapes of a small VGG's second convolution (32 channels, 32 x 32)."""
+def _pooling(way: str, e: Any, numbers: Numbers, n: int) -> Work:
+    x, dy = (numbers(n, s, s, _CHANNELS) for s in (_SIZE, _SIZE // 2))
+    if way.startswith("avg"):
+        moved = x.nbytes + dy.nbytes
+        runs = {
+            "avg_pool2d_forward": lambda: e.avg_pool2d_forward(x, _POOL),
+            "avg_pool2d_backward": lambda: e.avg_pool2d_backward(dy, x.shape, _POOL),
+        }
+        return Work(x.shape, moved, runs[way])
+    # which of four: no kernel is needed for that
+    argmax = (abs(numbers(n, _SIZE // 2, _SIZE // 2, _CHANNELS)) * 8).astype("uint8") % 4
+    runs = {
+        "max_pool2d_forward": lambda: e.max_pool2d_forward(x, _POOL),
+        "max_pool2d_backward": lambda: e.max_pool2d_backward(dy, argmax, x.shape, _POOL),
+    }
+    return Work(x.shape, x.nbytes + dy.nbytes + argmax.nbytes, runs[way])
 
-    rng = np.random.default_rng(0)  # CuPy's own generator needs cuRAND
 
-    def numbers(*shape: int) -> Any:
-        return xp.asarray(rng.standard_normal(shape, np.float32)).astype(dtype)
+def _columns(way: str, e: Any, numbers: Numbers, n: int) -> Work:
+    shape = n, _SIZE, _SIZE, _CHANNELS
+    if way == "im2col":
+        x = numbers(*shape)
+        return Work(shape, 10 * x.nbytes, lambda: e.im2col(x, WINDOW))
+    columns = numbers(n * _SIZE * _SIZE, 9 * _CHANNELS)
+    mode = "scatter" if "scatter" in way else "gather"
+    moved = columns.nbytes * 10 // 9
+    return Work(shape, moved, lambda: e.col2im(columns, shape, WINDOW, mode))
 
-    n, hw, ch = batch, 32, 32
-    window, pool = Window((3, 3), pad=(1, 1, 1, 1)), Window((2, 2), (2, 2))
-    x, dy = numbers(n, hw, hw, ch), numbers(n, hw // 2, hw // 2, ch)
-    engine = kernels_for(x)
-    columns = engine.im2col(x, window)
-    argmax = engine.max_pool2d_forward(x, pool)[1]
-    bias, act = numbers(ch), activations.ReLU()
-    logits, labels = numbers(64 * n, 10), xp.zeros(64 * n, dtype="int64")
-    probs = engine.softmax_forward(logits)
+
+def _elementwise(way: str, e: Any, numbers: Numbers, n: int) -> Work:
+    x, act = numbers(n, _SIZE, _SIZE, _CHANNELS), activations.ReLU()
+    if way == "bias_grad":
+        return Work(x.shape, x.nbytes, lambda: e.bias_grad(x))
+    if way == "bias_activation":
+        bias = numbers(_CHANNELS)
+        return Work(x.shape, 3 * x.nbytes, lambda: e.bias_activation(x, bias, act), pure=False)
+    dy = numbers(*x.shape)
+    return Work(x.shape, 3 * x.nbytes, lambda: e.activation_backward(dy, x, act))
+
+
+def _loss(way: str, e: Any, numbers: Numbers, n: int) -> Work:
+    logits = numbers(64 * n, 10)
+    labels = (abs(logits[:, 0]) * 8).astype("int64") % 10
+    if way.endswith("forward"):
+        run = lambda: e.softmax_cross_entropy_forward(logits, labels)  # noqa: E731
+    else:
+        run = lambda: e.softmax_cross_entropy_backward(logits, labels, 0.01)  # noqa: E731
+    return Work(logits.shape, 2 * logits.nbytes, run)
+
+
+def _adam(e: Any, numbers: Numbers, n: int) -> Work:
     param, grad, mean = (numbers(n * 32768) for _ in range(3))
-    var = xp.ones_like(param)
-    gradient = x.copy()
-    im, col, small = x.nbytes, columns.nbytes, dy.nbytes + argmax.nbytes
-    table: list[tuple[str, Any, int, Callable[[Any], Any]]] = [
-        ("im2col", x, im + col, lambda e: e.im2col(x, window)),
-        ("col2im", x, im + col, lambda e: e.col2im(columns, x.shape, window, "gather")),
-        ("col2im scatter", x, im + col, lambda e: e.col2im(columns, x.shape, window, "scatter")),
-        ("max_pool2d_forward", x, im + small, lambda e: e.max_pool2d_forward(x, pool)),
-        (
-            "max_pool2d_backward",
-            x,
-            im + small,
-            lambda e: e.max_pool2d_backward(dy, argmax, x.shape, pool),
-        ),
-        ("avg_pool2d_forward", x, im + dy.nbytes, lambda e: e.avg_pool2d_forward(x, pool)),
-        (
-            "avg_pool2d_backward",
-            x,
-            im + dy.nbytes,
-            lambda e: e.avg_pool2d_backward(dy, x.shape, pool),
-        ),
-        ("bias_activation", x, 3 * im, lambda e: e.bias_activation(gradient, bias, act)),
-        ("activation_backward", x, 3 * im, lambda e: e.activation_backward(gradient, x, act)),
-        ("bias_grad", x, im, lambda e: e.bias_grad(x)),
-        (
-            "softmax_cross_entropy_forward",
-            logits,
-            2 * logits.nbytes,
-            lambda e: e.softmax_cross_entropy_forward(logits, labels),
-        ),
-        (
-            "softmax_cross_entropy_backward",
-            logits,
-            2 * logits.nbytes,
-            lambda e: e.softmax_cross_entropy_backward(probs, labels, 0.01),
-        ),
-        (
-            "adam_update",
-            param,
-            7 * param.nbytes,
-            lambda e: e.adam_update(param, grad, mean, var, 1e-3, 0.9, 0.999, 1e-7, 10),
-        ),
-        (
-            "philox_words",
-            param,
-            8 * param.size,
-            lambda e: e.philox_words(xp, (1, 2), 3, param.size),
-        ),
-    ]
-    changing = ("bias_activation", "adam_update")  # their arguments
-    return [
-        Case(name, a.shape, dtype, run, moved, name not in changing)
-        for name, a, moved, run in table
-    ]
+    var = abs(numbers(n * 32768))
+    run = lambda: e.adam_update(param, grad, mean, var, 1e-3, 0.9, 0.999, 1e-7, 10)  # noqa: E731
+    return Work(param.shape, 7 * param.nbytes, run, pure=False)
+
+
+def _words(xp: Any, e: Any, n: int) -> Work:
+    size = n * 32768
+    return Work((size,), 8 * size, lambda: e.philox_words(xp, (1, 2), 3, size))
+
+
+def product(form: str, e: Any, numbers: Numbers) -> Work:
+    a, b = numbers(_SIDE, _SIDE), numbers(_SIDE, _SIDE)
+    turned = [letter == "t" for letter in form]
+    run = lambda: e.matmul(a, b, *turned)  # noqa: E731
+    return Work((_SIDE,) * 3, 3 * a.nbytes, run, 2.0 * _SIDE**3)
+
+
+def convolution(way: str, e: Any, numbers: Numbers, n: int) -> Work:
+    x, w = numbers(n, _SIZE, _SIZE, _CHANNELS), numbers(3, 3, _CHANNELS, _CHANNELS)
+    other = numbers(_CHANNELS) if way == "conv2d_forward" else numbers(*x.shape)
+    runs = {
+        "conv2d_forward": lambda: e.conv2d_forward(x, w, other, WINDOW),
+        "conv2d_input_grad": lambda: e.conv2d_input_grad(other, w, x.shape, WINDOW),
+        "conv2d_weight_grad": lambda: e.conv2d_weight_grad(x, other, WINDOW),
+    }
+    return Work(x.shape, 2 * x.nbytes + w.nbytes, runs[way], 2.0 * x.size * 9 * _CHANNELS)
+
+
+def _sequence(way: str, hidden: int, batch: int, e: Any, numbers: Numbers) -> Work:
+    scale = (hidden + _INPUTS) ** -0.5
+    weights = Weights(
+        numbers(hidden, 4 * hidden, scale=scale),
+        numbers(_INPUTS, 4 * hidden, scale=scale),
+        (numbers(4 * hidden),),
+    )
+    x, dy = numbers(_STEPS, batch, _INPUTS), numbers(_STEPS, batch, hidden)
+    acts = activations.Tanh(), activations.Sigmoid()
+    shape, flops = (_STEPS, batch, hidden), 8.0 * _STEPS * batch * hidden * (hidden + _INPUTS)
+    moved = x.nbytes + dy.nbytes + weights.recurrent.nbytes + weights.input.nbytes
+    if way == "forward":
+        run = lambda: e.lstm_forward(x, None, None, weights, *acts).states  # noqa: E731
+        return Work(shape, moved, run, flops)
+    trace = e.lstm_forward(x, None, None, weights, *acts)
+
+    def back() -> Any:
+        found = e.lstm_backward(dy, None, trace, weights, *acts, None, True, True)
+        return found.X, found.weights.recurrent, found.weights.input
+
+    return Work(shape, 2 * moved, back, 2 * flops)
+
+
+def cases(xp: Any, batch: int, precision: str) -> Iterator[Case]:
+    """What moves much, in float32 and float16; what computes much, in every precision."""
+    n = batch
+    moving: dict[str, Callable[[Any, Numbers], Work]] = {
+        **{
+            name: lambda e, r, w=name: _columns(w, e, r, n)
+            for name in ("im2col", "col2im", "col2im scatter")
+        },
+        **{
+            f"{kind}_pool2d_{way}": lambda e, r, w=f"{kind}_pool2d_{way}": _pooling(w, e, r, n)
+            for kind in ("max", "avg")
+            for way in ("forward", "backward")
+        },
+        **{
+            name: lambda e, r, w=name: _elementwise(w, e, r, n)
+            for name in ("bias_activation", "activation_backward", "bias_grad")
+        },
+        **{
+            f"softmax_cross_entropy_{way}": lambda e, r, w=way: _loss(w, e, r, n)
+            for way in ("forward", "backward")
+        },
+        "adam_update": lambda e, r: _adam(e, r, n),
+        "philox_words": lambda e, _: _words(xp, e, n),
+    }
+    computing: dict[str, Callable[[Any, Numbers], Work]] = {
+        **{
+            f"product {_SIDE} {form}": lambda e, r, f=form: product(f, e, r)
+            for form in ("nn", "nt", "tn")
+        },
+        **{
+            f"conv2d_{way}": lambda e, r, w=f"conv2d_{way}": convolution(w, e, r, n)
+            for way in ("forward", "input_grad", "weight_grad")
+        },
+        **{
+            f"lstm_{way} {hidden}x{rows}": lambda e, r, w=way, h=hidden, b=rows: _sequence(
+                w, h, b, e, r
+            )
+            for hidden, rows in ((128, 32), (512, 32))
+            for way in ("forward", "backward")
+        },
+    }
+    chosen = {**moving, **computing} if precision in ("fp32", "fp16") else computing
+    for name, make in chosen.items():
+        yield Case(f"{name} {precision}", precision, make)
+
+
+def numbers_on(xp: Any, precision: str, wide: bool = False) -> Numbers:
+    """Draws the same numbers each time, as a precision holds them; `wide`: in float32 nonetheless.
+    From NumPy: CuPy's own generator needs cuRAND."""
+    rng = np.random.default_rng(0)
+    dtype = dtype_of(precision)
+
+    def draw(*shape: int, scale: float = 1.0) -> Any:
+        values = rng.standard_normal(shape, np.float32) * np.float32(scale)
+        values = values.astype(dtype)
+        return xp.asarray(values.astype(np.float32) if wide else values)
+
+    return draw
+
+
+def dtype_of(precision: str) -> Any:
+    if precision == "bf16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(DTYPES[precision])
+
+
+def in_precision(name: str) -> contextlib.AbstractContextManager[object]:
+    """In which float32 is multiplied."""
+    from gpulayers.cuda.precision import use_precision
+
+    return use_precision("tf32" if name == "tf32" else "fp32")
 
 
 def measure_case(xp: Any, case: Case, peak: float) -> dict[str, Any]:
-    """Check a case against the reference engine, then time both.
+    """Check a case against the array formulas in float32, then time it.
 
     A kernel's floor is its bytes, each read or written once, over `peak`, a copy's speed.
 
@@ -113,21 +241,47 @@ def measure_case(xp: Any, case: Case, peak: float) -> dict[str, Any]:
     ArithmeticError
         If the two give different results.
     """
-    engine = kernels_for(xp.empty(0, dtype=case.dtype))
-    wrong = _apart(xp, case.run(engine), case.run(Reference())) if case.pure else None
-    if wrong is not None and not wrong <= _TOLERANCE[case.dtype]:
-        raise ArithmeticError(f"{case.name} is off by {wrong:.1e} from the reference")
-    took = milliseconds(xp, lambda: case.run(engine))
-    slow = milliseconds(xp, lambda: case.run(Reference()), launches=5, groups=3)
-    speed = 1e3 * case.moved / took
-    return {
-        "shape": list(case.shape),
+    engine = kernels_for(xp.empty(0, dtype="float32"))
+    with in_precision(case.precision):
+        own = case.make(engine, _draws(xp, case))
+        found = own.run()
+        wrong = None
+        if own.pure:
+            reference = case.make(Reference(), numbers_on(xp, case.precision, wide=True))
+            wrong = _apart(xp, found, reference.run())
+            del reference
+            times = _SEQUENCE if case.name.startswith("lstm") else 1.0
+            if not wrong <= times * TOLERANCE[case.precision]:
+                raise ArithmeticError(f"{case.name} is off by {wrong:.1e} from the reference")
+        took = milliseconds(xp, own.run)
+        others = _by_libraries(xp, case) if case.name.startswith("product") else {}
+    speed = 1e3 * own.moved / took
+    told = {
+        "shape": list(own.shape),
         "ms": took,
         "GB/s": speed / 1e9,
         "share of copy": speed / peak,
-        "reference ms": slow,
-        "error": wrong,
     }
+    if own.flops:
+        told["TFLOP/s"] = own.flops / took / 1e9
+    return {**told, **others, "error": wrong}
+
+
+def _by_libraries(xp: Any, case: Case) -> dict[str, Any]:
+    """Milliseconds that NVIDIA's libraries take, by our engines of their names."""
+    found: dict[str, Any] = {}
+    for name in ("cublas", "cublaslt"):
+        try:
+            with use_engine(name):
+                own = case.make(kernels_for(xp.empty(0, dtype="float32")), _draws(xp, case))
+                found[f"{name} ms"] = milliseconds(xp, own.run)
+        except Exception as error:  # not installed, or not for this dtype: each has its own
+            found[f"{name} ms"] = f"{type(error).__name__}: {error}"[:200]
+    return found
+
+
+def _draws(xp: Any, case: Case) -> Numbers:
+    return numbers_on(xp, case.precision)
 
 
 def _apart(xp: Any, found: Any, wanted: Any) -> float:
@@ -135,7 +289,18 @@ def _apart(xp: Any, found: Any, wanted: Any) -> float:
     pairs = zip(found, wanted, strict=True) if isinstance(found, tuple) else [(found, wanted)]
     worst = 0.0
     for a, b in pairs:
-        a, b = a.astype("float64"), b.astype("float64")
+        a, b = (x.astype("float32").astype("float64") for x in (a, b))
         largest = max(float(xp.abs(b).max()), 1e-30)
         worst = max(worst, float(xp.abs(a - b).max()) / largest)
     return worst
+
+
+def items(xp: Any, batch: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the name of each measurement and what makes it."""
+    from _gpu.micro import copy_speed
+
+    peak = copy_speed(xp, 256)
+    yield "copy", lambda: {"GB/s": peak / 1e9}
+    for precision in DTYPES:
+        for case in cases(xp, batch, precision):
+            yield case.name, lambda c=case: measure_case(xp, c, peak)

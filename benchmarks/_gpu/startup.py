@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,6 +56,7 @@ print("SECONDS", time.time() - {begin})
 def items(device: str, script: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the name of each measurement and what makes it."""
     folder = tempfile.mkdtemp(prefix="gpulayers-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for side in _SUBJECTS:
         for state in ("cold", "warm"):
             run = lambda s=side: first_step(s, device, script, folder)  # noqa: E731

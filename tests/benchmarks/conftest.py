@@ -1,0 +1,37 @@
+"""The modules of ``benchmarks/``, for the tests of this folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gpulayers import backend as library
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+_PARTS = (
+    *("child", "clock", "decide", "floors", "kernels", "micro", "nets", "ours", "record"),
+    *("referee", "ways"),
+)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The benchmark's modules."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        parts = {name: importlib.import_module(f"_gpu.{name}") for name in _PARTS}
+        yield SimpleNamespace(gpu=importlib.import_module("gpu"), **parts)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(autouse=True)
+def same_dtype() -> Iterator[None]:
+    before = library.default_dtype()
+    yield
+    library.set_default_dtype(before)

@@ -1,0 +1,147 @@
+"""The parts of benchmarks/gpu.py that measure the device, item by item, on the stand-in, and what
+follows from the numbers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.conftest import Backend
+
+
+def test_a_lost_device_costs_one_item(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends or hangs at an item; another one goes on behind it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import json, sys, time
+skip = json.loads(sys.argv[2])["skip"]
+for name in ("a", "b", "c", "d"):
+    if name in skip:
+        continue
+    print("BEGUN " + name, flush=True)
+    if name == "b":
+        sys.exit("an illegal memory access was encountered")
+    if name == "c":
+        time.sleep(60)
+    print("RESULT " + json.dumps({"what": name, "value": {"us": 1.0}}), flush=True)
+"""
+    )
+    monkeypatch.setattr(bench.gpu, "SCRIPT", script)
+    monkeypatch.setattr(bench.gpu, "_PATIENCE", 2.0)
+    run = bench.gpu.Run(bench.gpu.parser().parse_args([]), tmp_path / "gpu.json", "cpu")
+    run.device_part("micro")
+    found = json.loads((tmp_path / "gpu.json").read_text())["micro"]
+    told = {name: entry["measured"] for name, entry in found.items()}
+    assert list(told) == ["a", "b", "c", "d"]
+    assert told["a"] == told["d"] == {"us": 1.0}
+    assert told["b"]["error"].endswith("an illegal memory access was encountered")
+    assert told["c"] == {"error": "stopped after 2 s"}
+
+
+def test_decisions_follow_from_numbers(bench: SimpleNamespace) -> None:
+    assert bench.decide.decisions({}) == []
+
+    def told(**numbers: float) -> dict[str, str]:
+        us, rate = numbers.get("us", 0.5), numbers.get("rate", 700.0)
+        values = {
+            "micro": {
+                "graph node, 132 blocks": {"measured": {"us": us}},
+                "barrier of all blocks": {"measured": {"us": 2 * us}},
+                "tensor cores, bf16": {"measured": {"TFLOP/s": rate}},
+                "product 4096, bf16": {"measured": {"TFLOP/s": 350.0}},
+                "ldmatrix": {"measured": {"error": "lost"}},
+            },
+            "ways": {"p": {"measured": {"rule": "a", "best": "b", "us": {"a": us, "b": 0.5}}}},
+            "steps": {"lenet": {"fused": {"median_us": 9.0}, "mega": {"median_us": 10 * us}}},
+        }
+        return {d.what: d.therefore for d in bench.decide.decisions(values)}
+
+    fast, slow = told(), told(us=2.0, rate=400.0)
+    assert fast["ldmatrix"] == slow["ldmatrix"] == "mend this before all else"
+    changed = {what for what in fast if fast[what] != slow[what]}
+    assert changed == set(fast) - {"ldmatrix"}
+    assert slow["mma.sync in bf16"].startswith("wgmma")
+    assert fast["product of the instruction's speed, bf16"].startswith("the pipeline")
+    assert slow["rule against the fastest candidate"].startswith("ship")
+    assert (fast["lenet"], slow["lenet"]) == ("Trainer takes mega", "Trainer takes fused")
+
+
+@pytest.fixture
+def quick(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Small arrays, and a clock that says half a millisecond."""
+    clock = lambda xp, run, **_: run() is None or 0.5  # noqa: E731
+    monkeypatch.setattr(bench.kernels, "milliseconds", clock)
+    monkeypatch.setattr(bench.micro, "milliseconds", clock)
+    small = {"_SIZE": 4, "_CHANNELS": 4, "_SIDE": 8, "_STEPS": 2, "_INPUTS": 3}
+    for name, value in small.items():
+        monkeypatch.setattr(bench.kernels, name, value)
+    for name, value in {"_PRODUCT": 64, "_COPY": 1, "_CHAIN": 2, "_ROUNDS": 2}.items():
+        monkeypatch.setattr(bench.micro, name, value)
+    return bench
+
+
+@pytest.mark.emulated
+def test_every_kernel_is_checked_and_timed(quick: SimpleNamespace, emulated: Backend) -> None:
+    cases = list(quick.kernels.cases(emulated.xp, 1, "fp32"))
+    assert len({case.name for case in cases}) == len(cases) == 24
+    for case in cases:
+        if "512x32" in case.name:
+            continue
+        found = quick.kernels.measure_case(emulated.xp, case, 1e9)
+        assert math.isfinite(found["share of copy"])
+        assert found["share of copy"] > 0
+        assert (found["error"] is None) == (case.name[:-5] in ("bias_activation", "adam_update"))
+        assert ("TFLOP/s" in found) == case.name.startswith(("product", "conv2d", "lstm"))
+        assert ("cublas ms" in found) == case.name.startswith("product")
+    one = emulated.xp.ones(1)
+    wrong = lambda e, _: quick.kernels.Work((1,), 8, lambda: one * len(type(e).__name__))  # noqa: E731
+    with pytest.raises(ArithmeticError, match="off by"):
+        quick.kernels.measure_case(emulated.xp, quick.kernels.Case("x", "fp32", wrong), 1e9)
+
+
+@pytest.mark.emulated
+def test_the_device_is_measured(quick: SimpleNamespace, emulated: Backend) -> None:
+    emulated_options = importlib.import_module("tests.support.fake_cupy").state.launch_options
+    measured = {}
+    for name, run in quick.micro.items(emulated.xp, 1):
+        if "4" in name.partition("node")[2] or name.endswith(("tf32", "bf16")):
+            continue
+        if "barrier" in name:  # fewer blocks than a device has, which wait for one another
+            measured[name] = quick.micro._barrier(emulated.xp, 2)
+            continue
+        emulated_options["only_blocks"] = 1
+        try:
+            measured[name] = run()
+        finally:
+            emulated_options.clear()
+    assert all(np.isfinite(v) for found in measured.values() for v in found.values()), measured
+    assert {"barrier of all blocks", "ldmatrix", "tensor cores, fp16"} <= set(measured)
+
+
+@pytest.mark.emulated
+def test_the_ways_of_a_product_are_told(
+    quick: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = importlib.import_module("gpulayers.cuda.tune_measure")
+    times = iter(range(9, 0, -1))
+    monkeypatch.setattr(
+        measure, "_times", lambda key, work, inputs, found: {c: float(next(times)) for c in found}
+    )
+    monkeypatch.setattr(quick.ways, "_DENSE", (256, 3, 5))
+    before = os.environ["GPULAYERS_TUNE_DIR"]
+    items = dict(quick.ways.items(emulated.xp, 1))
+    assert len(items) == 5 * 4
+    found = items["dense_backward fp32"]()
+    assert os.environ["GPULAYERS_TUNE_DIR"] == before
+    assert found["shape"] == [256, 3, 5]
+    assert found["us"][found["best"]] <= found["us"][found["rule"]]
