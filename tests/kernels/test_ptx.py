@@ -41,21 +41,16 @@ CHOSEN: list[Case] = [
     # products by tensor cores: fragments by ldmatrix, by its transposes, and by words
     _case(cases_gemm.product, size=(9, 8, 104), name="gemm_nn_tensor", dtype="float16", apart=8),
     _case(cases_gemm.dense_backward, size=(40, 12, 36), name="dense_backward_tensor", parts=2),
-    # convolutions by them; the winners of pooling come by copies of 4 and of 8 bytes
+    # convolutions by them; the winners of pooling come by copies of 4 bytes
     _case(cases_conv.forward, g=cases_conv.RUNS_POOLED, name="conv2d_forward_tensor", pooled=True),
-    *(
-        _case(
-            cases_conv_step.backward,
-            g=cases_conv_step.RUNS,
-            name="conv2d_backward_tensor",
-            dtype=dtype,
-            pooled=True,
-        )
-        for dtype in ("float32", "bfloat16")
+    _case(
+        cases_conv_step.backward,
+        g=cases_conv_step.RUNS,
+        name="conv2d_backward_tensor",
+        pooled=True,
     ),
     # blocks that wait for one another
-    _case(cases_sequence.forward, kind="rnn", dtype="float16", by="_tensor", **GROUPS),
-    _case(cases_sequence.forward, kind="rnn", dtype="bfloat16", **GROUPS),
+    _case(cases_sequence.forward, kind="rnn", dtype="bfloat16", by="_tensor", **GROUPS),
     _case(cases_sequence.backward, kind="lstm", by="_tensor", **GROUPS),
     # the other families
     _case(cases_gemm.product, size=(66, 5, 19), extras=True),

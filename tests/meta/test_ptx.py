@@ -183,7 +183,7 @@ ROWS = """
     ldmatrix.sync.aligned.m8n8.x4{0}.shared.b16 {{%r1, %r2, %r3, %r4}}, [%r10{1}];
     st.global.v4.u32 [%d4], {{%r1, %r2, %r3, %r4}};
 """
-ROOM = ".extern .shared .align 16 .b8 room[];"
+ROOM = ".extern .shared .align 1024 .b8 room[];"  # so that ^ keeps places within it
 
 
 @pytest.mark.parametrize("way", ["", ".trans"])

@@ -20,7 +20,7 @@ from gpulayers.models.resident import Resident
 from gpulayers.training import Trainer
 from gpulayers.training.data import Dataset, Split
 from tests.conftest import Backend, switched_to
-from tests.support import fake_cupy
+from tests.support import fake_cupy, nvrtc
 
 pytestmark = pytest.mark.emulated
 
@@ -134,6 +134,18 @@ def test_losses_and_parameters(emulated: Backend, layers: Any, optimizer: str) -
     run.agrees(2e-6 if optimizer == SGD else 2e-4)
     assert run.plan.outputs.shape == (5, CLASSES)
     assert "each block with" in run.plan.describe()
+
+
+def test_as_ptx(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NVRTC makes of the kernel, interpreted: two blocks that wait for each other."""
+    reason = nvrtc.unavailable_reason()
+    if reason:
+        pytest.skip(reason)
+    run = Run(emulated, pooled)
+    monkeypatch.setattr(fake_cupy.state, "flavour", "ptx")
+    want = run.gold.step(run.X[:3], run.labels[:3])
+    assert run.step(3) == pytest.approx(want, rel=5e-6, abs=2e-7)
+    run.agrees()
 
 
 def test_many_steps_are_one_launch(emulated: Backend) -> None:

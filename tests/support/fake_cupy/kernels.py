@@ -42,22 +42,28 @@ class _Source:
         self._built: dict[str, Any] = {}
 
     def module(self) -> Any:
-        built = self._built.get(state.flavour)
-        if built is None:
-            from tests.support.cuda_on_cpu import CompileError, HostModule
+        if state.flavour not in self._built:
+            self._built[state.flavour] = self._build()
+        return self._built[state.flavour]
 
-            try:
-                built = HostModule(
-                    self.code,
-                    options=self.options,
-                    name_expressions=self.names,
-                    name=state.sources.get(self.code, self.title),
-                    flavour=state.flavour,
-                )
-            except CompileError as error:
-                raise CompileException(str(error)) from error
-            self._built[state.flavour] = built
-        return built
+    def _build(self) -> Any:
+        title = state.sources.get(self.code, self.title)
+        if state.flavour == "ptx":
+            from tests.support import ptx
+
+            return ptx.Module(self.code, self.options, self.names, title)
+        from tests.support.cuda_on_cpu import CompileError, HostModule
+
+        try:
+            return HostModule(
+                self.code,
+                options=self.options,
+                name_expressions=self.names,
+                name=title,
+                flavour=state.flavour,
+            )
+        except CompileError as error:
+            raise CompileException(str(error)) from error
 
 
 #: RawKernel.attributes of every kernel, unless `state.kernel_attributes` says otherwise

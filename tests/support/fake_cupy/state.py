@@ -130,7 +130,8 @@ class State:
     """The bookkeeping of the simulated devices."""
 
     def __init__(self) -> None:
-        self.flavour = "check"  # how kernels are built: "check" (all checks) or "plain" (fast)
+        # how kernels are built: "check" (all checks), "plain" (fast), or "ptx" (tests.support.ptx)
+        self.flavour = "check"
         self.seed = 0  # order in which the emulator runs threads
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
         self.kernel_attributes: dict[str, dict[str, int]] = {}  # by name, of RawKernel.attributes

@@ -11,6 +11,6 @@ up what mma sums.
 """
 
 from tests.support.ptx.machine import PtxError
-from tests.support.ptx.program import Kernel, compile_ptx, load
+from tests.support.ptx.program import Kernel, Module, compile_ptx, load
 
-__all__ = ["Kernel", "PtxError", "compile_ptx", "load"]
+__all__ = ["Kernel", "Module", "PtxError", "compile_ptx", "load"]

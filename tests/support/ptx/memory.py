@@ -17,7 +17,8 @@ __all__ = ["FaultError", "Generic", "Global", "Local", "Shared", "Space"]
 Array = np.ndarray[Any, Any]
 GAP = 4096
 _AROUND = 0x7F13 << 32
-_SHARED_WINDOW, _LOCAL_WINDOW = 0x7E00 << 32, 0x7D00 << 32
+#: not multiples of 2^32, so that half of a generic address is no address in the space
+_SHARED_WINDOW, _LOCAL_WINDOW = 0x7E0047 << 24, 0x7D0031 << 24
 _FIRST_SHARED = 1024  # so that no address is null
 _NOBODY, _MANY = -1, 0xFFF
 
@@ -97,6 +98,8 @@ class Global(Space):
         self.places: dict[int, tuple[Array, int]] = {}
         offset = GAP
         for array in arrays:
+            if not array.flags.c_contiguous:
+                raise ValueError(f"an array of shape {array.shape} is not C-contiguous")
             if array.nbytes and array.ctypes.data not in self.places:
                 offset += _skew(array)
                 self.places[array.ctypes.data] = array, offset
@@ -159,10 +162,11 @@ class Shared(Space):
     """Shared memory of a block of `threads`."""
 
     def __init__(self, threads: int, variables: Sequence[tuple[str, int, int]]) -> None:
-        """`variables`: name, alignment and bytes of each."""
+        """`variables`: name, alignment and bytes of each; none is aligned better than it says."""
         self.places, offset = {}, 0
         for name, align, count in variables:
             offset = -(-offset // align) * align
+            offset += align * (offset % (2 * align) == 0)
             self.places[name] = (offset, count)
             offset += count + 256  # a gap
         super().__init__("shared", _FIRST_SHARED, offset)

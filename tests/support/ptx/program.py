@@ -18,7 +18,7 @@ from tests.support.ptx.machine import Block, PtxError
 from tests.support.ptx.memory import FaultError, Global
 from tests.support.ptx.parse import Entry, parse_entry
 
-__all__ = ["Kernel", "compile_ptx", "load"]
+__all__ = ["Kernel", "Module", "compile_ptx", "load"]
 
 ARCHITECTURE = "compute_80"
 
@@ -127,6 +127,37 @@ class Kernel:
                 raise TypeError(f"{name}: {arg!r} has {len(data)} bytes, not {size}")
             packed[name] = data
         return packed
+
+
+class Module:
+    """A source's kernels, for `tests.support.fake_cupy`: `module[name](grid, block, args)`."""
+
+    def __init__(
+        self, code: str, options: Sequence[str], name_expressions: Sequence[str], name: str
+    ) -> None:
+        self._ptx, self.kernels = compile_ptx(code, name_expressions, options, name)
+
+    def __getitem__(self, name: str) -> _Launcher:
+        return _Launcher(load(self._ptx, self.kernels.get(name, name)))
+
+
+@dataclass
+class _Launcher:
+    """A kernel; what else a launch on the CPU can be told is of no use here."""
+
+    kernel: Kernel
+    max_dynamic_shared_size_bytes: int = 0
+
+    def __call__(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared_mem: int = 0,
+        cooperative: bool = False,
+        **_: Any,
+    ) -> int:
+        return self.kernel(grid, block, args, shared_mem, cooperative)
 
 
 def _take_turns(running: list[Iterator[None]]) -> None:
