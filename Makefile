@@ -32,7 +32,7 @@ test-gpu:           ## on a machine with a CUDA device; a missing device is a fa
 	$(PYTHON) -m pytest -q -m gpu --require-gpu
 
 mutants:            ## do the kernel tests notice faults planted in the kernels?
-	$(PYTHON) -m pytest -q -n 2 -m slow tests/meta
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal -m slow tests/meta
 
 lint:
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

@@ -30,7 +30,7 @@ GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `e
 GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
 GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on a GPU,
-                                half of those of large tests on NumPy, one in eight with the C
+                                a third of those of large tests on NumPy, one in twelve with the C
                                 kernels and on the stand-in
 """
 
@@ -110,7 +110,7 @@ def no_gpu_reason() -> str | None:
 # NumPy's, which share the code above the operations; else, in the folders whose tests are products
 # of layers or operations with shapes, dtypes and mistakes.
 _BESIDE, _FEW = 12, 6
-_OWN, _MANY = 2, 60
+_OWN, _MANY = 3, 60
 _PRODUCTS = ("tests/layers/", "tests/ops/", "tests/functional/", "tests/modules/")
 
 _SAMPLED = pytest.StashKey[int]()

@@ -36,17 +36,13 @@ def test_a_sample_is_caught(file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", mutations.files())
-def test_a_larger_sample_is_caught(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", range(mutations.PER_FILE))
+@pytest.mark.parametrize("file", mutations.files()[::-1])  # headers take longest: not at the end
+def test_a_larger_sample_is_caught(file: str, place: int) -> None:
     made = mutations.mutants(file)
-    chosen = mutations.spread(made)
-    processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-    verdicts = list(mutants.judge_all(chosen, processes))
-    with capsys.disabled():
-        print(f"\n{file}: {mutants.count(verdicts)}")
-    failures = [v for v in verdicts if v.outcome in ("alive", "does not compile")]
-    assert not failures, "\n".join(f"{v.outcome} {v.detail}: {v.mutant}" for v in failures)
-    assert not mutants.stale_entries(made, verdicts, file)
+    (verdict,) = mutants.judge_all([mutations.spread(made)[place]], processes=1)
+    assert verdict.outcome in ("caught", "equivalent"), f"{verdict.detail}: {verdict.mutant}"
+    assert not mutants.stale_entries(made, [verdict], file)
 
 
 # -------------------------------------------------------------------------------------- the engine
