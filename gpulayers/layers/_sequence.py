@@ -208,7 +208,8 @@ class Cell(Recurrent):
         from_state = product(previous[0], w.recurrent)
         kept = self._ahead(w, product(X, w.input), from_state, previous, new)
         self._newest = dict(zip(self._states, new, strict=True))
-        return new[0], {"X": X, "previous": previous, "new": new, "kept": kept}
+        out = new[0].copy()  # the caller may write into it, and the next step wants the state
+        return out, {"X": X, "previous": previous, "new": new, "kept": kept}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dZ_t, accumulators = back(dA_t, accumulators), then as a fully connected layer."""

@@ -83,6 +83,7 @@ class LayerBase(LayerState, ABC):
         Returns
         -------
         Y : array
+            The caller's: what is written into it does not reach `backward`.
 
         Raises
         ------

@@ -179,7 +179,7 @@ class LSTMCell(Cell, _LSTMStep):
         DTypeError, BackendError
         """
         A = super().forward(X, retain_derived)
-        return A, self.derived_variables["C"][-1]
+        return A, self.derived_variables["C"][-1].copy()
 
 
 class LSTM(OverTime, _LSTMStep):

@@ -62,6 +62,9 @@ class Softmax(LayerBase):
         Y = softmax.softmax_forward(X, self.dim)
         return Y, {"Y": Y}
 
+    def _retain(self, X: Array, Y: Array, saved: Saved) -> None:
+        super()._retain(X, Y, {"Y": Y.copy()})  # whoever has Y may write into it
+
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dX = Y * (dY - sum(dY * Y)), the product with the Jacobian diag(y) - y y^T."""
         return softmax.softmax_backward(dLdY, saved["Y"], self.dim), {}

@@ -30,6 +30,9 @@ def test_inputs_and_gradients_are_left_alone(case: Case, backend: Backend) -> No
     dY_before = dY.copy()
     dX = layer.backward(dY)
     assert_same_bits(Y, Y_before)
+    if case.layer != "Flatten" and "Cell" not in case.layer:  # a view of the input; for cells below
+        Y[...] = 7
+        assert_same_bits(layer.backward(dY), dX)
     layer.update()
     for array, before in ((X, X_before), (dY, dY_before)):
         assert_same_bits(array, before)
@@ -37,6 +40,28 @@ def test_inputs_and_gradients_are_left_alone(case: Case, backend: Backend) -> No
     for array in (X, dY):  # and the layer may not write into them through what it keeps
         assert all(array is not held for held in layer.gradients.values())
         assert all(array is not held for held in layer.parameters.values())
+
+
+@pytest.mark.parametrize("kind", [layers.RNNCell, layers.LSTMCell, layers.GRUCell])
+def test_a_cell_does_not_see_what_is_written_into_its_outputs(
+    kind: Any, numpy_backend: Backend
+) -> None:
+    """The next step's state and the gradients are a twin's, whose outputs are left alone."""
+    cell = kind(3)
+    Xs = [harness.values((2, 4), k) for k in range(3)]
+    cell.forward(Xs[0], retain_derived=False)
+    cell.flush_gradients()
+    twin = copy.deepcopy(cell)
+    for X in Xs:
+        given, right = cell.forward(X), twin.forward(X)
+        both = (given, right) if isinstance(given, tuple) else ((given,), (right,))
+        for array, same in zip(*both, strict=True):
+            assert_same_bits(array, same)
+            array[...] = 7
+    for X in Xs:
+        assert_same_bits(cell.backward(X[:, :3]), twin.backward(X[:, :3]))
+    for name, grad in twin.gradients.items():
+        assert_same_bits(cell.gradients[name], grad)
 
 
 @with_cases
