@@ -40,6 +40,7 @@ MOST_PROCESSES = 12
 MOST_LOST = 24
 #: lost tests that are run again, and seconds for each
 AGAIN, AGAIN_SECONDS = 6, 60.0
+MOST_SHOWN = 30  # messages that are printed; the file has all
 _LEAST = 20.0  # seconds that a stage must have
 
 
@@ -47,6 +48,10 @@ def command(paths: list[str], results: Path, processes: int) -> list[str]:
     """What runs the GPU tests of `paths`."""
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--require-gpu", "--no-header"]
     words += ["-p", "no:cacheprovider", "-p", "tests.support.lost_device", "--tb=short", "-rN"]
+    # other versions than those of the CI: what they deprecate, or do not have, stops nothing
+    words += ["--continue-on-collection-errors"]
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+        words += ["-W", f"default::{kind}"]
     if processes > 1:
         words += ["-n", str(processes), f"--max-worker-restart={MOST_LOST}"]
     return [*words, "--results", str(results), *paths]
@@ -77,10 +82,12 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def _reason(message: str) -> str:
-    """The line of a traceback that says what went wrong, with its numbers left out."""
-    lines = [line for line in message.splitlines() if line.startswith(("E ", "the CUDA device"))]
-    found = (lines or message.splitlines() or [""])[0]
-    return re.sub(r"\d[\d.e+-]*", "#", found.removeprefix("E ").strip())[:160]
+    """What a traceback says first of what went wrong, with the numbers left out."""
+    first = message.partition("\n")[0]
+    lines = [line for line in message.splitlines() if line.startswith("E ")]
+    if lines and not first.startswith("the CUDA device"):
+        first = " ".join(line.removeprefix("E ").strip() for line in lines[:2])
+    return re.sub(r"\d[\d.e+-]*", "#", first)[:160]
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,8 +106,11 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    for reason, tests in found["failed"].items():
+    reasons = list(found["failed"].items())
+    for reason, tests in reasons[:MOST_SHOWN]:
         print(f"{len(tests):5d}  {reason}\n       {tests[0]}")
+    if reasons[MOST_SHOWN:]:
+        print(f"       and {len(reasons) - MOST_SHOWN} other messages")
     print(", ".join(f"{n} {what}" for what, n in found["counts"].items()) or "no test has run")
 
 
