@@ -36,7 +36,12 @@ def values(shape: tuple[int, ...], seed: int, dtype: str = "float64") -> np.ndar
 
 
 def parameters_of(case: Case, dtype: str = "float64") -> Params:
-    """Known parameters for the case's layer, by name, in float64."""
+    """Known parameters for the case's layer, by name, in float64; read-only."""
+    return dict(_parameters_of(case, dtype))
+
+
+@functools.cache
+def _parameters_of(case: Case, dtype: str) -> Params:
     with default_dtype("float64"), backends.use_backend("numpy"):
         layer = case.make()
         layer.forward(values(case.shape, 0), retain_derived=False)
@@ -44,7 +49,14 @@ def parameters_of(case: Case, dtype: str = "float64") -> Params:
     for k, (name, array) in enumerate(sorted(layer.parameters.items())):
         numbers = 0.5 * values(array.shape, 100 + k)
         known[name] = np.abs(numbers) + 0.5 if name == "running_var" else numbers
-    return {name: v.astype(dtype).astype(float) for name, v in known.items()}
+    return read_only({name: v.astype(dtype).astype(float) for name, v in known.items()})
+
+
+def read_only(arrays: Params) -> Params:
+    """The same arrays, which nobody can change any more."""
+    for array in arrays.values():
+        array.setflags(write=False)
+    return arrays
 
 
 def fresh(case: Case, backend: Backend, dtype: str = "float64", **kwargs: Any) -> layers.LayerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from gpulayers import modules, random
+from gpulayers.backend import use_backend
 from tests.conftest import Backend
 from tests.layers.cases import ACT
-from tests.layers.harness import default_dtype, values
+from tests.layers.harness import default_dtype, read_only, values
 from tests.modules import gold as golds
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -39,15 +41,8 @@ class Case:
         ]
 
     def parameters(self, dtype: str = "float64") -> dict[str, np.ndarray]:
-        """Known parameters of all components, by ``"component.name"``, in float64."""
-        with default_dtype("float64"):
-            module = self.make()
-            forward(module, self.inputs(), retain_derived=False)
-        known = {}
-        for k, (name, array) in enumerate(sorted(named(module, "parameters").items())):
-            numbers = 0.5 * values(array.shape, 100 + k)
-            known[name] = np.abs(numbers) + 0.5 if name.endswith("running_var") else numbers
-        return {name: v.astype(dtype).astype(float) for name, v in known.items()}
+        """Known parameters of all components, by ``"component.name"``, in float64; read-only."""
+        return dict(_parameters_of(self, dtype))
 
     def fresh(self, backend: Backend, dtype: str = "float64", **kwargs: Any) -> modules.ModuleBase:
         """A module that has seen the inputs' shapes and holds the known parameters."""
@@ -59,6 +54,18 @@ class Case:
         for name, array in named(module, "parameters").items():
             array[...] = backend.asarray(known[name], dtype)
         return module
+
+
+@functools.cache
+def _parameters_of(case: Case, dtype: str) -> dict[str, np.ndarray]:
+    with default_dtype("float64"), use_backend("numpy"):
+        module = case.make()
+        forward(module, case.inputs(), retain_derived=False)
+    known = {}
+    for k, (name, array) in enumerate(sorted(named(module, "parameters").items())):
+        numbers = 0.5 * values(array.shape, 100 + k)
+        known[name] = np.abs(numbers) + 0.5 if name.endswith("running_var") else numbers
+    return read_only({name: v.astype(dtype).astype(float) for name, v in known.items()})
 
 
 def named(module: modules.ModuleBase, attribute: str) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def known_gradients(Ys: list) -> list:
     return [values(Y.shape, 20 + k) for k, Y in enumerate(Ys)]
 
 
+@functools.cache
 def gold_of(case: Case, batch: int | None = None, seed: int = 1) -> golds.Result:
     params, Xs = case.parameters(), case.inputs(batch=batch, seed=seed)
     return case.gold(params, Xs, known_gradients(case.gold(params, Xs, None).Ys))

@@ -34,7 +34,7 @@ COMMON_FLAGS = (
     "-ffp-contract=off",
 )
 KERNEL_FLAGS = {
-    "plain": ("-O2",),
+    "plain": ("-O1",),  # -O2 takes g++ longer than it saves these kernels
     # The sanitizers only instrument; their libraries are not linked (runtime/hooks.cpp). These
     # kernels run for milliseconds: the less g++ thinks about them, the better.
     "check": (
