@@ -92,13 +92,17 @@ class PtxLauncher:
         File name -> source text used instead of the real one (planted faults).
     cases : sequence of callables
         All instances of a source that these launch are compiled together.
+    architecture : str
+        For which.
     """
 
     def __init__(
         self,
         sources: Mapping[str, str] | None = None,
         cases: Sequence[Callable[[Launcher], None]] = (),
+        architecture: str = "compute_90",
     ) -> None:
+        self.architecture = architecture
         self.sources = dict(sources or {})
         self.steps = 0
         self._together = _launched(cases)
@@ -121,7 +125,8 @@ class PtxLauncher:
         instances = tuple(together) if expression in together else (expression,)
         options = table.options(*sorted(together.values()) if expression in together else (dtype,))
         code = self.sources.get(spec.file) or load_source(spec.file)
-        text, names = ptx.compile_ptx(code, instances, tuple(dict.fromkeys(options)), spec.file)
+        options = tuple(dict.fromkeys(options))
+        text, names = ptx.compile_ptx(code, instances, options, spec.file, self.architecture)
         packed = spec.pack(dtype, index, args)
         self.steps += ptx.load(text, names[expression])(
             grid, (block or spec.block,), packed, shared_mem or spec.shared, spec.cooperative

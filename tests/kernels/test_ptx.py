@@ -74,9 +74,13 @@ if sample.ALL:
     CHOSEN += [case for cases in CASES.values() for case in cases]
 
 
-@pytest.fixture(scope="module")
-def launcher(compiler: None) -> PtxLauncher:
-    return PtxLauncher(cases=CHOSEN)
+#: of sm_80 bfloat16 is converted by shifts, of the others by instructions of their own
+ARCHITECTURES = ("compute_90", "compute_80", "compute_120")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES if sample.ALL else ARCHITECTURES[:1])
+def launcher(compiler: None, request: pytest.FixtureRequest) -> PtxLauncher:
+    return PtxLauncher(cases=CHOSEN, architecture=request.param)
 
 
 @pytest.mark.parametrize(

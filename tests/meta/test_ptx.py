@@ -102,6 +102,9 @@ FLOATS = {
     "cvt.rna.tf32.f32 %r9, 0f3F801000; mov.b32 %f9, %r9": 1 + 2.0**-10,
     "cvt.rn.f16.f32 %h1, 0f3F801000; cvt.f32.f16 %f9, %h1": 1.0,
     "cvt.rn.bf16.f32 %h1, 0f3F818000; mov.b32 %f9, {0, %h1}": 1 + 2.0**-6,
+    # 2^24 + 2^16 + 1 is more than half way to the next one
+    "cvt.rn.bf16.s32 %h1, 16842753; mov.b32 %f9, {0, %h1}": 2.0**24 + 2**17,
+    "cvt.rn.bf16.s32 %h1, 16842752; mov.b32 %f9, {0, %h1}": 2.0**24,
     "cvt.rn.bf16x2.f32 %r9, 0f40000000, 0f40400000; mov.b32 {_, %h1}, %r9;mov.b32 %f9, {0, %h1}": 2,
     "ex2.approx.ftz.f32 %f9, 0f40400000": 8.0,
     "rcp.approx.ftz.f32 %f9, 0f40800000": 0.25,

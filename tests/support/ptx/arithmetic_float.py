@@ -218,7 +218,7 @@ class Float:
 
     def _from_integer(self, origin: str) -> Callable[[Array], Array] | None:
         if self.kind == "bf16":
-            return None
+            return _to_bfloat16 if self.rounding == "rn" and "64" not in origin else None
         if self.kind == "f16":
             return lambda a: a.astype(np.float64).astype(np.float16)
         if self.rounding == "rn":
@@ -240,6 +240,14 @@ class Float:
             return np.where(number < limits.min, kind(limits.min), result)
 
         return integer
+
+
+def _to_bfloat16(a: Array) -> Array:
+    """Of integers: cut to float32, of which the last bit says whether something was cut off."""
+    exact = a.astype(np.float64)
+    cut = _to_single(exact, 0.0, "rz")
+    bits = cut.view(np.uint32) | (cut != exact).astype(np.uint32)
+    return half_bits(bits.view(np.float32), "bf16")
 
 
 def _upper_half(a: Array) -> Array:

@@ -20,11 +20,16 @@ from tests.support.ptx.parse import Entry, parse_entry
 
 __all__ = ["Kernel", "Module", "compile_ptx", "load"]
 
-ARCHITECTURE = "compute_80"
+#: for which PTX is made unless another one is asked for
+ARCHITECTURE = "compute_90"
 
 
 def compile_ptx(
-    code: str, expressions: Sequence[str], options: Sequence[str], file: str
+    code: str,
+    expressions: Sequence[str],
+    options: Sequence[str],
+    file: str,
+    architecture: str = ARCHITECTURE,
 ) -> tuple[str, dict[str, str]]:
     """The PTX of a source, with lines, and the kernels' names in it, by name expression.
 
@@ -33,7 +38,7 @@ def compile_ptx(
     RuntimeError
         With NVRTC's log.
     """
-    arguments = [*options, *nvrtc.CUPY_OPTIONS, f"-arch={ARCHITECTURE}", "-lineinfo"]
+    arguments = [*options, *nvrtc.CUPY_OPTIONS, f"-arch={architecture}", "-lineinfo"]
     key = "\0".join([code, *expressions, *arguments, nvrtc.nvrtc_version(), str(cuda_headers())])
     name = "ptx-" + hashlib.sha256(key.encode()).hexdigest()[:24]
     path = nvrtc.cache_folder() / name
