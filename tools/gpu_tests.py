@@ -84,6 +84,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 def _reason(message: str) -> str:
     """What a traceback says first of what went wrong, with the numbers left out."""
     first = message.partition("\n")[0]
+    if first.startswith("worker "):
+        return "its process has ended"
     lines = [line for line in message.splitlines() if line.startswith("E ")]
     if lines and not first.startswith("the CUDA device"):
         first = " ".join(line.removeprefix("E ").strip() for line in lines[:2])

@@ -88,6 +88,7 @@ def test_each_fault_costs_one_test(tool: Any, tmp_path: Path) -> None:
     (told,) = (reason for reason in found["failed"] if reason.startswith("the CUDA device is lost"))
     assert "cudaErrorIllegalAddress" in told
     assert len(found["failed"][told]) == 2
+    assert found["failed"]["its process has ended"] == found["lost"]
 
 
 def test_without_processes_the_run_ends_with_the_first_one(tool: Any, tmp_path: Path) -> None:

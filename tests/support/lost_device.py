@@ -93,8 +93,11 @@ class _Results:
             "seconds": round(getattr(report, "duration", 0.0), 3),
         }
         if report.failed:
-            line["message"] = _short(report.longreprtext)
-            line["lost"] = report.longreprtext.startswith(LOST)
+            message = report.longreprtext
+            if message.startswith("[gw"):  # xdist says first which process it was
+                message = message.partition("\n")[2]
+            line["message"] = _short(message)
+            line["lost"] = message.startswith(LOST)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
