@@ -50,8 +50,10 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-# Two workers with a pool of BLAS threads each wait for one another; must be set before NumPy loads.
+# Two workers with a pool of threads each, of BLAS or PyTorch, wait for one another; must be set
+# before these load.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What somebody measured on this machine must not change what the tests see; nothing is there.
 os.environ["GPULAYERS_TUNE_DIR"] = os.path.join(tempfile.gettempdir(), f"gpulayers-{os.getpid()}")
 os.environ.pop("GPULAYERS_TUNE", None)
