@@ -212,7 +212,15 @@ def launch(
     # asking costs a call of the driver.
     if shared >= _USUAL_SHARED and shared >= kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = shared
-    kernel(grid, (block or spec.block,), packed, shared_mem=shared)
+    try:
+        kernel(grid, (block or spec.block,), packed, shared_mem=shared)
+    except Exception as error:  # the driver's; CUDA_LAUNCH_BLOCKING=1 makes it this kernel's own
+        block = block or spec.block
+        error.add_note(
+            f"at the launch of kernel {name} for {dtype.name}: {grid} blocks of {block} threads, "
+            f"{shared} bytes of shared memory"
+        )
+        raise
 
 
 def _what(arg: Any) -> str:

@@ -93,3 +93,13 @@ def test_a_cache_that_cannot_be_written(
     failing(emulated, monkeypatch, PermissionError(13, "Permission denied", "/cache"), 1)
     with pytest.raises(BackendError, match=r"cache cannot be used \(.*/cache.*CUPY_CACHE_DIR"):
         compile_module.get_kernel("bias_add", "float32")
+
+
+def test_an_error_of_a_launch_names_its_kernel(emulated: Backend, compile_module: Any) -> None:
+    x = emulated.asarray([1.0], "float32")
+    args = (x, x, 1, 2, 0.0, 0.0)
+    with pytest.raises(Exception) as caught:  # of the driver, whatever its type
+        compile_module.launch("activation_forward", x.dtype, (1,), args, "int32", block=2048)
+    (note,) = caught.value.__notes__
+    assert note.startswith("at the launch of kernel activation_forward for float32: (1,) blocks of")
+    assert "2048 threads" in note
