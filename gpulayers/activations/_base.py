@@ -78,7 +78,7 @@ class BuiltIn(ActivationBase):
 
         Returns
         -------
-        array : new, of z's library, shape and dtype
+        array : new, of z's library, shape and dtype, in the machine's byte order
 
         Raises
         ------
@@ -100,6 +100,9 @@ class BuiltIn(ActivationBase):
         dtype = z.dtype
         if not is_floating(dtype):
             raise DTypeError(f"{self}: expected a floating array, got {dtype}")
+        if not dtype.isnative:
+            dtype = dtype.newbyteorder("=")
+            z = z.astype(dtype)
         if dtype.itemsize < 4:
             return _narrow(xp, xp.asarray(formula(xp, z.astype(np.float32))), dtype)
         return xp.asarray(formula(xp, z))  # NumPy makes scalars of 0-d results

@@ -52,7 +52,9 @@ class LeakyReLU(BuiltIn):
         return float(self.alpha), 0.0
 
     def _fn(self, xp: ModuleType, z: Array) -> Array:
-        return xp.where(z < 0, self.alpha * z, z)
+        # the branch not picked must not overflow, nor be 0 times infinity
+        below = z if 0 < abs(self.alpha) <= 1 else xp.minimum(z, 0.0)
+        return xp.where(z < 0, self.alpha * below, z)
 
     def _grad(self, xp: ModuleType, x: Array) -> Array:
         return xp.where(x < 0, float(self.alpha), xp.ones_like(x))

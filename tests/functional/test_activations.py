@@ -228,6 +228,22 @@ def test_what_float16_cannot_hold_is_infinite_without_a_warning(backend):
     assert backend.asnumpy(act.Exponential().fn(x)).tolist() == [0, inf, inf, inf]
 
 
+@pytest.mark.parametrize("alpha", [3.0, 0.0, -2.0])
+def test_the_other_side_of_a_leaky_relu_neither_overflows_nor_warns(alpha, backend):
+    x = np.array([3e38, np.inf, -1.0, np.nan], np.float32)
+    y = backend.asnumpy(act.LeakyReLU(alpha).fn(backend.asarray(x)))
+    np.testing.assert_array_equal(y, [x[0], np.inf, -alpha, np.nan])
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f8"])
+def test_the_other_byte_order_gives_the_machines(dtype, numpy_backend):
+    for activation in (act.ReLU(), act.LeakyReLU(), act.Affine(2, 1), act.Identity(), act.Tanh()):
+        for f in (activation.fn, activation.grad, activation.grad2):
+            x = np.array([-1.5, 0.5], dtype)
+            y, gold = f(x), f(x.astype(x.dtype.newbyteorder("=")))
+            assert y.dtype.isnative and y.tobytes() == gold.tobytes()
+
+
 @case
 def test_nan_goes_through(name, backend):
     y = CASES[name][0].fn(backend.asarray(np.array([np.nan, 1.0], np.float32)))
