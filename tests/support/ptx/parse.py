@@ -115,6 +115,10 @@ class Entry:
 _VARIABLE = re.compile(
     r"(?:\.extern\s+)?\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
 )
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.[a-z]\w*\s+|\d+\s+)*)?"
+    r"([\w$]+)(?:\[(\d+)\])?"
+)
 _ITEM = re.compile(
     r"(?P<blank>\s+|//[^\n]*)|(?P<scope>[{}])|(?P<label>[\w$]+):"
     r"|\.loc\s+(?P<file>\d+)\s+(?P<row>\d+)[^\n]*|(?P<statement>[^;]+;)"
@@ -134,7 +138,7 @@ def parse_entry(ptx: str, name: str) -> Entry:
     head = re.search(rf"\.entry\s+{re.escape(name)}\s*\(([^)]*)\)([^{{]*)\{{", ptx)
     if head is None:
         raise ValueError(f"no kernel {name}")
-    sizes = re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?", head[1])
+    sizes = _PARAMETER.findall(head[1])
     entry = Entry(name, {n: WIDTH[kind] * int(count or 1) for kind, n, count in sizes})
     files = {number: path.rpartition("/")[2] for number, path in _files(ptx)}
     _Body(ptx, head.end(), files, entry).parse()
