@@ -1,14 +1,15 @@
 // Recurrent networks through all time steps in one launch: for sequence_rnn.cu, sequence_lstm.cu and sequence_gru.cu.
 //
-// A block takes ROWS examples through all steps. Examples never meet, so no block waits for another. Four lanes work on
-// a unit: each adds up a quarter of the terms of its sums, for all gates; lane k then finishes the k-th example.
+// What a kind of network does in a step is a cell, ahead and back; sequence_ways.cuh has the loops over the steps, which
+// differ in who keeps the recurrent weights: one block in any place (sequence_any.cuh), one block in its registers
+// (sequence_held.cuh), or many blocks together (sequence_group.cuh, sequence_tensor.cuh).
 //
-// The recurrent weights are needed in each step. Of a lane's terms the first HELD lie in registers from the beginning
-// to the end, the next ones in shared memory, as many as fit, and the others are read anew in each step, from the L2
-// cache. A sum has its terms in the same order wherever the weights lie.
+// A cell is of one thread, which finishes one unit of one example at a time. `ask` reads what a step needs of them
+// besides the recurrent products, long before it is needed; `go` then takes the step. A cell ahead has GATES sums and
+// STATES, which `go` gets and changes: first of all what the next step multiplies. A cell back has FACTORS, the numbers
+// of its unit that are multiplied, and STATES whose gradients `go` gets and changes into what does not come through the
+// products.
 
-#define SEQUENCE_BOUNDS 512, 1  // threads of a block at most, blocks at a time: registers for as many weights as possible
-#define LANES 4
 #define ALL_LANES 0xffffffffu
 #define SHARED_MEMORY extern __shared__ __align__(16) unsigned char memory[];
 
@@ -18,173 +19,108 @@ struct __align__(16) Four {
     Acc v[4];
 };
 
-// Who this thread is. `works`: it finishes example number `row` of the batch, the lane-th of the block.
-struct Seat {
-    int lane, first_unit, units, row;
-    bool works;
-};
-
-template <int ROWS>
-__device__ __forceinline__ Seat seat_of(int batch)
-{
-    const int lane = static_cast<int>(threadIdx.x) % LANES;
-    const int row = static_cast<int>(blockIdx.x) * ROWS + lane;
-    return {lane, static_cast<int>(threadIdx.x) / LANES, static_cast<int>(blockDim.x) / LANES, row,
-            lane < ROWS && row < batch};
-}
-
-// How the numbers of a vector of all units lie in shared memory: by quarters of whole Fours, zeros behind them. A
-// quarter is an odd number of Fours long, so that the four lanes read from different banks.
-struct Cut {
-    int hidden, quarter, pitch;
-};
-
-template <int HELD>
-__device__ __forceinline__ Cut cut_of(int hidden)
-{
-    const int fours = (hidden + 15) / 16;
-    const int least = fours < HELD / 4 ? HELD / 4 : fours;
-    return {hidden, 4 * fours, 4 * (least | 1)};
-}
-
-__device__ __forceinline__ int place_of(const Cut& cut, int unit)
-{
-    return unit / cut.quarter * cut.pitch + unit % cut.quarter;
-}
-
 template <typename Acc>
 __device__ __forceinline__ void clear(Acc* __restrict__ memory, int count)
 {
     for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = static_cast<Acc>(0);
 }
 
-// The recurrent weights as this thread has them: that of (unit, gate, term) lies where the three strides say.
-template <typename T, typename Acc, int GATES, int HELD>
-struct Weights {
+// Where the recurrent weights are: that of (unit, gate, term) lies where the three strides say.
+template <typename T>
+struct Recurrent {
     const T* values;
     int by_unit, by_gate, by_term;
-    Cut cut;
-    int lane, fours;
-    const Four<Acc>* stored;
-    Acc held[GATES][HELD > 0 ? HELD : 1];
 };
 
-// Four terms of a lane, zero beyond its quarter and beyond the last unit.
-template <typename T, typename Acc, int GATES, int HELD>
-__device__ __forceinline__ Four<Acc> read_four(const Weights<T, Acc, GATES, HELD>& w, int lane, int unit, int gate,
-                                               int four)
+template <typename Acc, typename T>
+__device__ __forceinline__ Acc weight_of(const Recurrent<T>& w, int unit, int gate, int term)
 {
-    Four<Acc> read;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-        const int term = lane * w.cut.quarter + 4 * four + e;
-        const bool there = 4 * four < w.cut.quarter && term < w.cut.hidden;
-        read.v[e] = there ? static_cast<Acc>(w.values[unit * w.by_unit + gate * w.by_gate + term * w.by_term])
-                          : static_cast<Acc>(0);
-    }
-    return read;
+    return static_cast<Acc>(w.values[unit * w.by_unit + gate * w.by_gate + term * w.by_term]);
 }
 
-// Bring weights into the registers, and `fours` Fours of each lane and gate into `memory`; returns what lies behind.
-template <typename T, typename Acc, int GATES, int HELD>
-__device__ __forceinline__ Acc* settle(Weights<T, Acc, GATES, HELD>& w, const Seat& seat, Acc* memory)
+// What cells ahead have in common. states (steps + 1, batch, hidden): before the first step and after each. firsts
+// (batch, hidden): those before the first step, zeros unless has_first. mask (steps, batch): where it is zero a step is
+// left out, and the states stay.
+template <typename T, int COUNT>
+struct Ahead {
+    T* states[COUNT];
+    const T* firsts[COUNT];
+    const unsigned char* mask;
+    int steps, batch, hidden;
+    bool has_first, has_mask;
+};
+
+template <typename T, int COUNT>
+__device__ __forceinline__ bool left_out(const Ahead<T, COUNT>& way, long long example)
 {
-    Four<Acc>* const stored = reinterpret_cast<Four<Acc>*>(memory);
-    const int slots = LANES * w.cut.hidden;
-    const int count = w.fours * GATES * slots;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const int slot = i % slots;
-        stored[i] = read_four(w, slot % LANES, slot / LANES, i / slots % GATES, HELD / 4 + i / slots / GATES);
-    }
-    const int unit = seat.first_unit < w.cut.hidden ? seat.first_unit : w.cut.hidden - 1;
-#pragma unroll
-    for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-        for (int four = 0; four < HELD / 4; ++four) {
-            const Four<Acc> read = read_four(w, w.lane, unit, gate, four);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) w.held[gate][4 * four + e] = read.v[e];
-        }
-    w.stored = stored;
-    return reinterpret_cast<Acc*>(stored + count);
+    return way.has_mask && way.mask[example] == 0;
 }
 
-// The part of four terms: SUMS == GATES, a sum for each gate of the one vector an example has (forward); SUMS == 1, all
-// gates' vectors into one sum (back). Vectors lie `apart`.
-template <typename Acc, int GATES, int ROWS, int SUMS>
-__device__ __forceinline__ void add_four(const Four<Acc> (&weights)[GATES], const Acc* vectors, int apart,
-                                         Acc (&sum)[ROWS][SUMS])
+// A state before the first step; `number`: of (example, unit).
+template <typename T, int COUNT>
+__device__ __forceinline__ T begin(const Ahead<T, COUNT>& way, int which, long long number)
 {
-#pragma unroll
-    for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            const int number = SUMS == GATES ? r : r * GATES + gate;
-            const Four<Acc> x = *reinterpret_cast<const Four<Acc>*>(vectors + number * apart);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sum[r][SUMS == GATES ? gate : 0] += weights[gate].v[e] * x.v[e];
-        }
+    const T first = way.has_first ? way.firsts[which][number] : static_cast<T>(0);
+    way.states[which][number] = first;
+    return first;
 }
 
-// The sums of a unit over the vectors in shared memory, whole ones in all four lanes.
-template <typename T, typename Acc, int GATES, int HELD, int ROWS, int SUMS>
-__device__ __forceinline__ void multiply(const Weights<T, Acc, GATES, HELD>& w, const Acc* vectors, int unit,
-                                         Acc (&sum)[ROWS][SUMS])
+// Stores what a state is after the step of `example`, counted over all steps; rounded to that from now on.
+template <typename T, int COUNT, typename Acc>
+__device__ __forceinline__ void become(const Ahead<T, COUNT>& way, int which, long long example, int unit, Acc next,
+                                       bool stays, Acc& state)
 {
-    const int apart = LANES * w.cut.pitch;
-    const int slots = LANES * w.cut.hidden;
-    const int known = unit < w.cut.hidden ? unit : w.cut.hidden - 1;  // lanes without a unit keep the others company
-    const Acc* const mine = vectors + w.lane * w.cut.pitch;
-    Four<Acc> weights[GATES];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-        for (int s = 0; s < SUMS; ++s) sum[r][s] = static_cast<Acc>(0);
-
-#pragma unroll
-    for (int four = 0; four < HELD / 4; ++four) {
-#pragma unroll
-        for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) weights[gate].v[e] = w.held[gate][4 * four + e];
-        add_four(weights, mine + 4 * four, apart, sum);
-    }
-    int stored = known * LANES + w.lane;
-#pragma unroll 1
-    for (int four = HELD / 4; four < HELD / 4 + w.fours; ++four) {
-#pragma unroll
-        for (int gate = 0; gate < GATES; ++gate) weights[gate] = w.stored[stored + gate * slots];
-        add_four(weights, mine + 4 * four, apart, sum);
-        stored += GATES * slots;
-    }
-#pragma unroll 1
-    for (int four = HELD / 4 + w.fours; four < w.cut.quarter / 4; ++four) {
-#pragma unroll
-        for (int gate = 0; gate < GATES; ++gate) weights[gate] = read_four(w, w.lane, known, gate, four);
-        add_four(weights, mine + 4 * four, apart, sum);
-    }
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-        for (int s = 0; s < SUMS; ++s) {
-            sum[r][s] += __shfl_xor_sync(ALL_LANES, sum[r][s], 1);
-            sum[r][s] += __shfl_xor_sync(ALL_LANES, sum[r][s], 2);
-        }
+    const T stored = static_cast<T>(stays ? state : next);
+    way.states[which][(example + way.batch) * way.hidden + unit] = stored;
+    state = static_cast<Acc>(stored);
 }
 
-// sum[row][s], without an index that the compiler does not know: registers have none.
-template <typename Acc, int ROWS, int SUMS>
-__device__ __forceinline__ Acc of_row(const Acc (&sum)[ROWS][SUMS], int row, int s)
+// What cells back have in common. da (steps, batch, hidden), if has_da: the gradients of the outputs. lasts and firsts
+// (batch, hidden): those of the last states, bit k of has_last says whether there is number k, and of the first ones.
+template <typename T, int COUNT>
+struct Back {
+    const T* da;
+    const unsigned char* mask;
+    const T* lasts[COUNT];
+    T* dz;
+    T* firsts[COUNT];
+    int steps, batch, hidden;
+    bool has_da;
+    int has_last;
+    bool has_mask;
+    int truncate;
+};
+
+template <typename T, int COUNT>
+__device__ __forceinline__ bool left_out(const Back<T, COUNT>& way, long long example)
 {
-    Acc found = sum[0][s];
-#pragma unroll
-    for (int r = 1; r < ROWS; ++r)
-        if (row == r) found = sum[r][s];
-    return found;
+    return way.has_mask && way.mask[example] == 0;
+}
+
+template <typename Acc, typename T, int COUNT>
+__device__ __forceinline__ Acc last_of(const Back<T, COUNT>& way, int which, long long number)
+{
+    return way.has_last >> which & 1 ? static_cast<Acc>(way.lasts[which][number]) : static_cast<Acc>(0);
+}
+
+template <typename Acc, typename T, int COUNT>
+__device__ __forceinline__ Acc output_gradient(const Back<T, COUNT>& way, long long example, int unit)
+{
+    return way.has_da ? static_cast<Acc>(way.da[example * way.hidden + unit]) : static_cast<Acc>(0);
+}
+
+// Stores a number of dz (steps, batch, blocks * hidden), zero if the step is left out; rounded to that from now on.
+template <typename T, int COUNT, typename Acc>
+__device__ __forceinline__ Acc pass_back(const Back<T, COUNT>& way, long long block, int unit, Acc found, bool stays)
+{
+    const T stored = static_cast<T>(stays ? static_cast<Acc>(0) : found);
+    way.dz[block * way.hidden + unit] = stored;
+    return static_cast<Acc>(stored);
 }
 
 // Whether nothing comes back from step t + 1: a stretch of truncated backpropagation ends after step t.
-__device__ __forceinline__ bool ends_stretch(int t, int steps, int truncate)
+template <typename T, int COUNT>
+__device__ __forceinline__ bool ends_stretch(const Back<T, COUNT>& way, int t)
 {
-    return truncate > 0 && t + 1 < steps && (t + 1) % truncate == 0;
+    return way.truncate > 0 && t + 1 < way.steps && (t + 1) % way.truncate == 0;
 }

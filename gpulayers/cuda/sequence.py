@@ -108,7 +108,7 @@ def _run(
         arrived = cupy.zeros(_COUNTER * way.groups, dtype="uint32")
         arrays, lying = (*arrays, *((between,) if way.between else ()), arrived), way.sizes
     else:
-        lying = (*lying, way.fours)
+        lying = (*lying, *way.fours)
     args = (*(none if array is None else array for array in arrays), *sizes, *lying, *numbers)
     grid = (way.blocks,)
     launch(*(way.kernel, like.dtype, grid, args, "int32"), block=way.threads, shared=way.shared)

@@ -141,26 +141,6 @@ __device__ __forceinline__ Place place_in(const Member& me, int i)
     return {row, unit, (me.first_row + row) * me.hidden + me.first_unit + unit, row * me.most_units + unit};
 }
 
-// A state before the first step, by the members that have the units.
-template <typename T>
-__device__ __forceinline__ void begin(const Member& me, T* state, const T* __restrict__ first, bool given)
-{
-    for (int i = threadIdx.x; i < me.rows * me.units; i += blockDim.x) {
-        const int number = place_in(me, i).number;
-        state[number] = given ? first[number] : static_cast<T>(0);
-    }
-}
-
-// The gradient of the last state, as what is carried back to it.
-template <typename T, typename Acc>
-__device__ __forceinline__ void carry(const Member& me, Acc* carried, const T* __restrict__ last, bool given)
-{
-    for (int i = threadIdx.x; i < me.rows * me.units; i += blockDim.x) {
-        const Place place = place_in(me, i);
-        carried[place.own] = given ? static_cast<Acc>(last[place.number]) : static_cast<Acc>(0);
-    }
-}
-
 // ---- ahead
 
 // `count` vectors of all units, one after the other in global memory, which other blocks have written: into shared
@@ -296,25 +276,6 @@ __device__ __forceinline__ Acc add_shares(const Member& me, const Acc* between, 
 #pragma unroll 8
     for (int from = 0; from < me.members; ++from) sum += __ldcg(mine + from * apart);
     return sum;
-}
-
-// What comes to the state after step t from the steps behind it: `carried`, and the shares of step t + 1.
-template <typename Acc>
-__device__ __forceinline__ Acc come_back(const Member& me, const Acc* between, Acc carried, int t, int steps, int truncate,
-                                         int row, int unit)
-{
-    if (ends_stretch(t, steps, truncate)) return static_cast<Acc>(0);
-    return t + 1 < steps ? carried + add_shares(me, between, (t + 1) % 2, row, unit) : carried;
-}
-
-// The gradient of the state before the first step.
-template <typename T, typename Acc>
-__device__ __forceinline__ void finish(const Member& me, T* __restrict__ first, const Acc* between, const Acc* carried)
-{
-    for (int i = threadIdx.x; i < me.rows * me.units; i += blockDim.x) {
-        const Place place = place_in(me, i);
-        first[place.number] = static_cast<T>(carried[place.own] + add_shares(me, between, 0, place.row, place.unit));
-    }
 }
 
 // How far apart the examples of dz are, in numbers.

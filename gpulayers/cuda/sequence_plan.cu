@@ -51,12 +51,12 @@ __global__ void sequence_prepare(const T* __restrict__ x, const T* __restrict__ 
 // the rows of its weight, (hidden + inputs, hidden), and its bias below them; then, if extra >= 0, one more bias, of that
 // block of dz. a (terms, hidden) and x (terms, inputs) are what the steps began with, dz is (terms, blocks * hidden).
 // turn: a gated recurrent unit, whose gates z, r, n have the blocks 1, 2, 3 from the state, 1, 2, 0 from the input.
-template <typename T, typename Acc>
+template <typename T, typename Acc, typename Tile>
 __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restrict__ x, const T* __restrict__ dz,
                                      Acc* __restrict__ grads, int terms, int hidden, int inputs, int span, int parts,
                                      int gates, int blocks, int turn, int extra)
 {
-    constexpr int HEIGHT = Wide::HEIGHT, WIDTH = Wide::WIDTH;
+    constexpr int HEIGHT = Tile::HEIGHT, WIDTH = Tile::WIDTH;
     const int across = (hidden + WIDTH - 1) / WIDTH;
     const int state_tiles = (hidden + HEIGHT - 1) / HEIGHT * across;
     const int input_tiles = (inputs + HEIGHT) / HEIGHT * across;
@@ -69,27 +69,27 @@ __global__ void sequence_weight_grad(const T* __restrict__ a, const T* __restric
     int tile = static_cast<int>(blockIdx.x) / parts;
     int block = extra;
     long long place = gates * gate_size;
-    Matrix<T, Acc> left = {x, 0, 0, 0, 0, false};  // nothing but ones
+    Matrix<T, Acc, Lines> left = {x, 0, 0, 0, 0, Lines()};  // nothing but ones
     if (tile < gates * state_tiles) {
         const int gate = tile / state_tiles;
         tile %= state_tiles;
         block = gate + turn;
         place = gate * gate_size;
-        left = {a + static_cast<long long>(from) * hidden, hidden, 1, hidden, -1, false};
+        left = {a + static_cast<long long>(from) * hidden, hidden, 1, hidden, -1, Lines()};
     } else if (tile < gates * (state_tiles + input_tiles)) {
         const int gate = (tile - gates * state_tiles) / input_tiles;
         tile = (tile - gates * state_tiles) % input_tiles;
         block = (gate + turn) % gates;
         place = gate * gate_size + static_cast<long long>(hidden) * hidden;
-        left = {x + static_cast<long long>(from) * inputs, inputs, 1, inputs, inputs, false};
+        left = {x + static_cast<long long>(from) * inputs, inputs, 1, inputs, inputs, Lines()};
     } else {
         tile -= gates * (state_tiles + input_tiles);
     }
     const int lines = left.lines + (left.ones >= 0 ? 1 : 0);
     const T* const rows = dz + static_cast<long long>(from) * blocks * hidden + block * hidden;
-    const Matrix<T, Acc> right = {rows, hidden, 1, blocks * hidden, -1, false};
+    const Matrix<T, Acc, Lines> right = {rows, hidden, 1, blocks * hidden, -1, Lines()};
     const Target<T, Acc> target = {nullptr, grads + part * part_size + place, nullptr, nullptr, nullptr, lines, hidden,
                                    false,   false,                            false,   false};
     const Share share = {tile / across, tile % across, 0, 2};  // one part of several: its sums stay what they are
-    work_out<T, Acc, Wide>(share, left, right, target, count, count);
+    work_out<T, Acc, Tile>(share, left, right, target, count, count);
 }

@@ -9,13 +9,11 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch, launch_elements
-from gpulayers.cuda.product import TILES, gemm, share_terms
+from gpulayers.cuda.product import TILES, come_in_runs, gemm, share_terms, tiles_of
 from gpulayers.cuda.table_sequence import KINDS
 from gpulayers.ops._sequence import Trace, Weights
 
 __all__ = ["PLACES", "input_grad", "prepare", "weight_grad", "weight_parts"]
-
-_TILE = TILES[""]
 
 
 class _Named(NamedTuple):
@@ -74,33 +72,45 @@ def prepare(
     return turned, weights
 
 
-def weight_parts(kind: str, trace: Trace) -> tuple[int, int]:
-    """(parts, span): in how many parts the parameters' gradients come, and the rows of one."""
+def _tile_suffix(h: int, n_in: int, dtype: Any) -> str:
+    """That of the tile by which the parameters' gradients are worked out."""
+    there = tiles_of("sequence_weight_grad", dtype, come_in_runs(dtype, h, n_in))
+    return "_tensor" if "_tensor" in there else ""
+
+
+def weight_parts(kind: str, trace: Trace) -> int:
+    """In how many parts the parameters' gradients come."""
     n_t, n, n_in = trace.X.shape
     h, gates = trace.states[0].shape[2], KINDS[kind].gates
-    parts = share_terms(h + n_in + 1, gates * h, n_t * n, _TILE)
+    tile = TILES[_tile_suffix(h, n_in, trace.X.dtype)]
+    parts = share_terms(h + n_in + 1, gates * h, n_t * n, tile)
     span = -(-n_t * n // parts)
-    return -(-n_t * n // span), span
+    return -(-n_t * n // span)
 
 
 def weight_grad(kind: str, dZ: Array, trace: Trace, grads: Array) -> None:
-    """The gradients of all parameters in one launch.
+    """The gradients of all parameters in one launch, by tensor cores as a dense layer's are.
 
     Parameters
     ----------
     dZ : (n_t, n_ex, blocks * n_out)
     grads : (parts, numbers of all parameters), of the type that sums have
-        Filled in the order of `PLACES`, in the parts of `weight_parts`.
+        Filled in the order of `PLACES`; `weight_parts` of them.
     """
     n_t, n, n_in = trace.X.shape
     h, gates, extra = trace.states[0].shape[2], KINDS[kind].gates, _EXTRA[kind]
-    parts, span = weight_parts(kind, trace)
-    across = -(-h // _TILE.cols)
-    down = -(-h // _TILE.rows) + -(-(n_in + 1) // _TILE.rows)
+    arrays = (trace.states[0], trace.X, dZ)
+    suffix = _tile_suffix(h, n_in, dZ.dtype)
+    if any(array.data.ptr % table.VECTOR_BYTES for array in arrays):
+        suffix = ""
+    tile, parts = TILES[suffix], grads.shape[0]
+    span = -(-n_t * n // parts)
+    across = -(-h // tile.cols)
+    down = -(-h // tile.rows) + -(-(n_in + 1) // tile.rows)
     tiles = (gates * down + (extra >= 0)) * across
     sizes = (n_t * n, h, n_in, span, parts, gates, dZ.shape[2] // h, kind == "gru", extra)
-    args = (trace.states[0], trace.X, dZ, grads, *sizes)
-    launch("sequence_weight_grad", dZ.dtype, (tiles * parts,), args, "int32")
+    args = (*arrays, grads, *sizes)
+    launch("sequence_weight_grad" + suffix, dZ.dtype, (tiles * parts,), args, "int32")
 
 
 def input_grad(dZ: Array, weights: Weights, trace: Trace) -> Array:

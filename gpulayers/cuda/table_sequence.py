@@ -1,7 +1,7 @@
 """The kernels of sequence_*.cu, and what tells those over all steps apart.
 
-Each kind has three kernels each way: for hidden sizes that a block has a quad of lanes a unit for,
-with weights in registers, one example a block or two; and one for any size and dtype.
+Each kind has three kernels each way: one for any size and dtype, and for float32 and hidden sizes
+whose weights fit there two with weights in registers, one example a block or two.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gpulayers.cuda.spec import ARRAY, C_TYPES, INDEX, INT, ITEM_SIZE, REAL, KernelSpec
+from gpulayers.cuda.table_tiles import tiled
 
-__all__ = ["KINDS", "LANES", "SPECS", "Variant", "Way", "variants", "way_of"]
+__all__ = ["HELD", "KINDS", "LANES", "SPECS", "Held", "Way", "held_way", "way_of"]
 
-#: as in sequence.cuh: threads of a block at most, and those that share a unit
+#: as in sequence_any.cuh: threads of a block at most, and those of a unit (of as many examples)
 MOST_THREADS, LANES = 512, 4
+#: as in sequence_held.cuh: threads of a block at most, so twice the units
+HELD_THREADS = 256
 _WARP = 32
 # Examples up to which each has a block of its own: a GPU has at least so many multiprocessors, or
-# is small. A number, not the device's; the results are the same bits either way.
+# is small. A number, not the device's: so the results are the same bits on each that has room.
 _BLOCKS = 128
 
 
@@ -41,35 +44,56 @@ KINDS = {
 }
 
 
-class Variant(NamedTuple):
-    """A template instance: examples of a block, and terms of each sum that a lane has the weights
-    of in registers (zero: any hidden size)."""
+class Held(NamedTuple):
+    """Weights in registers: the kernel's suffix, examples of a block, lanes of a team, and Fours of
+    weights of each lane that are there."""
 
     suffix: str
     rows: int
-    held: int
+    team: int
+    fours: int
 
 
-def variants(kind: str) -> tuple[Variant, Variant, Variant]:
-    """Those of a kind: as many weights in registers as 128 of them leave room for."""
-    one, two = {"rnn": (32, 32), "lstm": (16, 8), "gru": (20, 20)}[kind]
-    return Variant("_one", 1, one), Variant("_two", 2, two), Variant("", 4, 0)
+def _held(team: int, one: int, two: int) -> tuple[Held, Held]:
+    return Held("_one", 1, team, one), Held("_two", 2, team, two)
 
 
-SPECS = tuple(
-    KernelSpec(
-        f"{kind}_sequence_{way}{variant.suffix}",
+#: of a kind, ahead and back: as many weights in registers as all architectures have room for
+HELD = {
+    "rnn": (_held(8, 16, 16), _held(8, 16, 16)),
+    "lstm": (_held(4, 44, 40), _held(16, 44, 40)),
+    "gru": (_held(4, 48, 42), _held(16, 44, 42)),
+}
+
+
+def _specs(kind: str, back: bool) -> tuple[KernelSpec, ...]:
+    way, numbers = ("forward", "backward")[back], KINDS[kind].numbers[back]
+    arrays = (ARRAY,) * KINDS[kind].arrays[back]
+    held = (
+        KernelSpec(
+            f"{kind}_sequence_{way}{held.suffix}",
+            f"sequence_{kind}.cu",
+            f"{kind}_sequence_held_{way}<{{T}}, {{Acc}}, {held.rows}, {held.fours}>",
+            (*arrays, *numbers[1:]),
+            block=HELD_THREADS,
+            dtypes=("float32",),
+            barriers=True,
+        )
+        for held in HELD[kind][back]
+    )
+    anything = KernelSpec(
+        f"{kind}_sequence_{way}",
         f"sequence_{kind}.cu",
-        f"{kind}_sequence_{way}<{{T}}, {{Acc}}, {variant.rows}, {variant.held}>",
-        (*(ARRAY,) * KINDS[kind].arrays[back], *KINDS[kind].numbers[back]),
+        f"{kind}_sequence_{way}<{{T}}, {{Acc}}>",
+        (*arrays, *numbers),
         block=MOST_THREADS,
-        dtypes=("float32",) if variant.held else tuple(C_TYPES),
+        dtypes=tuple(C_TYPES),
         barriers=True,
     )
-    for kind in KINDS
-    for back, way in enumerate(("forward", "backward"))
-    for variant in variants(kind)
-)
+    return (*held, anything)
+
+
+SPECS = tuple(spec for kind in KINDS for back in (False, True) for spec in _specs(kind, back))
 SPECS += (
     KernelSpec(
         "sequence_prepare",
@@ -77,50 +101,69 @@ SPECS += (
         "sequence_prepare<{T}, {Index}>",
         (*(ARRAY,) * 13, INDEX, INDEX, *(INT,) * 6),
     ),
-    KernelSpec(
+    *tiled(
         "sequence_weight_grad",
         "sequence_plan.cu",
-        "sequence_weight_grad<{T}, {Acc}>",
         (*(ARRAY,) * 4, *(INT,) * 9),
-        barriers=True,
+        without=("_narrow", "_tall", "_large", "_tensor_large"),
     ),
 )
 
 
 class Way(NamedTuple):
     """How a kernel goes through the steps: its name, threads and shared bytes of a block, blocks,
-    Fours of weights in shared memory (see sequence.cuh), bytes read anew in each step."""
+    what it takes besides the strides of the weights (their Fours in shared memory, see
+    sequence_any.cuh), bytes read anew in each step."""
 
     kernel: str
     threads: int
     shared: int
     blocks: int
-    fours: int
+    fours: tuple[int, ...]
     streamed: int
+
+
+def held_way(kind: str, back: bool, batch: int, hidden: int, held: Held) -> Way:
+    """The way with weights in registers, for up to `HELD_THREADS` / 2 units."""
+    gates, units = KINDS[kind].gates, held.team // 2
+    vectors = KINDS[kind].vectors[back]
+    chunks = -(-hidden // (4 * held.team)) * vectors
+    fours = chunks * units * gates // vectors
+    threads = -(-(-(-hidden // units) * held.team) // _WARP) * _WARP
+    stored = max(0, fours - held.fours) * HELD_THREADS
+    return Way(
+        f"{kind}_sequence_{'backward' if back else 'forward'}{held.suffix}",
+        threads,
+        16 * (2 * held.rows * chunks * held.team + stored),
+        -(-batch // held.rows),
+        (),
+        0,
+    )
 
 
 def way_of(kind: str, back: bool, batch: int, hidden: int, dtype: str, shared: int) -> Way | None:
     """The way of a kind of network on a device whose blocks have `shared` bytes at most; None if
     the vectors of an example do not fit there."""
-    one, two, other = variants(kind)
-    held = dtype == "float32" and hidden <= MOST_THREADS // LANES
-    variant = (one if batch <= _BLOCKS else two) if held else other
+    if dtype == "float32" and hidden <= HELD_THREADS // 2:
+        one, two = HELD[kind][back]
+        for held in (two, one) if batch > _BLOCKS else (one,):
+            way = held_way(kind, back, batch, hidden, held)
+            if way.shared <= shared:
+                return way
     gates, item = KINDS[kind].gates, max(ITEM_SIZE[dtype], 4)
     fours = -(-hidden // (4 * LANES))
-    pitch = 4 * (max(fours, variant.held // 4) | 1)
-    vectors = 2 * KINDS[kind].vectors[back] * LANES * pitch
-    least = variant.rows * (vectors + KINDS[kind].states[back] * hidden) * item
+    vectors = 2 * KINDS[kind].vectors[back] * LANES * 4 * (fours | 1)
+    least = LANES * (vectors + KINDS[kind].states[back] * hidden) * item
     if least > shared:
         return None
-    left = max(0, fours - variant.held // 4)
     each = gates * LANES * hidden * 4 * item
-    stored = min(left, (shared - least) // each)
+    stored = min(fours, (shared - least) // each)
     warps = -(-LANES * hidden // _WARP)
     return Way(
-        f"{kind}_sequence_{'backward' if back else 'forward'}{variant.suffix}",
+        f"{kind}_sequence_{'backward' if back else 'forward'}",
         min(MOST_THREADS, _WARP * warps),
         least + stored * each,
-        -(-batch // variant.rows),
-        stored,
-        (left - stored) * gates * LANES * hidden * 4 * ITEM_SIZE[dtype],
+        -(-batch // LANES),
+        (stored,),
+        (fours - stored) * gates * LANES * hidden * 4 * ITEM_SIZE[dtype],
     )

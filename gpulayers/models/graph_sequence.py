@@ -86,7 +86,7 @@ class SequenceStep(Fused):
         trace, _ = self._saved
         if sequence.way_back(self._kind, trace, self._acts()) is None:
             return 1
-        return sequence_plan.weight_parts(self._kind, trace)[0]
+        return sequence_plan.weight_parts(self._kind, trace)
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         from gpulayers.cuda import sequence, sequence_plan  # needs CuPy

@@ -6,7 +6,9 @@ import functools
 
 import numpy as np
 
+from gpulayers.cuda import table
 from gpulayers.cuda.table_sequence import KINDS
+from gpulayers.cuda.table_tiles import TILES
 from tests.kernels.arrays import (
     COMBINATIONS,
     WIDE,
@@ -18,7 +20,9 @@ from tests.kernels.arrays import (
     random,
     rounded,
     store,
+    tf32,
 )
+from tests.support import sample
 
 #: kind -> gates as the state's weights have them, as the input's have them, and the biases
 ORDERS = {
@@ -59,8 +63,10 @@ def weight_grad(
     parts: int = 1,
     dtype: str = "float32",
     index: str = "int32",
+    suffix: str = "",
 ) -> None:
     terms, n_in, h = size
+    tile = TILES[suffix]
     gates = KINDS[kind].gates
     width = 4 if kind == "gru" else gates
     extra = {"rnn": 0, "lstm": -1, "gru": 3}[kind]
@@ -71,10 +77,12 @@ def weight_grad(
     numbers = gates * (h + n_in + 1) * h + (extra >= 0) * h
     grads = poisoned((parts, numbers), WIDE[dtype])
     span = -(-terms // parts)
-    down = -(-h // 64) + -(-(n_in + 1) // 64)
-    grid = ((gates * down + (extra >= 0)) * -(-h // 64) * parts,)
+    down = -(-h // tile.rows) + -(-(n_in + 1) // tile.rows)
+    grid = ((gates * down + (extra >= 0)) * -(-h // tile.cols) * parts,)
     args = (a, x, dz, grads, terms, h, n_in, span, parts, gates, width, kind == "gru", extra)
-    launcher.launch("sequence_weight_grad", dtype, index, grid, args)
+    launcher.launch("sequence_weight_grad" + suffix, dtype, index, grid, args)
+    if suffix and dtype == "float32":
+        A, X, dZ = tf32(A), tf32(X), tf32(dZ)
     for part in range(parts):
         rows = slice(part * span, (part + 1) * span)
         want = []
@@ -102,5 +110,11 @@ CASES = [
     functools.partial(weight_grad, kind="lstm", size=(4, 64, 3), parts=3),
     functools.partial(
         weight_grad, kind="rnn", size=(20, 65, 5), dtype="float64", index="int64", parts=2
+    ),
+    # by tensor cores: two tiles across, the second part of fewer terms; a tile of one line
+    *(
+        functools.partial(weight_grad, kind=kind, size=size, parts=2, dtype=d, suffix="_tensor")
+        for kind, size in (("gru", (19, 8, 72)), ("lstm", (5, 16, 8)), ("rnn", (7, 128, 16)))
+        for d in sorted(sample.dtypes_met(table.KERNELS["sequence_weight_grad_tensor"]))
     ),
 ]

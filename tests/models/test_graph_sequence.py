@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_half_precision(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> N
     # and step by step
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
     np.testing.assert_allclose(run.compile().step(), wide.step(), rtol=2e-3)
+
+
+def test_gradients_by_tensor_cores(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the weights, in TF32, for sizes that come in runs of 16 bytes."""
+    monkeypatch.setattr(sys.modules[__name__], "N_IN", 4)
+    plain, planned = pair(emulated, lambda: [GRU(8, **LAST), FullyConnected(CLASSES)])
+    planned.plan = planned.network.compile((BATCH, N_IN, N_T), precision="tf32")
+    planned.step()
+    with fake_cupy.count() as captured:
+        planned.step()
+    assert captured["kernel:sequence_weight_grad<float, float, Tensor>"] == 1
+    for _ in range(2):
+        plain.step()
+    for _ in range(3):
+        assert planned.step() == pytest.approx(plain.step(), rel=1e-3)
+    planned.check(plain, 1e-3)
 
 
 def test_frozen(emulated: Backend) -> None:

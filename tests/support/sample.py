@@ -39,6 +39,7 @@ _SAMPLED = {
     ("lstm_group_backward_tensor", "float32"),
     ("gru_group_forward_tensor", "bfloat16"),
     ("gru_group_backward_tensor", "float32"),
+    ("sequence_weight_grad_tensor", "float32"),
     ("conv2d_moments", "float32"),
     ("conv2d_moments_tensor", "float16"),
     ("conv2d_backward", "float32"),
