@@ -108,10 +108,20 @@ class KingScheduler(SchedulerBase):
         step : int, optional
         cur_loss : float or 0-d array, optional
             An array on a GPU makes the host wait for it.
+
+        Raises
+        ------
+        ParameterError
+            If the loss is no number.
         """
         if cur_loss is None:
             return self.current_lr
-        loss = float(cur_loss)
+        try:
+            loss = float(cur_loss)
+        except (TypeError, ValueError):
+            raise ParameterError(
+                f"KingScheduler: cur_loss must be a number, got {cur_loss!r}"
+            ) from None
         if step is not None:
             if self._last == (step, loss):
                 return self.current_lr

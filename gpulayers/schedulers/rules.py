@@ -56,7 +56,8 @@ class ExponentialScheduler(SchedulerBase):
     Raises
     ------
     ParameterError
-        If a value is out of range, an argument unknown, or (in use) the step missing.
+        If a value is out of range, an argument unknown, or (in use) the step missing or the rate
+        too large for a number.
     """
 
     _fields: ClassVar[Mapping[str, Check]] = {
@@ -91,7 +92,12 @@ class ExponentialScheduler(SchedulerBase):
         stage = self._step(step) / self.stage_length
         if self.staircase:
             stage = math.floor(stage)
-        return float(self.initial_lr * self.decay**stage)
+        try:
+            return float(self.initial_lr * self.decay**stage)
+        except OverflowError:
+            raise ParameterError(
+                f"{self}: the learning rate at step {step} is too large for a number"
+            ) from None
 
 
 class NoamScheduler(SchedulerBase):

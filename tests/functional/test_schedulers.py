@@ -251,3 +251,18 @@ def test_initializer():
     for bad in ({}, {"hyperparameters": {}}, {"hyperparameters": 3}, {"id": None}):
         with pytest.raises(ParameterError, match="a dict needs the entry 'hyperparameters'"):
             SchedulerInitializer(bad)()
+
+
+@pytest.mark.parametrize("loss", ["high", [1.0, 2.0]])
+def test_king_names_a_loss_that_is_no_number(loss):
+    schedule = schedulers.KingScheduler(0.1, patience=1)
+    with pytest.raises(ParameterError, match="KingScheduler: cur_loss must be a number, got"):
+        schedule(1, loss)
+    assert schedule.loss_history == [] and schedule(1, 2.0) == 0.1
+
+
+def test_a_rate_that_grows_without_end_is_named():
+    schedule = schedulers.ExponentialScheduler(0.1, stage_length=1, decay=10.0)
+    assert schedule(300) == pytest.approx(1e299)
+    with pytest.raises(ParameterError, match=r"decay=10.0\): the learning rate at step 400 is too"):
+        schedule(400)
