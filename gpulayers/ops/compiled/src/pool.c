@@ -80,8 +80,8 @@ INLINE void pool_pixel(const job_t *job, int kind, const real *x, i64 rows, i64 
 
 /* Rows of outputs [begin, end), counted over all images. `fr` and `fc` are the kernel's size where
  * that is to be a constant, else 0. */
-INLINE void pool_rows(const job_t *job, int kind, i64 fr, i64 fc, i64 begin, i64 end) {
-    const window_t *w = job->w;
+INLINE void pool_rows(const job_t *of_all, int kind, i64 fr, i64 fc, i64 begin, i64 end) {
+    OWN_COPY(job, w, of_all);
     /* output columns whose window has no column in the padding */
     i64 free_begin = ceil_div(w->left, w->sc);
     i64 free_end = (w->cols + w->left - (w->fc - 1) * w->dc - 1 + w->sc) / w->sc;

@@ -13,6 +13,14 @@ typedef struct {
     i64 top, left;   /* padding */
 } window_t;
 
+/* A job and its window as variables of the function: bytes may be part of anything, so all that is
+ * elsewhere in memory would have to be read anew after winners are stored. */
+#define OWN_COPY(job, w, of_all)          \
+    window_t window = *(of_all)->w;       \
+    job_t copy = *(of_all);               \
+    const window_t *w = copy.w = &window; \
+    const job_t *job = &copy
+
 /* Calls vector(channel, kept) for all ch channels of a pixel, VW at a time, `kept` of which are to
  * be stored; with VW channels or more the last vector overlaps the one before. With fewer, a vector
  * reads beyond the pixel, if there are `readable` elements, and writes beyond it, if there are

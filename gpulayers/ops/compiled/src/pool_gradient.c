@@ -80,8 +80,8 @@ INLINE void gather_scalar(const job_t *job, const view_t *seen, i64 count, i64 c
 }
 
 /* Rows of pixels [begin, end), counted over all images. */
-INLINE void gather_rows(const job_t *job, i64 begin, i64 end, int max, int relu) {
-    const window_t *w = job->w;
+INLINE void gather_rows(const job_t *of_all, i64 begin, i64 end, int max, int relu) {
+    OWN_COPY(job, w, of_all);
     view_t row[MOST_VIEWS], seen[MOST_VIEWS]; /* seen: `out` is the element where a pixel begins */
     for (i64 q = begin; q < end; q++) {
         i64 image = q / w->rows;
@@ -150,8 +150,8 @@ INLINE void spread_scalar(const job_t *job, i64 at, real *top, real *bottom, int
 }
 
 /* Rows of outputs [begin, end), counted over all images; each writes two rows of pixels. */
-INLINE void spread_rows(const job_t *job, i64 begin, i64 end, int max, int relu) {
-    const window_t *w = job->w;
+INLINE void spread_rows(const job_t *of_all, i64 begin, i64 end, int max, int relu) {
+    OWN_COPY(job, w, of_all);
     i64 width = w->cols * w->ch, ch = w->ch;
     for (i64 q = begin; q < end; q++) {
         i64 image = q / w->out_rows, r = q % w->out_rows;
@@ -248,8 +248,8 @@ INLINE void cell_row(const job_t *job, i64 here, i64 above, real *top, real *bot
 static i64 cells(const window_t *w) { return (w->rows - 1 + w->top) / 2 - w->top / 2 + 1; }
 
 /* Rows of cells [begin, end), counted over all images. */
-INLINE void cell_rows(const job_t *job, i64 begin, i64 end, int relu) {
-    const window_t *w = job->w;
+INLINE void cell_rows(const job_t *of_all, i64 begin, i64 end, int relu) {
+    OWN_COPY(job, w, of_all);
     i64 width = w->cols * w->ch, count = cells(w);
     for (i64 q = begin; q < end; q++) {
         i64 image = q / count, r = q % count + w->top / 2, y = 2 * r - w->top;

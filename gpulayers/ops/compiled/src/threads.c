@@ -20,8 +20,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_THREADS 64
 /* How long to look before sleeping. Between two operations of a layer Python takes some hundred
- * microseconds, and waking a thread of a virtual machine tens of them. */
-#define SPIN_NS 400000
+ * microseconds, between two steps of a small network half a thousand; waking a thread of a virtual
+ * machine takes a hundred, in which the other threads do without it. */
+#define SPIN_NS 1000000
 #define BUSY_NS 200000 /* of which nobody else is let go first */
 
 typedef struct {
