@@ -48,7 +48,7 @@ struct Weights {
     const Four<Acc>* stored;
 };
 
-// Four terms of a lane, zero beyond its quarter and beyond the last unit.
+// Four terms of a lane, zero beyond the last unit.
 template <typename T, typename Acc>
 __device__ __forceinline__ Four<Acc> read_four(const Weights<T, Acc>& w, int lane, int unit, int gate, int four)
 {
@@ -56,7 +56,7 @@ __device__ __forceinline__ Four<Acc> read_four(const Weights<T, Acc>& w, int lan
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
         const int term = lane * w.cut.quarter + 4 * four + e;
-        const bool there = 4 * four < w.cut.quarter && term < w.cut.hidden;
+        const bool there = term < w.cut.hidden;
         read.v[e] = there ? weight_of<Acc>(w.all, unit, gate, term) : static_cast<Acc>(0);
     }
     return read;

@@ -200,8 +200,8 @@ def test_all_steps_are_one_kernel(emulated: Backend) -> None:
         launches.append((ahead["launch"], back["launch"]))
         kernels = [k for k in (*ahead, *back) if "sequence" in k or "step" in k]
         assert [k.split("<")[0] for k in kernels] == [
-            "kernel:gru_sequence_forward",
-            "kernel:gru_sequence_backward",
+            "kernel:gru_sequence_held_forward",
+            "kernel:gru_sequence_held_backward",
         ]
     assert launches[0] == launches[1]
 

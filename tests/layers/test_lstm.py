@@ -295,8 +295,8 @@ def test_all_steps_are_one_kernel(emulated: Backend) -> None:
         launches.append((ahead["launch"], back["launch"]))
         kernels = [k for k in (*ahead, *back) if "sequence" in k or "step" in k]
         assert [k.split("<")[0] for k in kernels] == [
-            "kernel:lstm_sequence_forward",
-            "kernel:lstm_sequence_backward",
+            "kernel:lstm_sequence_held_forward",
+            "kernel:lstm_sequence_held_backward",
         ]
     assert launches[0] == launches[1]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import nvrtc
+from tests.support import nvrtc, sample
 
 pytestmark = [pytest.mark.static, pytest.mark.usefixtures("compiler")]
 
@@ -135,9 +135,16 @@ def test_write_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = nvrtc.Job("a.cu", "sm_90")
     results = {job: nvrtc.Compiled({"k<float, int>": resources}, "")}
     monkeypatch.setattr(nvrtc, "compile_all", lambda: results)
+    monkeypatch.setattr(sample, "ALL", sample.ALL)  # main sets it
     monkeypatch.setattr(nvrtc, "BUDGET_FILE", tmp_path / "budget.json")
     assert nvrtc.main(["--write-budget"]) == 0
     written = json.loads((tmp_path / "budget.json").read_text())
     assert written["kernels"]["k<float, int>"]["registers"] == {"sm_90": 32}
     results[job] = nvrtc.Compiled({}, "error: no")
     assert nvrtc.main(["--write-budget"]) == 1
+
+
+def test_an_empty_log_is_written_to_no_object_of_python() -> None:
+    with nvrtc.program(SOURCE, ["kernel<float>"], ["-arch=compute_90"], "kernel.cu") as compiled:
+        assert not compiled.log and "kernel" in compiled.ptx()
+    assert bytes([32])[0] == 32  # the one object of a byte: not what NVRTC ended its log with

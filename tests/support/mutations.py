@@ -96,12 +96,12 @@ def files() -> tuple[str, ...]:
 
 def function_bodies(text: str) -> list[tuple[str, int, int]]:
     """(name, first line, last line) of each function; braces of functions stand in column 0, those
-    of static members in column 4."""
+    of members in column 4."""
     return sorted((*_members(text), *_functions(text)), key=lambda body: body[1])
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:
-    head = r"^    __device__ static[^;{]*?(\w+)\([^;{]*\)\n    \{\n"
+    head = r"^    __device__ [^;{]*?(\w+)\([^;{]*\)(?: const)?\n    \{\n"
     for match in re.finditer(head + r"(.*?)^    \}", text, re.MULTILINE | re.DOTALL):
         first, last = (text.count("\n", 0, match.start(2)), text.count("\n", 0, match.end(2)))
         yield match[1], first + 1, last

@@ -101,6 +101,12 @@ def _checked(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _buffer(size: int) -> bytes:
+    """Bytes that NVRTC writes to. At least two: of one (an empty log) Python has a single object of
+    each value, which everyone shares."""
+    return bytes(size + 1)
+
+
 class Program:
     """What NVRTC has made of a source: its log, whether it `failed`, and if not the names of the
     kernels in its output, by name expression."""
@@ -111,7 +117,7 @@ class Program:
         self._handle = handle
         encoded = [argument.encode() for argument in (*arguments, f"-I{cuda_headers()}")]
         (status,) = nvrtc.nvrtcCompileProgram(handle, len(encoded), encoded)
-        buffer = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(handle))
+        buffer = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(handle)))
         nvrtc.nvrtcGetProgramLog(handle, buffer)
         self.failed = status.value != 0
         self.log = buffer.decode(errors="replace").rstrip("\0 \n")
@@ -127,7 +133,7 @@ class Program:
         """The PTX."""
         from cuda.bindings import nvrtc
 
-        text = b" " * _checked(nvrtc.nvrtcGetPTXSize(self._handle))
+        text = _buffer(_checked(nvrtc.nvrtcGetPTXSize(self._handle)))
         nvrtc.nvrtcGetPTX(self._handle, text)
         return text.decode().rstrip("\0")
 
