@@ -1,4 +1,4 @@
-"""Run the GPU tests on a machine that is lent for minutes, and tell what fails and why.
+"""Run the GPU tests on a machine that one has for minutes, and tell what fails and why.
 
     python tools/gpu_tests.py --out results --budget 560
     python tools/gpu_tests.py tests/kernels tests/gpu
