@@ -300,6 +300,12 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
         ),
         case(forward, kind, 0, (2, 2, 1), given=False, index="int64"),
         case(backward, kind, 0, (5, 2, 2), given=False, index="int64", truncate=3),
+        # ... and in shared memory, several chunks of them, the last one whole and not
+        *(
+            case(f, kind, which, size, given=False, index="int32")
+            for f in (forward, backward)
+            for which, size in ((0, (2, 1, 128)), (1, (2, 2, 100)))
+        ),
         case(forward, kind, 1, (2, 3, 5), index="int32"),
         case(backward, kind, 1, (3, 2, 5), index="int32", truncate=1),
         # groups of blocks: two, the second of one example; the third block of a group has one unit
