@@ -55,6 +55,9 @@ def environment(threads: int, engine: str = "") -> dict[str, str]:
     env["GPULAYERS_BACKEND"] = "numpy"  # no time for looking for a GPU
     paths = [str(HERE), *(p for p in (os.environ.get("PYTHONPATH"),) if p)]
     env["PYTHONPATH"] = os.pathsep.join(paths)
+    # BLAS as it is by itself: a machine may pin it to the kernels of an older processor
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_ENABLE_INSTRUCTIONS"):
+        env.pop(name, None)
     # an installed package has its byte code; in a checkout the first process writes it
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     if engine:

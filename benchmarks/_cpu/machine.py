@@ -10,6 +10,10 @@ import sys
 
 from _cpu.duel import environment
 
+_BLAS = """
+from gpulayers.threads import blas_libraries
+print(*(f"{b.internal_api} {b.version} for {b.architecture}" for b in blas_libraries()))
+"""
 _ENGINE = """
 import numpy as np
 from gpulayers.ops._kernels import kernels_for
@@ -57,12 +61,24 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def blas() -> str:
+    """Return which BLAS NumPy has in a contestant, and the processor its kernels are for."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import numpy;" + _BLAS],
+        env=environment(1),
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
 def describe(threads: int) -> dict[str, object]:
-    """Return processor, cores, threads and versions."""
+    """Return processor, cores, threads, NumPy's BLAS and versions."""
     return {
         "cpu": cpu_model(),
         "logical cores": os.cpu_count(),
         "threads": threads,
         "system": platform.system(),
+        "blas": blas(),
         "versions": versions(),
     }
