@@ -29,7 +29,12 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 # signed zeros must come out as NumPy's do.
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
-SETS = {"baseline": [], "avx2": ["-mavx2", "-mfma"]}
+SETS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    # all of AVX-512 that every processor has which computes with it fast
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-Og"]
 
 
@@ -48,7 +53,7 @@ def sources_digest() -> str:
 def instruction_sets() -> list[str]:
     """Return the instruction sets worth building for on this kind of machine."""
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return ["baseline", "avx2"] if on_x86 else ["baseline"]
+    return list(SETS) if on_x86 else ["baseline"]
 
 
 def find_compiler() -> list[str]:

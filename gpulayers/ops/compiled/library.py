@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.errors import BackendError
+from gpulayers.errors import BackendError, ParameterError, suggest
 from gpulayers.ops.compiled.build import LIBRARIES, RECORD, SUFFIX, sources_digest
 from gpulayers.threads import thread_count
 
@@ -46,7 +46,8 @@ _TYPES: dict[str, Any] = {
     "d": ctypes.c_double,
     "n": ctypes.c_int,
 }
-_SETS = ("baseline", "avx2")  # by the number gl_instruction_set() gives
+_SETS = ("baseline", "avx2", "avx512")  # by the number gl_instruction_set() gives
+MOST_VARIABLE = "GPULAYERS_INSTRUCTIONS"  # of these sets the best to use
 FOLDER_VARIABLE = "GPULAYERS_KERNELS_FOLDER"  # another build than the installed one, for tests
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -73,7 +74,7 @@ def _load() -> _Loaded:
     try:
         library = ctypes.CDLL(str(folder / f"kernels-baseline{SUFFIX}"))
         number: int = library.gl_instruction_set()
-        best = _SETS[number]
+        best = _SETS[min(number, _most())]
         if best != "baseline" and best in record.get("sets", ()):
             library = ctypes.CDLL(str(folder / f"kernels-{best}{SUFFIX}"))
         else:
@@ -83,6 +84,17 @@ def _load() -> _Loaded:
     library.gl_set_threads.argtypes = [ctypes.c_int]
     library.gl_set_threads.restype = None
     return _Loaded(library, best, "")
+
+
+def _most() -> int:
+    """The number of the best set that the user lets us have."""
+    wanted = os.environ.get(MOST_VARIABLE) or _SETS[-1]
+    if wanted not in _SETS:
+        raise ParameterError(
+            f"{MOST_VARIABLE}: expected one of {', '.join(_SETS)}, got {wanted!r}"
+            + suggest(wanted, _SETS)
+        )
+    return _SETS.index(wanted)
 
 
 def unavailable_reason() -> str | None:

@@ -317,10 +317,15 @@ void *gl_scratch(int slot, size_t bytes) {
 
 /* ----------------------------------------------------------------------------------- the machine */
 
-/* The best instruction set of this machine that the library is built for: 0 baseline, 1 AVX2. */
+/* The best instruction set of this machine that the library is built for: 0 baseline, 1 AVX2,
+ * 2 AVX-512. */
 EXPORT int gl_instruction_set(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma"))
+        return 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
     return 0;
