@@ -109,6 +109,7 @@ class Kernel:
         steps: int,
         updates: int,
         numbers: Numbers,
+        draws: Array,
     ) -> None:
         """Train for some steps.
 
@@ -125,6 +126,8 @@ class Kernel:
         updates : int
             Steps that the optimizer has done before.
         numbers : Numbers
+        draws : (4,) uint64
+            Key and counter of dropout's random numbers; the counter is moved on.
         """
         second = states[1] if len(states) > 1 else states[0][:0]
         pitch = rates.shape[1] if len(rates) > 1 else 0
@@ -132,7 +135,7 @@ class Kernel:
         rule = RULES.index(numbers.rule)
         arguments = (
             *(data.images, data.labels, data.order, data.factors),
-            *(param, states[0], second, rates, self.outputs, *record, *self._between),
+            *(param, states[0], second, rates, self.outputs, *record, draws, *self._between),
             *map(np.int32, (*whole, rule)),
             *(np.float32(getattr(numbers, name)) for name in CONSTANTS),
         )

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ACTIVATIONS", "CONSTANTS", "NAME", "PART", "RULES", "THREADS", "TILE", "TILE_FLOATS"]
+__all__ = [
+    "ACTIVATIONS",
+    "CONSTANTS",
+    "DRAWN",
+    "NAME",
+    "PART",
+    "RULES",
+    "THREADS",
+    "TILE",
+    "TILE_FLOATS",
+]
 
 #: of the kernel
 NAME = "train_steps"
@@ -18,3 +28,5 @@ TILE = (16, 32)
 TILE_FLOATS = 64 * sum(TILE)
 #: parameters of a convolution that a block updates at a time
 PART = 32
+#: numbers that a block of random words gives dropout
+DRAWN = 8

@@ -1,46 +1,8 @@
-// A convolution with bias, activation and max pooling within a block that trains on one example after the other.
-//
-// mega_source.py writes the kernel around these functions (mega_kernel.cuh). Each stage of the network is a structure S
-// of constants: its geometry, and where its arrays start in shared memory, in floats. An input lies there with its
-// padding around it, which stays zero, in the order (row, column, channel).
+// A convolution with bias, activation and max pooling within a block that trains on one example after the other; see
+// mega_common.cuh.
 
-#define THREADS 256
 // multiplications of one thread that are written out one by one
 #define WRITTEN_OUT 800
-
-template <int N>
-struct alignas(4 * N) Pack {
-    float at[N];
-};
-
-template <int N>
-__device__ __forceinline__ Pack<N> load(const float* place)
-{
-    return *reinterpret_cast<const Pack<N>*>(place);
-}
-
-// The slope of an activation from its value: those that have one are listed in mega_stages.py.
-template <int ACTIVATION>
-__device__ __forceinline__ float slope_at(float y)
-{
-    if (ACTIVATION == RELU) return y > 0.0f ? 1.0f : 0.0f;
-    if (ACTIVATION == TANH) return 1.0f - y * y;
-    if (ACTIVATION == SIGMOID) return y * (1.0f - y);
-    return 1.0f;
-}
-
-// The larger one; NaN is larger than anything.
-__device__ __forceinline__ bool wins(float value, float best)
-{
-    return value > best || (value != value && best == best);
-}
-
-// Where an output goes: into the input of the next stage.
-template <class S>
-__device__ __forceinline__ int output_place(int row, int col, int filter)
-{
-    return S::output + ((row + S::output_top) * S::output_cols + col + S::output_left) * S::filters + filter;
-}
 
 // The image, bytes as value * scale + shift of their channel: in two roundings, as feed.cu has them.
 template <class S, typename Pixel>
@@ -202,7 +164,7 @@ __device__ void conv_spread(float* shared)
     }
 }
 
-// dX times the slope of the activation before, into the gradient of the stage before. A thread computes a tile of
+// dX times the slope of dropout and activation before, into the gradient of the stage before. A thread computes a tile of
 // pixels of one channel.
 template <class S>
 __device__ void conv_input_grad(float* shared)
@@ -237,8 +199,9 @@ __device__ void conv_input_grad(float* shared)
 #pragma unroll
         for (int pixel = 0; pixel < TILE; ++pixel) {
             const int y = row + pixel / S::back_cols, x = col + pixel % S::back_cols;
+            const int number = (y * S::cols + x) * S::channels + channel;
             const float value = shared[S::input + ((y + S::top) * S::input_cols + x + S::left) * S::channels + channel];
-            shared[S::gradient_before + (y * S::cols + x) * S::channels + channel] = sum[pixel] * slope_at<S::before>(value);
+            shared[S::gradient_before + number] = sum[pixel] * slope_before<S>(shared, number, value);
         }
     }
 }

@@ -1,4 +1,4 @@
-// Dense layers and the loss within a block that trains on one example after the other; see mega_conv.cuh.
+// Dense layers and the loss within a block that trains on one example after the other; see mega_common.cuh.
 // Their weights are read where they lie in global memory: a block has no room for them.
 
 // Y = activation(X W + b). A thread has a few columns and a share of the rows, whose sums are added up in order. Weights
@@ -39,7 +39,7 @@ __device__ void dense_save(const float* shared, float* saved)
     for (int i = threadIdx.x; i < S::outputs; i += THREADS) saved[S::saved_gradient + i] = shared[S::gradient + i];
 }
 
-// dX = dZ W^T times the slope of the activation before. Some threads share a few rows.
+// dX = dZ W^T times the slope of dropout and activation before. Some threads share a few rows.
 template <class S>
 __device__ void dense_input_grad(float* shared, const float* param)
 {
@@ -65,7 +65,7 @@ __device__ void dense_input_grad(float* shared, const float* param)
             for (int offset = LANES / 2; offset > 0; offset /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], offset);
             const int row = start + r * APART;
             if (row < S::inputs && lane == 0)
-                shared[S::gradient_before + row] = sum[r] * slope_at<S::before>(shared[S::input + row]);
+                shared[S::gradient_before + row] = sum[r] * slope_before<S>(shared, row, shared[S::input + row]);
         }
     }
 }

@@ -5,6 +5,9 @@
 #include "common.cuh"
 #include "activation_functions.cuh"
 #include "barrier.cuh"
+#include "philox.cuh"
+#include "mega_common.cuh"
+#include "mega_drop.cuh"
 #include "mega_conv.cuh"
 #include "mega_dense.cuh"
 #include "mega_update.cuh"
@@ -15,17 +18,20 @@
 // last step may have fewer than `batch` examples, for `total` of the order in all. factors: what bytes are multiplied by
 // in each channel, and what is added then. rates: learning rates of each step, `rates_pitch` apart; updates: steps done
 // before. record: loss and hits of a step in row `done % slots`; `done` and `position` are moved on. outputs: of the last
-// step. results: loss and hit of each example; saved, partials: what blocks leave for one another; arrived: see `arrive`.
+// step. draws: key and counter of the
+// random numbers, moved on. results: loss and hit of each example; saved, partials: what blocks leave for one another;
+// arrived: see `arrive`.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     train_steps(const Pixel* __restrict__ images, const long long* __restrict__ labels, const int* __restrict__ order,
                 const float* __restrict__ factors, float* param, float* first, float* second,
-                const float* __restrict__ rates, float* outputs, float* record, int* done, int* position, float* results,
-                float* saved, float* partials, unsigned* arrived, int begin, int total, int batch, int steps, int updates,
+                const float* __restrict__ rates, float* outputs, float* record, int* done, int* position, Word* draws,
+                float* results, float* saved, float* partials, unsigned* arrived, int begin, int total, int batch, int steps, int updates,
                 int rates_pitch, int slots, int rule, float a, float b, float c, float d, float log_a, float log_c, float eps,
                 float decay)
 {
     extern __shared__ __align__(16) float shared[];
     const int recorded = done[0];
+    Word drawn = 0;  // blocks of random words that the steps before took
     for (int i = threadIdx.x; i < SHARED; i += THREADS) shared[i] = 0.0f;
     __syncthreads();
     // An image is there before its turn: the next one is fetched as soon as the last one has done its part.
@@ -50,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             __syncthreads();
         }
         //: give
+        //: drawn
         wait(arrived, arrive(arrived, blockIdx.x == 0, gridDim.x));
         const float t = static_cast<float>(updates + step + 1);
         const Update u{param, first, second, rates + step * rates_pitch, rule, a, b, c, d, eps, decay,
@@ -68,5 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         position[0] = min(begin + steps * batch, total);
         done[0] = recorded + steps;
+        draws[2] += drawn;
+        if (draws[2] < drawn) draws[3] += 1;
     }
 }

@@ -16,6 +16,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda.mega_constants import CONSTANTS, RULES
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import BackendError, ParameterError
+from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_resident import checked_batch_size
 from gpulayers.models.graph_update import FlatUpdate, numbers_of
 from gpulayers.models.mega_layers import chain_of
@@ -32,7 +33,8 @@ class MegaNetwork(CompiledNetwork):
     Each block takes examples through all layers and back in its shared memory; the blocks meet
     twice a step, to add up gradients and to update the parameters. Gradients are summed in a fixed
     order: results are the same in every run, and depend on the GPU by its count of multiprocessors
-    alone. The parameters are moved into one array, of which the layers hold views.
+    alone. The parameters are moved into one array, of which the layers hold views. Dropout draws
+    the masks that the layers would draw.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class MegaNetwork(CompiledNetwork):
         self._kernels: dict[str, Any] = {}
         self._check_layers()
         self._flat = FlatUpdate([(la, n) for la in self._chain.layers for n in "Wb"], network.dtype)
+        self._draws = Draws()
         xp = backend.module("cupy")
         self._order = xp.arange(self.batch_shape[0], dtype="int32")
         self._unused = xp.zeros(1, dtype="int32"), xp.zeros(1, dtype="int32")
@@ -75,13 +78,16 @@ class MegaNetwork(CompiledNetwork):
     # ----------------------------------------------------------------------------------- the kernel
 
     def _check_layers(self) -> Numbers:
-        """Return the optimizers' common rule.
+        """Return the optimizers' common rule; where dropout has changed, there are other kernels.
 
         Raises
         ------
         ParameterError
             If a layer is frozen, or a rule is not the kernel's, or they differ.
         """
+        if self._chain.is_stale:
+            self._chain = chain_of(self.network, self.batch_shape[1:])
+            self._kernels.clear()
         rules: list[Numbers] = []
         for layer, name in zip(self._chain.layers, self._chain.names, strict=True):
             if not layer.trainable:
@@ -200,11 +206,17 @@ class MegaNetwork(CompiledNetwork):
                 f"{self._what}: the layers' optimizers have not done the same number of steps"
             )
         updates = self._count(steps)
+        last = data.total - data.begin - (steps - 1) * batch
+        drawn = self._chain.masks(batch) * (steps - 1) + self._chain.masks(last)
+        if drawn:
+            self._draws.prepare()
         kernel.launch(
             *(data, self._flat.param, self._flat.states, self._rates, record),
             **{"batch": batch, "steps": steps, "updates": updates, "numbers": numbers},
+            draws=self._draws.state,
         )
-        last = data.total - data.begin - (steps - 1) * batch
+        if drawn:
+            self._draws.was_launched(drawn, moved=True)
         self.outputs = kernel.outputs[:last]
 
     def _count(self, steps: int) -> int:

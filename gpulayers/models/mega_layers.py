@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpulayers.cuda.mega_constants import ACTIVATIONS
+from gpulayers.cuda.mega_constants import ACTIVATIONS, DRAWN
 from gpulayers.errors import ParameterError
-from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
+from gpulayers.layers import Conv2D, Dropout, Flatten, FullyConnected, Pool2D
 from gpulayers.layers import _arguments as check
 from gpulayers.models.blocks import Activation
 from gpulayers.models.mega_stages import Conv, Dense, Stage
@@ -18,6 +18,8 @@ from gpulayers.models.plan_nodes import has_own_methods
 
 __all__ = ["Chain", "chain_of"]
 
+#: the layers that there are
+KNOWN = ("Conv2D", "Pool2D", "Flatten", "FullyConnected", "Activation", "Dropout")
 # what a thread keeps in registers
 _MOST_POOLED, _MOST_COLUMNS = 16, 16
 
@@ -38,6 +40,8 @@ class Chain:
         self.stages: list[Stage] = []
         self.layers: list[Any] = []
         self.names: list[str] = []
+        self._drops: list[tuple[Any, float]] = []  # at work or not
+        self._drop = 0.0  # in front of the next stage
 
     def add(self, layer: Any, name: str) -> str | None:
         """Take a layer along, or return why not."""
@@ -55,7 +59,9 @@ class Chain:
             return self._add_activation(layer)
         if kind is Flatten:
             return self._add_flatten(layer)
-        return f"{kind.__name__} is not among Conv2D, Pool2D, Flatten, FullyConnected, Activation"
+        if kind is Dropout:
+            return self._add_dropout(layer)
+        return f"{kind.__name__} is not among {', '.join(KNOWN)}"
 
     def _add_conv(self, layer: Any, name: str) -> str | None:
         activation = _activation(layer.act_fn)
@@ -81,7 +87,8 @@ class Chain:
         return None
 
     def _put(self, stage: Stage, layer: Any, name: str) -> None:
-        self.stages.append(stage)
+        self.stages.append(replace(stage, drop=self._drop))
+        self._drop = 0.0
         self.layers.append(layer)
         self.names.append(name)
 
@@ -89,7 +96,7 @@ class Chain:
         before = self.stages[-1] if self.stages else None
         if layer.mode != "max":
             return f"mode {layer.mode!r} instead of 'max'"
-        if not isinstance(before, Conv) or before.pool is not None:
+        if not isinstance(before, Conv) or before.pool is not None or self._drop:
             return "it does not follow a convolution"
         rows, cols, channels = self.shape
         window = check.window_2d(layer.kernel_shape, layer.stride, layer.pad, 0, (rows, cols), "")
@@ -105,7 +112,7 @@ class Chain:
         activation = _activation(layer.act_fn)
         if activation is None:
             return _no_activation(layer.act_fn)
-        if not self.stages or self.stages[-1].activation != "identity":
+        if not self.stages or self.stages[-1].activation != "identity" or self._drop:
             return "it does not follow a convolution or dense layer without an activation"
         self.stages[-1] = replace(self.stages[-1], activation=activation)
         return None
@@ -115,6 +122,27 @@ class Chain:
             return f"keep_dim={layer.keep_dim!r} instead of 'first'"
         self.shape = (math.prod(self.shape),)
         return None
+
+    def _add_dropout(self, layer: Any) -> str | None:
+        if self._drop:
+            return "it follows another one"
+        self._drop = _p(layer)
+        self._drops.append((layer, self._drop))
+        return None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the last layer is a dense one."""
+        return bool(self.stages) and isinstance(self.stages[-1], Dense) and not self._drop
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a dropout is another one since, or was frozen."""
+        return any(_p(layer) != p for layer, p in self._drops)
+
+    def masks(self, examples: int) -> int:
+        """Blocks of random words that the dropout of so many examples takes."""
+        return sum(-(-examples * stage.inputs // DRAWN) for stage in self.stages if stage.drop)
 
 
 def chain_of(network: Any, shape: tuple[int, ...]) -> Chain:
@@ -132,7 +160,7 @@ def chain_of(network: Any, shape: tuple[int, ...]) -> Chain:
             raise ParameterError(
                 f'{network.name}.compile: engine "mega" cannot have {name}: {reason}'
             )
-    if not chain.stages or not isinstance(chain.stages[-1], Dense):
+    if not chain.ends:
         raise ParameterError(
             f'{network.name}.compile: engine "mega" needs a FullyConnected layer at the end'
         )
@@ -149,6 +177,11 @@ def _flat(network: Any, prefix: str) -> Sequence[tuple[str, Any]]:
         else:
             found.append((name, layer))
     return found
+
+
+def _p(layer: Any) -> float:
+    """Of a dropout as it is now: a frozen one is the identity."""
+    return layer.p if layer.trainable else 0.0
 
 
 def _activation(act: Any) -> str | None:

@@ -58,6 +58,7 @@ def write(image: tuple[int, int, int], stages: Sequence[Stage], pixel: str, mean
             f"conv_give_sums<Stage{i}>(shared, partials + blockIdx.x * PARTIAL);"
             for i in _convolutions(stages)
         ],
+        "drawn": [f"drawn += {_masks(stages)};"] if any(s.drop for s in stages) else [],
         "update": updates,
     }
 
@@ -69,8 +70,12 @@ def write(image: tuple[int, int, int], stages: Sequence[Stage], pixel: str, mean
 
 
 def _structure(name: str, constants: Constants) -> list[str]:
-    lines = [f"    static constexpr int {key} = {value};" for key, value in constants.items()]
+    lines = [f"    static constexpr {_literal(key, value)};" for key, value in constants.items()]
     return [f"struct {name} {{", *lines, "};"]
+
+
+def _literal(key: str, value: float | str) -> str:
+    return f"float {key} = {value.hex()}f" if isinstance(value, float) else f"int {key} = {value}"
 
 
 def _convolutions(stages: Sequence[Stage]) -> list[int]:
@@ -82,11 +87,24 @@ _BARRIER = "__syncthreads();"
 
 def _forward(stages: Sequence[Stage]) -> Iterator[str]:
     for i, stage in enumerate(stages):
+        if stage.drop:
+            begin = " + ".join(("drawn", *_masks_of(stages[:i])))
+            yield f"drop<Stage{i}>(shared, draws, {begin}, example);"
+            yield _BARRIER
         if isinstance(stage, Conv):
             yield f"conv_forward<Stage{i}>(shared);"
         else:
             yield f"dense_forward<Stage{i}>(shared, param);"
         yield _BARRIER
+
+
+def _masks(stages: Sequence[Stage]) -> str:
+    """The blocks of random numbers that a step takes for dropout."""
+    return " + ".join(_masks_of(stages))
+
+
+def _masks_of(stages: Sequence[Stage]) -> list[str]:
+    return [f"masks<Stage{i}>(examples)" for i, stage in enumerate(stages) if stage.drop]
 
 
 def _backward(stages: Sequence[Stage]) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from gpulayers.cuda.mega_constants import THREADS, TILE_FLOATS
 from gpulayers.ops.window import Window
@@ -27,6 +30,8 @@ class Conv:
     pool : (rows, cols) of the pooling's windows, or None
     activation : str
         Of `mega_constants.ACTIVATIONS`.
+    drop : float
+        The p of a dropout in front of it; 0: there is none.
     """
 
     rows: int
@@ -36,6 +41,11 @@ class Conv:
     window: Window
     pool: tuple[int, int] | None
     activation: str
+    drop: float = 0.0
+
+    @property
+    def inputs(self) -> int:
+        return self.rows * self.cols * self.channels
 
     @property
     def convolved(self) -> tuple[int, int]:
@@ -58,11 +68,12 @@ class Conv:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense layer with bias and activation."""
+    """A dense layer with bias and activation, as `Conv`."""
 
     inputs: int
     outputs: int
     activation: str
+    drop: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -70,7 +81,7 @@ class Dense:
 
 
 Stage = Conv | Dense
-Constants = dict[str, int | str]
+Constants = dict[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ def lay_out(image: tuple[int, int, int], stages: Sequence[Stage]) -> Layout:
     shared, saved, partial, flat = _Places(_ALIGNED), _Places(), _Places(), _Places()
     inputs = [shared.take(_input_size(stage)) for stage in stages]
     inputs.append(shared.take(stages[-1].outputs))
+    kept = [shared.take(_words(stage.inputs)) if stage.drop else 0 for stage in stages]
     turns = [max([s.outputs for s in stages[i::2]], default=0) for i in (0, 1)]
     gradients = [shared.take(size) for size in turns]
     scratch = shared.take(max(TILE_FLOATS, *(_dense_scratch(s) for s in stages)))
@@ -137,6 +149,7 @@ def lay_out(image: tuple[int, int, int], stages: Sequence[Stage]) -> Layout:
             "scratch": scratch,
             "section": 2 * i,
             "activation": stage.activation.upper(),
+            **_drop(stage, inputs[i], kept[i]),
         }
         if i > 0:
             own["before"] = stages[i - 1].activation.upper()
@@ -167,6 +180,28 @@ def lay_out(image: tuple[int, int, int], stages: Sequence[Stage]) -> Layout:
 
 def _padding(stage: Stage | None) -> tuple[int, int, int, int]:
     return stage.window.pad if isinstance(stage, Conv) else (0, 0, 0, 0)
+
+
+def _drop(stage: Stage, place: int, kept: int) -> Constants:
+    """What dropout in front of a stage needs; numbers of a row of the input are `across`, rows
+    `pitch` apart."""
+    if not stage.drop:
+        return {"dropped": 0}
+    top, _, left, right = _padding(stage)
+    across = pitch = stage.inputs
+    if isinstance(stage, Conv):
+        across, pitch = stage.cols * stage.channels, (stage.cols + left + right) * stage.channels
+        place += top * pitch + left * stage.channels
+    return {
+        **{"dropped": stage.inputs, "kept": kept, "first": place, "across": across, "pitch": pitch},
+        "threshold": math.ceil(float(np.float32(stage.drop)) * 2**24),
+        "scale": float(np.float32(1 / (1 - stage.drop))),
+    }
+
+
+def _words(count: int) -> int:
+    """Floats that hold so many bytes."""
+    return -(-count // 4)
 
 
 def _input_size(stage: Stage) -> int:
@@ -250,7 +285,7 @@ def _conv(stage: Conv, first: bool, shared: _Places, partial: _Places, flat: _Pl
         "flat": flat.take(parameters),
     }
     if stage.pool:
-        own["winners"] = shared.take(-(-stage.outputs // 4))
+        own["winners"] = shared.take(_words(stage.outputs))
     return own if first else own | _spread(stage, shared)
 
 

@@ -5,7 +5,8 @@ Kernels run under the emulator's checker: races, barriers, bounds, reads of what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,23 @@ def dense() -> list[Any]:
     return [Flatten(), FullyConnected(98, act_fn="ReLU"), FullyConnected(CLASSES)]
 
 
+def dropped() -> list[Any]:
+    """Dropout of the images, of an input with padding and of units; masks end within a block of
+    random words, and activations have slopes of all kinds."""
+    return [
+        Dropout(0.1),
+        Conv2D(3, (3, 2), act_fn="Tanh"),
+        Pool2D((2, 2), stride=2),
+        Dropout(0.5),
+        Conv2D(3, (2, 2), pad=(1, 0, 2, 1), act_fn="ReLU"),
+        Flatten(),
+        Dropout(0),
+        FullyConnected(5, act_fn="Sigmoid"),
+        Dropout(0.3),
+        FullyConnected(CLASSES),
+    ]
+
+
 SHAPE = (9, 8, 2)
 
 
@@ -80,13 +98,23 @@ class Gold:
             for name, array in self.network.parameters.items():
                 array[...] = start[name]
         self.loss = SoftmaxCrossEntropy()
+        self.state = random.get_state()
 
     def step(self, X: np.ndarray, labels: np.ndarray) -> float:
-        with switched_to("numpy"):
+        with switched_to("numpy"), self.drawing():
             value = float(self.loss.forward(labels, self.network.forward(X.astype(np.float64))))
             self.network.backward(self.loss.backward(), input_grad=False)
             self.network.update()
         return value
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """From a stream of its own that begins where that of the network does."""
+        others = random.get_state()
+        random.set_state(self.state)
+        yield
+        self.state = random.get_state()
+        random.set_state(others)
 
 
 class Run:
@@ -121,6 +149,7 @@ class Run:
     [
         (pooled, SGD),
         (strided, "AdamW(lr=0.003, weight_decay=0.1)"),
+        (dropped, SGD),
         (dense, "RMSProp(lr=0.003)"),
         (dense, "AdaGrad(lr=0.01)"),
     ],
@@ -133,6 +162,7 @@ def test_losses_and_parameters(emulated: Backend, layers: Any, optimizer: str) -
     # where a gradient is rounding alone, a rule that divides by its size makes much of it
     run.agrees(2e-6 if optimizer == SGD else 2e-4)
     assert run.plan.outputs.shape == (5, CLASSES)
+    assert random.get_state() == run.gold.state
     assert "each block with" in run.plan.describe()
 
 
@@ -218,6 +248,30 @@ def test_what_others_do_in_between_is_seen(emulated: Backend) -> None:
         run.step(5)
 
 
+def test_dropout_goes_on_where_it_was(emulated: Backend) -> None:
+    """Over the end of the counter's low word, from one launch to the next, after numbers drawn by
+    others; a dropout that changes, or is frozen, changes the kernel."""
+    run = Run(emulated, dropped)
+    run.gold.state["counter"] = 2**64 - 40
+    random.set_state(run.gold.state)
+    resident = Resident(run.X, run.labels)
+    for order in ([3, 0, 4, 2, 1], [0, 1, 2, 4, 3]):
+        resident.begin(np.array(order))
+        with emulated.count() as events:
+            assert run.plan.run(resident, 2, 3) == 2
+        for part in (order[:3], order[3:]):
+            run.gold.step(run.X[part], run.labels[part])
+        assert random.get_state() == run.gold.state
+    assert run.gold.state["counter"] > 2**64 and events["launch"] == events["kernel:train_steps"]
+    random.default_generator().uniform((9,))
+    run.gold.state = random.get_state()
+    for network in (run.network, run.gold.network):
+        network.layers[3].freeze()
+        network.layers[8].set_params({"p": 0.8})
+    assert run.step(4) == pytest.approx(run.gold.step(run.X[:4], run.labels[:4]), rel=5e-6)
+    run.agrees()
+
+
 def test_of_equal_outputs_the_first_counts(emulated: Backend) -> None:
     run = Run(emulated, dense)
     run.network.layers[2].parameters["W"][...] = 0
@@ -237,7 +291,7 @@ def test_a_label_that_is_no_class_gives_nan(emulated: Backend) -> None:
     ("layers", "optimizer", "message"),
     [
         ([Conv2D(2, (3, 3)), BatchNorm2D(), Flatten()], SGD, r"layer 1 \(BatchNorm2D\)"),
-        ([Flatten(), Dropout(0.5)], SGD, r"layer 1 \(Dropout\)"),
+        ([Dropout(0.5), Flatten(), Dropout(0.5)], SGD, r"layer 2 \(Dropout\): it follows another"),
         ([Conv2D(2, (3, 3), act_fn="ELU"), Flatten()], SGD, "its activation ELU"),
         ([Conv2D(2, (3, 3)), Pool2D((3, 3), stride=2), Flatten()], SGD, "not side by side"),
         ([Conv2D(2, (3, 3)), Pool2D((5, 5), stride=5), Flatten()], SGD, "25 pixels"),

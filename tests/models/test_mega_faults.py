@@ -14,7 +14,7 @@ from gpulayers.cuda.compile import load_source
 from gpulayers.models import mega_source
 from gpulayers.models.resident import Resident
 from tests.conftest import CASES, Backend
-from tests.models.test_mega import Run, checked, pooled, strided
+from tests.models.test_mega import Run, checked, dropped, pooled, strided
 from tests.support.cuda_on_cpu import KernelError
 
 pytestmark = pytest.mark.emulated
@@ -35,18 +35,22 @@ FAULTS: dict[str, tuple[Callable[[], list[Any]], str, str]] = {
     ),
     "what L1 has from the last step is read": (
         pooled,
-        "__nanosleep(20);\n        __threadfence();",
-        "__nanosleep(20);",
+        "pause();\n        __threadfence();",
+        "pause();",
     ),
     "the gradient goes to every pixel of a window": (pooled, "= winner == t ? d : 0.0f;", "= d;"),
     "the sums of a step are kept": (pooled, "            *part = 0.0f;\n", ""),
     "a bias summed in all channels": (pooled, "if (r == 0 && channel == 0) target", "target"),
     "no slope behind a convolution": (
         pooled,
-        "sum[pixel] * slope_at<S::before>(value)",
+        "sum[pixel] * slope_before<S>(shared, number, value)",
         "sum[pixel]",
     ),
-    "no slope behind a dense layer": (pooled, "* slope_at<S::before>(shared[S::input + row])", ""),
+    "no slope behind a dense layer": (
+        pooled,
+        "* slope_before<S>(shared, row, shared[S::input + row])",
+        "",
+    ),
     "a bias for each tile": (pooled, "if (top + row == 0) update_one", "if (row == 0) update_one"),
     "the weights' rate for a bias": (pooled, "? S::section : S::section + 1", "? 0 : 99"),
     "the first step's rates": (pooled, "rates + step * rates_pitch", "rates"),
@@ -59,6 +63,15 @@ FAULTS: dict[str, tuple[Callable[[], list[Any]], str, str]] = {
         "fetch(from + example + gridDim.x);",
     ),
     "no room beside a gradient": (pooled, "S::stride_cols + S::spread_left", "S::stride_cols"),
+    "masks all begin at one place": (dropped, "+ NUMBERS - 1) / NUMBERS;", ") * 0;"),
+    "the masks of the launch before": (dropped, "draws[2] += drawn;", ""),
+    "every example's mask is the first one's": (
+        dropped,
+        "begin = static_cast<Word>(example) * S::dropped",
+        "begin = 0",
+    ),
+    "a gradient for what was dropped": (dropped, "return stays ?", "return true ?"),
+    "the slope at what dropout made": (dropped, "(value / S::scale)", "(value)"),
     "the other stride": (strided, "col * S::stride_cols) * S::channels", "col) * S::channels"),
 }
 SCHEDULE = "ExponentialScheduler(initial_lr=0.1, stage_length=1, decay=0.5)"

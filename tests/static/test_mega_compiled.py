@@ -1,14 +1,19 @@
-"""The kernel that is written for LeNet-5 compiles, spills nothing and fits any GPU's blocks."""
+"""The kernels written for LeNet-5, as it is and with more layers, compile, spill nothing and fit
+any GPU's blocks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from gpulayers import models
 from gpulayers.cuda import table
 from gpulayers.cuda.mega_constants import NAME
+from gpulayers.layers import Dropout, Pool2D
+from gpulayers.models import Sequential
 from gpulayers.models.mega_layers import chain_of
 from gpulayers.models.mega_source import write
 from tests.support import nvrtc
@@ -22,10 +27,22 @@ if os.environ.get("GPULAYERS_TEST_CASES"):
 SHARED_BYTES = 99 << 10
 
 
+def plain() -> list[Any]:
+    return models.lenet(optimizer="SGD").layers
+
+
+def dropped() -> list[Any]:
+    """Behind each pooling and in front of the last layer."""
+    layers: list[Any] = []
+    for layer in plain():
+        layers += [layer, Dropout(0.2)] if isinstance(layer, Pool2D) else [layer]
+    return [*layers[:-1], Dropout(0.5), layers[-1]]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_lenet(architecture: str) -> None:
-    network = models.lenet(optimizer="SGD")
-    chain = chain_of(network, (28, 28, 1))
+@pytest.mark.parametrize("layers", [plain, dropped])
+def test_lenet(layers: Callable[[], list[Any]], architecture: str) -> None:
+    chain = chain_of(Sequential(layers(), "SGD"), (28, 28, 1))
     program = write((28, 28, 1), chain.stages, "unsigned char", True)
     assert program.shared_bytes <= SHARED_BYTES
     compiled = nvrtc.compile_source(program.source, [NAME], architecture, table.options("float32"))

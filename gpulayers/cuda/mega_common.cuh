@@ -1,0 +1,41 @@
+// What the parts of a block that trains on one example after the other have in common.
+//
+// mega_source.py writes the kernel around the functions of mega_*.cuh (mega_kernel.cuh). Each stage of the network is a
+// structure S of constants: its geometry, and where its arrays start in shared memory, in floats. An input lies there with
+// its padding around it, which stays zero, in the order (row, column, channel).
+
+#define THREADS 256
+
+template <int N>
+struct alignas(4 * N) Pack {
+    float at[N];
+};
+
+template <int N>
+__device__ __forceinline__ Pack<N> load(const float* place)
+{
+    return *reinterpret_cast<const Pack<N>*>(place);
+}
+
+// The slope of an activation from its value: those that have one are listed in mega_constants.py.
+template <int ACTIVATION>
+__device__ __forceinline__ float slope_at(float y)
+{
+    if (ACTIVATION == RELU) return y > 0.0f ? 1.0f : 0.0f;
+    if (ACTIVATION == TANH) return 1.0f - y * y;
+    if (ACTIVATION == SIGMOID) return y * (1.0f - y);
+    return 1.0f;
+}
+
+// The larger one; NaN is larger than anything.
+__device__ __forceinline__ bool wins(float value, float best)
+{
+    return value > best || (value != value && best == best);
+}
+
+// Where an output goes: into the input of the next stage.
+template <class S>
+__device__ __forceinline__ int output_place(int row, int col, int filter)
+{
+    return S::output + ((row + S::output_top) * S::output_cols + col + S::output_left) * S::filters + filter;
+}
