@@ -80,7 +80,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if not names:
         raise ParameterError("no engine to time; expected some of numpy, compiled (if built)")
     result: dict[str, Any] = {**machine.describe(args.threads), "engine of auto": default}
-    print(f"{result['cpu']}, {args.threads} threads, {result['blas']}; engines {', '.join(names)}, auto is {default}")
+    print(f"{result['cpu']}, {args.threads} threads, {result['blas']}")
+    print(f"engines {', '.join(names)}, auto is {default}")
     running = contestants(names, args.threads)
     try:
         ours = next(one for one in running if one.entry.side == "ours")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,72 @@ def test_a_machine_without_the_better_instructions_gets_the_baseline(copied: Pat
     (copied / "build.json").write_text(json.dumps({**record, "sets": ["baseline"]}))
     lines = ask(copied)
     assert lines == ["in use, built for baseline", "Compiled", "[1.0, 0.0, 0.0]", "compiled"]
+
+
+@pytest.mark.parametrize(
+    ("built", "most", "wanted"),
+    [
+        (["baseline", "avx2"], "", "avx2"),  # not the baseline, since avx512 is not there
+        (["baseline", "avx512"], "avx2", "baseline"),
+        (["baseline", "avx2", "avx512"], "avx2", "avx2"),
+        (["baseline", "avx2", "avx512"], "baseline", "baseline"),
+    ],
+)
+def test_the_best_set_there_is(copied: Path, built: list[str], most: str, wanted: str) -> None:
+    if used() not in ("avx2", "avx512"):
+        pytest.skip("the processor, or the compiler, has no AVX2")
+    record = json.loads((copied / "build.json").read_text())
+    (copied / "build.json").write_text(json.dumps({**record, "sets": built}))
+    assert ask(copied, GPULAYERS_INSTRUCTIONS=most)[0] == f"in use, built for {wanted}"
+
+
+def used() -> str:
+    """The instruction set of the kernels in this process."""
+    return library.report().rpartition(" ")[2]
+
+
+def test_an_unknown_set_is_refused(copied: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gpulayers", "info"],
+        env=os.environ | {"GPULAYERS_INSTRUCTIONS": "avx3"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    expected = "GPULAYERS_INSTRUCTIONS: expected one of baseline, avx2, avx512, got 'avx3'"
+    assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_compiler_that_knows_a_part_of_the_sets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *x86-64-v4*) exit 1;; esac\n')
+    compiler.chmod(0o755)
+    sets = build.instruction_sets([str(compiler)])
+    assert sets[0] == "baseline" and "avx512" not in sets
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert sets == ["baseline", "avx2"]
+    assert build.instruction_sets([str(tmp_path / "none")]) == ["baseline"]
+
+
+@pytest.mark.parametrize("name", ["avx2", "avx512"])
+@pytest.mark.compiled
+def test_the_other_instruction_sets(copied: Path, name: str) -> None:
+    """The hostile shapes with vectors of another length, which have other remainders; this process
+    uses the best set, the sanitizers' build the baseline."""
+    if name == used() or ask(copied, GPULAYERS_INSTRUCTIONS=name)[0].split()[-1] != name:
+        pytest.skip(f"not another set of this machine: {name}")
+    options = ["-q", "-x", "-m", "compiled and not slow", "-p", "no:cacheprovider"]
+    files = map(str, Path(__file__).parent.glob("test_compiled_*.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        env=os.environ | {"GPULAYERS_ENGINE": "compiled", "GPULAYERS_INSTRUCTIONS": name},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert " passed" in done.stdout
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,10 +50,20 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def instruction_sets() -> list[str]:
-    """Return the instruction sets worth building for on this kind of machine."""
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return list(SETS) if on_x86 else ["baseline"]
+def instruction_sets(compiler: list[str]) -> list[str]:
+    """Return the sets to build for on this kind of machine: those that the compiler knows."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ["baseline"]
+    return [name for name in SETS if not SETS[name] or _takes(compiler, SETS[name])]
+
+
+def _takes(compiler: list[str], flags: list[str]) -> bool:
+    """Whether the compiler has these flags; AVX-512 by its level came with GCC 11, Clang 12."""
+    command = [*compiler, *flags, "-fsyntax-only", "-x", "c", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:  # building says it
+        return False
 
 
 def find_compiler() -> list[str]:
@@ -79,7 +89,7 @@ def build(
     sanitize : bool
         Build with AddressSanitizer and UndefinedBehaviorSanitizer, for tests.
     sets : names of instruction sets, optional
-        By default all of `instruction_sets`; the baseline must be among them.
+        By default `instruction_sets`; the baseline must be among them.
 
     Returns
     -------
@@ -98,7 +108,7 @@ def build(
     sources = sorted(SOURCES.glob("*.c"))
     built: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in sets or instruction_sets():
+        for name in sets or instruction_sets(compiler):
             jobs: list[tuple[list[str], Path]] = []
             for source in sources:
                 # the pool is the same for both scalar types
@@ -128,10 +138,12 @@ def is_current(target: Path = LIBRARIES) -> bool:
     """Return whether `target` holds what `build` would make there now."""
     try:
         made = json.loads((target / RECORD.name).read_text())
-        wanted = _record(find_compiler(), FLAGS, instruction_sets())
+        compiler = find_compiler()
+        sets = instruction_sets(compiler)
+        wanted = _record(compiler, FLAGS, sets)
     except (OSError, ValueError, BuildError):
         return False
-    libraries = [target / f"kernels-{name}{SUFFIX}" for name in instruction_sets()]
+    libraries = [target / f"kernels-{name}{SUFFIX}" for name in sets]
     return made == wanted and all(library.is_file() for library in libraries)
 
 

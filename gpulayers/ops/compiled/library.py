@@ -47,7 +47,7 @@ _TYPES: dict[str, Any] = {
     "n": ctypes.c_int,
 }
 _SETS = ("baseline", "avx2", "avx512")  # by the number gl_instruction_set() gives
-MOST_VARIABLE = "GPULAYERS_INSTRUCTIONS"  # of these sets the best to use
+MOST_VARIABLE = "GPULAYERS_INSTRUCTIONS"  # the best of these sets to use
 FOLDER_VARIABLE = "GPULAYERS_KERNELS_FOLDER"  # another build than the installed one, for tests
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -60,6 +60,7 @@ class _Loaded:
 @cache
 def _load() -> _Loaded:
     folder = Path(os.environ.get(FOLDER_VARIABLE) or LIBRARIES)
+    usable = _usable_sets()
     try:
         record = json.loads((folder / RECORD.name).read_text())
     except (OSError, ValueError):
@@ -74,11 +75,10 @@ def _load() -> _Loaded:
     try:
         library = ctypes.CDLL(str(folder / f"kernels-baseline{SUFFIX}"))
         number: int = library.gl_instruction_set()
-        best = _SETS[min(number, _most())]
-        if best != "baseline" and best in record.get("sets", ()):
+        built = record.get("sets", ())
+        best = next(s for s in reversed(usable[: number + 1]) if s in built or s == usable[0])
+        if best != usable[0]:
             library = ctypes.CDLL(str(folder / f"kernels-{best}{SUFFIX}"))
-        else:
-            best = "baseline"
     except (OSError, AttributeError) as error:
         return _Loaded(None, "", f"the library could not be loaded: {error}")
     library.gl_set_threads.argtypes = [ctypes.c_int]
@@ -86,15 +86,15 @@ def _load() -> _Loaded:
     return _Loaded(library, best, "")
 
 
-def _most() -> int:
-    """The number of the best set that the user lets us have."""
-    wanted = os.environ.get(MOST_VARIABLE) or _SETS[-1]
-    if wanted not in _SETS:
+def _usable_sets() -> tuple[str, ...]:
+    """The instruction sets that the user lets us have."""
+    most = os.environ.get(MOST_VARIABLE) or _SETS[-1]
+    if most not in _SETS:
         raise ParameterError(
-            f"{MOST_VARIABLE}: expected one of {', '.join(_SETS)}, got {wanted!r}"
-            + suggest(wanted, _SETS)
+            f"{MOST_VARIABLE}: expected one of {', '.join(_SETS)}, got {most!r}"
+            + suggest(most, _SETS)
         )
-    return _SETS.index(wanted)
+    return _SETS[: _SETS.index(most) + 1]
 
 
 def unavailable_reason() -> str | None:

@@ -2,7 +2,7 @@
  *
  * Each file is compiled twice, for float and (with GL_DOUBLE) for double: GL(name) gives the two
  * their names, name_f32 and name_f64. Vectors are GCC/Clang vector extensions, so the same source
- * becomes SSE2, AVX2 or NEON code by the compiler's flags; there are no intrinsics.
+ * becomes SSE2, AVX2, AVX-512 or NEON code by the compiler's flags; there are no intrinsics.
  *
  * All arrays are C-contiguous and checked by the caller; images are (n, rows, cols, ch).
  */

@@ -1,8 +1,8 @@
 /* The inner loops of every product: a tile of C that stays in registers while K runs by.
  *
  * A tile is `rows` rows by `width` vectors. Two vectors by six rows take 12 of the 16 registers,
- * one vector by ten rows 10; what is left holds the row of B and one number of A. There are two
- * kinds, by how A lies in memory:
+ * one vector by ten rows 10; what is left holds the row of B and one number of A. (AVX-512 has 32,
+ * but tiles of 12 or 14 rows were no faster with them.) There are two kinds, by how A lies in memory:
  *
  *   dot tiles    a row of C is the sum over k of one number of A, at x[row * step + k], times row k
  *                of B; k runs through several stretches of memory (the rows of a kernel's window)
