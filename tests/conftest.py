@@ -38,7 +38,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib
 import importlib.util
 import os
 import signal
@@ -47,6 +49,7 @@ import tempfile
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +72,7 @@ from tests.support import fake_cupy
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
 from tests.support.fair import fair_part
 
+ROOT = Path(__file__).parents[1]
 FLAVOUR_VARIABLE = "GPULAYERS_EMULATOR"
 REQUIRE_COMPILED = "GPULAYERS_REQUIRE_COMPILED"
 CASES = "GPULAYERS_TEST_CASES"
@@ -93,6 +97,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@functools.cache
 def no_gpu_reason() -> str | None:
     """Why CuPy cannot compute here, or None; asks the driver without importing CuPy."""
     if importlib.util.find_spec("cupy") is None:
@@ -116,25 +121,53 @@ _OWN, _MANY = 3, 60
 _PRODUCTS = ("tests/layers/", "tests/ops/", "tests/functional/", "tests/modules/")
 
 _SAMPLED = pytest.StashKey[int]()
-_LEFT_OUT = pytest.StashKey[str]()
+_NO_GPU = pytest.StashKey[int]()
 _NOT_BUILT = pytest.StashKey[str]()
 
 
-def _sample(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+class Case:
+    """A call of a test that is to be: its id and its arguments."""
+
+    def __init__(self, nodeid: str, callspec: Any) -> None:
+        self.nodeid, self.callspec = nodeid, callspec
+
+
+def _sample(cases: list[Any]) -> tuple[list[Any], list[Any]]:
     """Split into what runs and what is left out."""
-    groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        engine = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
-        if engine in ("compiled", "emulated") or item.nodeid.startswith(_PRODUCTS):
-            groups[item.nodeid.partition("[")[0], engine].append(item)
-    out: set[pytest.Item] = set()
+    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for case in cases:
+        engine = str(case.callspec.params.get("backend"))
+        if engine in ("compiled", "emulated") or case.nodeid.startswith(_PRODUCTS):
+            groups[case.nodeid.partition("[")[0], engine].append(case)
+    out: set[Any] = set()
     for (_, engine), group in groups.items():
         beside = engine in ("compiled", "emulated")
         every, most = (_BESIDE, _FEW) if beside else (_OWN, _MANY)
         if len(group) > most and engine != "cupy":
-            kept = fair_part([(item.nodeid, item.callspec.params) for item in group], every)
-            out.update(item for place, item in enumerate(group) if place not in kept)
-    return [i for i in items if i not in out], [i for i in items if i in out]
+            kept = fair_part([(case.nodeid, case.callspec.params) for case in group], every)
+            out.update(case for place, case in enumerate(group) if place not in kept)
+    return [c for c in cases if c not in out], [c for c in cases if c in out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
+    """Leave cases out before pytest makes objects of them, which takes longer than some tests.
+
+    Of a test that is given with its arguments, `test_x.py::test_y[...]`, none is left out.
+    """
+    yield
+    config = metafunc.config
+    name = metafunc.definition.nodeid
+    cases = [Case(f"{name}[{spec.id}]", spec) for spec in metafunc._calls]
+    if "gpu" not in (config.option.markexpr or "").replace("not gpu", "") and no_gpu_reason():
+        kept = [c for c in cases if all(mark.name != "gpu" for mark in c.callspec.marks)]
+        if kept:  # without any case there would be one without arguments
+            config.stash[_NO_GPU] = config.stash.get(_NO_GPU, 0) + len(cases) - len(kept)
+            cases = kept
+    if not os.environ.get(CASES) and not any("[" in given for given in config.args):
+        cases, left_out = _sample(cases)
+        config.stash[_SAMPLED] = config.stash.get(_SAMPLED, 0) + len(left_out)
+    metafunc._calls[:] = [case.callspec for case in cases]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -145,8 +178,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
     if _NOT_BUILT in config.stash:
         terminalreporter.write_line(f"left out: {config.stash[_NOT_BUILT]}")
-    if _LEFT_OUT in config.stash:
-        terminalreporter.write_line(config.stash[_LEFT_OUT])
+    count = config.stash.get(_NO_GPU, 0)
+    if count:
+        line = f"{count} tests need a CUDA device, left out: {no_gpu_reason()}"
+        terminalreporter.write_line(line)
     elif getattr(config.option, "numprocesses", None) and not config.option.markexpr:
         reason = no_gpu_reason()  # pytest-xdist: the workers collected, this process did not
         if reason:
@@ -156,10 +191,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get(CASES, "") not in ("", "all"):
         raise pytest.UsageError(f"{CASES}={os.environ[CASES]}: expected all, or nothing")
-    if not os.environ.get(CASES):
-        items[:], left_out = _sample(items)
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[_SAMPLED] = len(left_out)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     reason = no_gpu_reason() if on_gpu or config.getoption("--require-gpu") else None
     if reason and config.getoption("--require-gpu"):
@@ -170,7 +201,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif reason:  # half of all tests have a GPU variant: one line instead of thousands of skips
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=on_gpu)
-        config.stash[_LEFT_OUT] = f"{len(on_gpu)} tests need a CUDA device, left out: {reason}"
+        config.stash[_NO_GPU] = config.stash.get(_NO_GPU, 0) + len(on_gpu)
     on_compiled = [item for item in items if item.get_closest_marker("compiled")]
     not_built = compiled_reason() if on_compiled else None
     if not_built and os.environ.get(REQUIRE_COMPILED) == "1":
@@ -193,6 +224,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     thousands, and some tests collect garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """A fresh checkout has no byte code, and pytest's costs three times what collecting does: each
+    process of pytest-xdist begins with files of its own, and finds those of the others done."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args != session.config.getini("testpaths"):
+        return
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    for file in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        # What is wrong with a file, or missing for it, its own collection tells.
+        with contextlib.suppress(BaseException):
+            importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 # ------------------------------------------------------------------------------------- backends

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.conftest import _BESIDE, _FEW, _MANY, _OWN, _sample
+from tests.conftest import _BESIDE, _FEW, _MANY, _OWN, CASES, ROOT, _sample, no_gpu_reason
 from tests.support.fair import fair_part
 
 
@@ -24,7 +28,7 @@ def cases(name: str, engine: str | None, count: int) -> list[Any]:
 
 def test_numpy_and_the_gpu_run_everything() -> None:
     items = cases("a.py::t", "numpy", 200) + cases("tests/layers/a.py::t", "cupy", 200)
-    items += [*cases("a.py::u", None, 200), Item(nodeid="tests/ops/a.py::v")]
+    items += cases("a.py::u", None, 200)
     items += cases("tests/layers/a.py::t", "numpy", _MANY)
     assert _sample(items) == (items, [])
 
@@ -109,3 +113,46 @@ def test_what_stays_depends_on_no_other_run() -> None:
     there = list(reversed(given))
     of_reversed = {there[place][0] for place in fair_part(there, _OWN)}
     assert of_reversed == kept
+
+
+SMALL_SUITE = """
+import pytest
+
+@pytest.mark.parametrize("backend", [
+    "numpy", "compiled", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("n", range(24))
+def test_product(n, backend):
+    assert n < 24
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", range(3))
+def test_device(n):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "words, ran, left_out",
+    [
+        ([], 24 + 2, 22),  # every case on NumPy, a twelfth with the C kernels
+        (["test_small.py::test_product[5-compiled]"], 1, 0),  # what is asked for by its id runs
+        (["-m", "not gpu"], 24 + 2, 22),
+    ],
+)
+def test_in_a_run(tmp_path: Path, words: list[str], ran: int, left_out: int) -> None:
+    if no_gpu_reason() is None:
+        pytest.skip("a GPU: other cases run")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    gpu\n    compiled\n    emulated\n"
+    )
+    (tmp_path / "test_small.py").write_text(SMALL_SUITE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:xdist"]
+    environment = {k: v for k, v in os.environ.items() if k != CASES}
+    environment["PYTHONPATH"] = str(ROOT)
+    out = subprocess.run(
+        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    ).stdout
+    assert f"{ran} passed" in out, out
+    assert (f"\n{left_out} cases left out" in out) == bool(left_out), out
+    if not words:
+        assert f"{24 + 3} tests need a CUDA device" in out
