@@ -61,12 +61,20 @@ class DivergedError(GPULayersError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
+_VERY_LIKE = 0.75
+
+
 def suggest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, else ``""``.
 
-    `cutoff` (0..1) is how alike the two must be; short names want more than 0.5.
+    `cutoff` (0..1) is how alike the two must be; short names want more than 0.5. Unless one is
+    very like it, a name that is longer and begins like it goes before those that are just alike:
+    'expp' is 'exponential' and not 'step'.
     """
-    known = list(known)
-    folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), list(folded), n=1, cutoff=cutoff)
+    given, folded = str(name).lower(), {k.lower(): k for k in known}
+    close = difflib.get_close_matches(given, list(folded), n=1, cutoff=cutoff)
+    alike = difflib.SequenceMatcher(None, given, close[0]).ratio() if close else 0.0
+    if alike < _VERY_LIKE and len(given) >= 3:
+        least = max(3, len(given) - len(given) // 4)  # as many of its characters must be right
+        close = [k for k in folded if len(k) > len(given) and k.startswith(given[:least])] or close
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""

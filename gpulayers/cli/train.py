@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -113,6 +114,7 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS.get(data.name, OTHER_EPOCHS)
     network = build(settings["model"], len(data.classes), data.input_shape)
+    _check_size(settings, network, data)
     trainer = _trainer(
         options, settings, network, data, optimizer=optimizer, schedule=settings["schedule"]
     )
@@ -230,6 +232,26 @@ def _check_pictures(settings: dict[str, Any], data: Dataset) -> None:
             transform.output_shape(data.input_shape)
         except ShapeError as error:
             raise ParameterError(f"--augment {settings['augment']!r}: {error}") from error
+
+
+def _check_size(settings: dict[str, Any], network: Sequential, data: Dataset) -> None:
+    """Refuse to train on images of a size that the network cannot take besides the data's own, in
+    which it is evaluated."""
+    transform = make_transform(settings["augment"])
+    if transform is None or transform.output_shape(data.input_shape) == data.input_shape:
+        return
+    rows, cols, _ = shape = transform.output_shape(data.input_shape)
+    try:
+        with backend.use_backend("numpy"):
+            tried = copy.deepcopy(network)
+            for size in (data.input_shape, shape):
+                tried.forward(np.zeros((1, *size), np.uint8), retain_derived=False)
+    except ShapeError as error:
+        high, wide, _ = data.input_shape
+        raise ParameterError(
+            f"--augment {settings['augment']!r} gives images of {rows} x {cols} pixels, "
+            f"{network.name} takes {high} x {wide} ones of {data.name} alone: {error}"
+        ) from error
 
 
 def _callbacks(settings: dict[str, Any]) -> list[Callback]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from gpulayers import backend
 from gpulayers.cli import main
 from gpulayers.cli import train as train_module
+from gpulayers.errors import ParameterError
+from gpulayers.models import build
 from gpulayers.training import load, load_checkpoint
 from tests.cli.test_cli import FAST, failing
 from tests.training.test_showing import hidden  # noqa: F401 - a fixture
@@ -33,6 +37,9 @@ def _elsewhere(tmp_path, monkeypatch):
         (["train", "--optimizer", "Adam(decay=1)"], "argument --optimizer: 'Adam(decay=1)': unkn"),
         (["train", "--schedule", "noam(lr=1)"], "argument --schedule: 'noam(lr=1)': unknown arg"),
         (["train", "--schedule", "exponental"], "did you mean 'exponential'"),
+        (["train", "--schedule", "expp"], "did you mean 'exponential'"),
+        (["train", "--schedule", "stepp"], "did you mean 'step'"),
+        (["train", "--schedule", "cos"], "did you mean 'cosine'"),
         (["train", "--dtype", "float33"], "did you mean 'float32'"),
         (["train", "--precision", "fp61"], "did you mean 'fp16'"),
         (["train", "--device", "gpuu"], "did you mean 'gpu'"),
@@ -46,6 +53,10 @@ def _elsewhere(tmp_path, monkeypatch):
         (["train", "--augment", "crop(4), flipp"], "did you mean 'flip'"),
         (["train", "--augment", "flap"], "argument --augment: unknown transform 'flap'"),
         (["train", "--augment", "crop(40)"], "--augment 'crop(40)': RandomCrop: with 40 pixels"),
+        (
+            ["train", "--augment", "crop(4, 24)"],
+            "--augment 'crop(4, 24)' gives images of 24 x 24 pixels, lenet takes 28 x 28 ones",
+        ),
         (["train", "--label-smoothing", "1"], "from 0 to below 1"),
         (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean '--epochs'?)"),
         (["evaluate", "--bach-size=3", "a"], "did you mean '--batch-size'"),
@@ -101,6 +112,14 @@ def test_images_too_small_for_the_model(capsys, tmp_path):
         capsys, "train", "--data", "./small.npz", "--image-size", "4", "--epochs=1"
     )
     assert "--image-size" not in text  # they have that size
+
+
+def test_a_crop_that_the_network_takes_besides_whole_images_is_allowed():
+    data = SimpleNamespace(input_shape=(28, 28, 1), name="digits")
+    network = build("vgg-small", 10, data.input_shape)  # 24 and 28 pixels, halved thrice, are 3
+    train_module._check_size({"augment": "crop(4, 24)"}, network, data)
+    with pytest.raises(ParameterError, match="gives images of 23 x 23 pixels, vgg-small takes 28"):
+        train_module._check_size({"augment": "crop(4, 23)"}, network, data)
 
 
 def test_channels_first_and_labels_from_one(capsys, tmp_path):
