@@ -220,8 +220,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave the tests themselves out of what the garbage collector looks through: there are tens of
-    thousands, and some tests collect garbage."""
+    _settle()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        _settle()
+
+
+def _settle() -> None:
+    """Leave what is there, the tests and what their files keep, out of what the garbage collector
+    looks through: hundreds of thousands of objects, and some tests collect garbage."""
     gc.collect()
     gc.freeze()
 
