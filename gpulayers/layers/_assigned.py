@@ -65,6 +65,7 @@ class Assigned:
                 raise type(error)(f"{layer._name}: {self.name}: {error}") from error
             raise
         values["_is_built"] = True
+        layer._has_been_assigned()
 
     def __delete__(self, layer: Any) -> None:
         del layer.__dict__[self.name]

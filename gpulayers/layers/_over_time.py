@@ -180,6 +180,9 @@ class OverTime(Recurrent):
             setattr(self.cell, name, getattr(self, name))
         self.cell._placed = True
 
+    def _has_been_assigned(self) -> None:
+        self._share_with_cell()
+
     def _drop_retained(self) -> None:
         super()._drop_retained()
         self.cell._drop_retained()

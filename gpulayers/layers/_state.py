@@ -38,6 +38,9 @@ class LayerState:
         super().__init_subclass__(**kwargs)
         check_assignments(cls)
 
+    def _has_been_assigned(self) -> None:
+        """A hyperparameter was assigned to the finished layer, and is checked."""
+
     def __init__(self, optimizer: Any = None) -> None:
         self.X: list[Array] = []
         self.act_fn: Any = None

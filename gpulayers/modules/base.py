@@ -22,6 +22,7 @@ from gpulayers.errors import (
 from gpulayers.layers._group import LayerGroup
 from gpulayers.layers._state import _moved
 from gpulayers.layers.base import LayerBase
+from gpulayers.modules._fixed import fix_settings
 
 
 class ModuleBase(LayerGroup):
@@ -46,6 +47,10 @@ class ModuleBase(LayerGroup):
     component_ids: ClassVar[tuple[str, ...]]
     _hyper: ClassVar[tuple[str, ...]]  # names listed in `hyperparameters`
     _settings: ClassVar[tuple[str, ...]]  # those of them that the constructor takes
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        fix_settings(cls)
 
     def __init__(self) -> None:
         self.X: list[Any] = []

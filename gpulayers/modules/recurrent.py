@@ -67,8 +67,7 @@ class BidirectionalLSTM(ModuleBase):
         optimizer: Any = None,
     ) -> None:
         super().__init__()
-        modes = ("concat", "sum", "average", "multiply")
-        self.merge_mode = check.choice(self._name, "merge_mode", merge_mode, modes)
+        self.merge_mode = merge_mode
         self.init = init
         self.act_fn = ActivationInitializer("Tanh" if act_fn is None else act_fn)()
         self.gate_fn = ActivationInitializer("Sigmoid" if gate_fn is None else gate_fn)()
@@ -76,6 +75,15 @@ class BidirectionalLSTM(ModuleBase):
             self.cell_fwd = _Direction(n_out, self.act_fn, self.gate_fn, init, optimizer)
             self.cell_bwd = _Direction(n_out, self.act_fn, self.gate_fn, init, optimizer)
         self.n_out = self.cell_fwd.n_out
+
+    @property
+    def merge_mode(self) -> str:
+        return self._merge_mode
+
+    @merge_mode.setter
+    def merge_mode(self, mode: str) -> None:
+        modes = ("concat", "sum", "average", "multiply")
+        self._merge_mode = check.choice(self._name, "merge_mode", mode, modes)
 
     @property
     def n_in(self) -> int | None:

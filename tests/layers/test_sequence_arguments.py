@@ -118,3 +118,25 @@ def test_a_refused_first_call_is_forgotten(kind: Any) -> None:
     assert layer.gradients == {}
     layer.forward(np.ones((1, 9, 2)))
     assert layer.n_in == 9
+
+
+@kinds
+def test_what_is_assigned_reaches_the_cell(numpy_backend: Backend, kind: Any) -> None:
+    """The cell, step by step, is the layer over the sequence, whatever is assigned later."""
+    one = kind(3)
+    X = np.linspace(-1, 1, 2 * 4 * 5).reshape(2, 4, 5)
+    one.forward(X, retain_derived=False)
+    one.act_fn = "ReLU"
+    if hasattr(one, "gate_fn"):
+        one.gate_fn = "Tanh"
+        assert one.cell.gate_fn is one.gate_fn
+    one.optimizer = "Adam"
+    assert one.cell.act_fn is one.act_fn and one.cell.optimizer is one.optimizer
+    Y = one.forward(X, retain_derived=False)
+    for t in range(X.shape[2]):
+        A = one.cell.forward(X[:, :, t])
+        A = A[0] if isinstance(A, tuple) else A
+        np.testing.assert_allclose(A, Y[:, :, t], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ParameterError, match=f"{one._name}: act_fn"):
+        one.act_fn = "Reluu"
+    assert one.cell.act_fn is one.act_fn and str(one.act_fn) == "ReLU"

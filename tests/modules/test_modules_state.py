@@ -242,3 +242,35 @@ def test_the_test_sees_a_wrong_gradient() -> None:
 def test_torch_is_looked_for() -> None:
     assert all(case.torch for case in CASES if case.id != "bidirectional-elu-one-step")
     assert importlib.util.find_spec("tests.modules.torch_reference") is not None
+
+
+@pytest.mark.parametrize("name", sorted({case.module for case in CASES}))
+def test_settings_are_the_components_and_stay(name: str) -> None:
+    """What is assigned to the module would not reach the components, so it is refused."""
+    module = next(case for case in CASES if case.module == name).make()
+    assert type(module)._settings
+    for setting in type(module)._settings:
+        if setting == "merge_mode":  # the module's own
+            continue
+        before = getattr(module, setting)
+        with pytest.raises(ParameterError, match=rf"^{name}: {setting} is a setting of the comp"):
+            setattr(module, setting, before)
+        assert getattr(module, setting) is before
+    copied = copy.deepcopy(module)
+    with pytest.raises(ParameterError, match="cannot be assigned to the module"):
+        copied.init = "he_normal"
+    copied.set_params(OTHERS[name]().summary())  # other settings, so it is built anew
+    with pytest.raises(ParameterError, match="Build another"):
+        copied.init = "he_normal"
+
+
+def test_the_merge_of_a_bidirectional_lstm_may_change() -> None:
+    module = modules.BidirectionalLSTM(3)
+    X = np.ones((2, 4, 5), np.float32)
+    both = module.forward(X, retain_derived=False)
+    module.merge_mode = "sum"
+    Y = module.forward(X, retain_derived=False)
+    np.testing.assert_allclose(Y, both[:, :3] + both[:, 3:], rtol=1e-6)
+    with pytest.raises(ParameterError, match="BidirectionalLSTM: merge_mode must be one of"):
+        module.merge_mode = "mean"
+    assert module.merge_mode == module.hyperparameters["merge_mode"] == "sum"
