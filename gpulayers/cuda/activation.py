@@ -8,7 +8,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch_elements
 from gpulayers.errors import BackendError, suggest
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops.reference import Reference
 
 

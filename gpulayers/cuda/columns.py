@@ -15,8 +15,8 @@ from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch, launch_elements
 from gpulayers.cuda.geometry import column_blocks, window_arguments
-from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 

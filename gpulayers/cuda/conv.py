@@ -26,7 +26,7 @@ from gpulayers.cuda.product import (
 )
 from gpulayers.cuda.table_tiles import REACH
 from gpulayers.cuda.tune import Candidate, Key, choose
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.window import Window
 
 #: the pooling that a convolution takes along: 2 x 2, stride 2, no padding

@@ -15,7 +15,7 @@ from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.norm import Moments, Normed, image_of
 from gpulayers.cuda.product import aligned, candidates, come_in_runs, tile_of_both
 from gpulayers.cuda.tune import Candidate, choose
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.window import Window
 

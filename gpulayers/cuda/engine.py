@@ -36,7 +36,7 @@ class Cuda(
     CudaUpdate,
     CudaRandom,
 ):
-    """Satisfies `gpulayers.ops._kernels.Kernels` on CuPy arrays.
+    """Satisfies `gpulayers.ops._protocol.Kernels` on CuPy arrays.
 
     What has no kernel of its own (windows of more than 256 taps, a user's own activation, the
     standardisation over axes other than the last ones or a group's, the gradient of an embedding of

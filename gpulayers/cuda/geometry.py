@@ -8,7 +8,7 @@ from typing import Any
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch
 from gpulayers.errors import BackendError
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.window import Window
 
 # column sums: rows that a thread should add up at least, and blocks that fill any GPU

@@ -8,7 +8,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch_elements
 from gpulayers.cuda.geometry import window_arguments
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 

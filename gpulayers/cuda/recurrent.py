@@ -8,7 +8,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.activation import CudaActivation, activation_arguments
 from gpulayers.cuda.compile import launch_elements
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops.reference.recurrent import slopes_from_values
 
 

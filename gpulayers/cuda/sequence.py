@@ -22,8 +22,8 @@ from gpulayers.cuda.compile import launch
 from gpulayers.cuda.recurrent import CudaRecurrent
 from gpulayers.cuda.table_group import Group, Task, group_of
 from gpulayers.cuda.table_sequence import Way, way_of
-from gpulayers.ops._kernels import Activation
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.reference.recurrent import slopes_from_values
 

@@ -5,7 +5,8 @@ implementation for the array at hand: the fast NumPy code, the CUDA kernels, or,
 reference formulas (`use_engine`).
 """
 
-from gpulayers.ops._kernels import Kernels, current_engine, kernels_for, use_engine
+from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
+from gpulayers.ops._protocol import Kernels
 from gpulayers.ops.window import Window
 
 __all__ = ["Kernels", "Window", "current_engine", "kernels_for", "use_engine"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from gpulayers.backend import Array
 from gpulayers.errors import ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Activation, kernels_for
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._protocol import Activation
 
 
 def bias_activation(Z: Array, b: Array | None, act: Activation) -> Array:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Shape4, kernels_for
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.window import Window
 
 _IMAGE = "(n, rows, cols, ch)"

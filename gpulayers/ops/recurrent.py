@@ -13,7 +13,8 @@ from __future__ import annotations
 from gpulayers.backend import Array
 from gpulayers.errors import ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Activation, kernels_for
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._protocol import Activation
 
 
 def _check_written(op: str, **arrays: Array | None) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from gpulayers.backend import Array
 from gpulayers.errors import ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Activation, kernels_for
+from gpulayers.ops._kernels import kernels_for
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 
 __all__ = [

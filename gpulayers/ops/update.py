@@ -8,7 +8,8 @@ from __future__ import annotations
 from gpulayers.backend import Array, is_floating
 from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import _checks as check
-from gpulayers.ops._kernels import Kernels, kernels_for, reference_kernels
+from gpulayers.ops._kernels import kernels_for, reference_kernels
+from gpulayers.ops._protocol import Kernels
 
 
 def _kernels(op: str, param: Array, grad: Array, **state: Array) -> Kernels:

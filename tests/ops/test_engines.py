@@ -9,7 +9,7 @@ import pytest
 
 from gpulayers import ops
 from gpulayers.errors import BackendError, DTypeError, ParameterError
-from gpulayers.ops import _kernels, current_engine, kernels_for, use_engine
+from gpulayers.ops import _kernels, _protocol, current_engine, kernels_for, use_engine
 from gpulayers.ops.compiled import Compiled
 from gpulayers.ops.cpu import Cpu
 from gpulayers.ops.reference import Reference
@@ -90,8 +90,8 @@ def test_mixed_arrays(emulated: Any) -> None:
 def test_implementations_have_every_operation_of_the_protocol(emulated: Any) -> None:
     from gpulayers.cuda import Cuda
 
-    assert issubclass(_kernels.Kernels, Protocol)  # type: ignore[arg-type]
-    wanted = {n for n in vars(_kernels.Kernels) if not n.startswith("_")}
+    assert issubclass(_protocol.Kernels, Protocol)  # type: ignore[arg-type]
+    wanted = {n for n in vars(_protocol.Kernels) if not n.startswith("_")}
     assert len(wanted) > 20
     for implementation in (Reference, Cpu, Compiled, Cuda):
         public = {n for n in dir(implementation) if not n.startswith("_")}

@@ -32,7 +32,7 @@ class Compiled(
     CompiledUpdate,
     Cpu,
 ):
-    """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
+    """Satisfies `gpulayers.ops._protocol.Kernels` for NumPy arrays."""
 
     threaded = True  # operations divide their work among the threads themselves
     recorder = Recorder  # notes calls down, which can then be run again

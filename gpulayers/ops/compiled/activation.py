@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops.compiled.library import DTYPES, bind
 from gpulayers.ops.reference.activation import ReferenceActivation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.compiled import activation, conv, pool, softmax
 from gpulayers.ops.compiled.library import DTYPES
 from gpulayers.ops.compiled.product import product_into, worth_c

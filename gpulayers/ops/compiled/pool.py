@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.compiled.library import DTYPES, bind
 from gpulayers.ops.cpu.pool import CpuPool
 from gpulayers.ops.window import Window

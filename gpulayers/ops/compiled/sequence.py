@@ -13,7 +13,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.compiled.library import DTYPES, bind
 from gpulayers.ops.compiled.product import product_into, two_products_into

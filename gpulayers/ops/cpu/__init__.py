@@ -32,4 +32,4 @@ class Cpu(
     CpuRandom,
     Reference,
 ):
-    """Satisfies `gpulayers.ops._kernels.Kernels` for NumPy arrays."""
+    """Satisfies `gpulayers.ops._protocol.Kernels` for NumPy arrays."""

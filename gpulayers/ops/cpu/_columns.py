@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.cpu._blocks import (
     add_bias,

@@ -27,7 +27,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.cpu._blocks import all_finite, blocks
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares, shares

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.cpu._blocks import pixels, row_shares
 from gpulayers.ops.window import Window
 from gpulayers.threads import run_shares

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops.cpu._blocks import (
     BLOCK,
     SMALL,

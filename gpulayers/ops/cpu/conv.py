@@ -11,8 +11,8 @@ from typing import Any
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.cpu import _columns, _spaced, _winograd, _winograd2d, _winograd_layer
 from gpulayers.ops.cpu._blocks import add_bias, column_sums, relu_in_place

@@ -9,8 +9,8 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.cpu import _columns, _dense, _pooled
 from gpulayers.ops.cpu._blocks import (
     BLOCK,

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.cpu._blocks import blocks, pixels, row_by_row
 from gpulayers.ops.reference.conv import taps
 from gpulayers.ops.reference.pool import ReferencePool

@@ -17,7 +17,7 @@ import numpy as np
 from gpulayers import threads
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.reference.sequence import ReferenceSequence

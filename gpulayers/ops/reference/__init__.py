@@ -34,4 +34,4 @@ class Reference(
     ReferenceAugment,
     ReferenceRandom,
 ):
-    """Satisfies `gpulayers.ops._kernels.Kernels` with array formulas."""
+    """Satisfies `gpulayers.ops._protocol.Kernels` with array formulas."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpulayers.backend import Array
-from gpulayers.ops._kernels import Activation
+from gpulayers.ops._protocol import Activation
 
 
 class ReferenceActivation:

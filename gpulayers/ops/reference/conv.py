@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.window import Window
 

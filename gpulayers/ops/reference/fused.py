@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.ops._kernels import Shape4
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops.window import Window
 
 

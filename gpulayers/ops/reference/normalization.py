@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import cast
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.ops._kernels import Kernels
+from gpulayers.ops._protocol import Kernels
 from gpulayers.ops._sums import sum_dtype
 
 

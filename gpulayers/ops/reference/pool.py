@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.ops._kernels import Shape4
+from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.reference.conv import cropped, pad_image, taps
 from gpulayers.ops.window import Window

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.ops._kernels import Activation
 from gpulayers.ops._product import product
+from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
 from gpulayers.ops.reference.conv import ReferenceConv
 from gpulayers.ops.reference.recurrent import ReferenceRecurrent
