@@ -20,7 +20,15 @@ from gpulayers.models.plan_nodes import DenseNode, LayerNode, ResidualNode, node
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["ConvStep", "Fused", "graph_nodes", "leaves", "places_of", "refusal"]
+__all__ = [
+    "ConvStep",
+    "Fused",
+    "backward_into",
+    "graph_nodes",
+    "leaves",
+    "places_of",
+    "refusal",
+]
 
 
 class _Product(Fused):
@@ -330,3 +338,26 @@ def refusal(nodes: Sequence[Node]) -> str | None:
         if not (node.by_example or isinstance(node, Fused) or is_fixed(node)):
             return f"{node.name} does not treat each example by itself"
     return None
+
+
+def backward_into(nodes: list[Any], grads: list[Any], dY: Array) -> None:
+    """Go back through the nodes; each leaf with parameters leaves its gradients in its regions of
+    a program's memory."""
+    regions = iter(grads)
+    others: list[tuple[Node, Array]] = []
+    for node in leaves(nodes):
+        if not places_of(node):
+            continue
+        region = next(regions)
+        if isinstance(node, Fused):
+            node.take(region)
+        else:
+            others.append((node, region[0]))
+    backward_through(nodes, dY, False)
+    for node, region in others:
+        start = 0
+        for layer, given in zip(node.layers, node.gradients, strict=True):
+            for name in layer.gradients if layer.trainable else ():
+                size = given[name].size
+                region[start : start + size] = given[name].reshape(-1)
+                start += size

@@ -18,14 +18,21 @@ from gpulayers.cuda.table import INT32_LIMIT
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
-from gpulayers.models.graph_nodes import Fused, graph_nodes, leaves, places_of, refusal
+from gpulayers.models.graph_nodes import (
+    Fused,
+    backward_into,
+    graph_nodes,
+    leaves,
+    places_of,
+    refusal,
+)
 from gpulayers.models.graph_program import Program
 from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_checks import check_device
-from gpulayers.models.plan_node import Node, backward_through, contiguous
+from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
 from gpulayers.optimizers._master import is_half
 
@@ -278,7 +285,7 @@ class GraphNetwork(CompiledNetwork):
             if flat_update is not None:
                 if program.work is None:
                     self._room(program)
-                self._backward(program, dY)
+                backward_into(self._nodes, program.grads, dY)
                 if update:
                     flat_update.launch(program.work, program.sections, scaled=True)
             program.outputs = Y
@@ -312,26 +319,6 @@ class GraphNetwork(CompiledNetwork):
         if getattr(self, "_unused", None) is None:
             self._unused = backend.module("cupy").zeros(1, dtype="int32")
         return self._unused
-
-    def _backward(self, program: Program, dY: Array) -> None:
-        regions = iter(program.grads)
-        others: list[tuple[Node, Array]] = []
-        for node in leaves(self._nodes):
-            if not places_of(node):
-                continue
-            region = next(regions)
-            if isinstance(node, Fused):
-                node.take(region)
-            else:
-                others.append((node, region[0]))
-        backward_through(self._nodes, dY, False)
-        for node, region in others:
-            start = 0
-            for layer, grads in zip(node.layers, node.gradients, strict=True):
-                for name in layer.gradients if layer.trainable else ():
-                    size = grads[name].size
-                    region[start : start + size] = grads[name].reshape(-1)
-                    start += size
 
     # ---------------------------------------------------------------------------- second half of it
 

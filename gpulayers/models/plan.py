@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from gpulayers.models.plan_checks import (
     checked_shape,
     device_of,
 )
+from gpulayers.models.plan_copy import Copy, add_gradients, multiplications
 from gpulayers.models.plan_node import Node, backward_through
-from gpulayers.models.plan_nodes import ResidualNode, nodes_of
 from gpulayers.models.plan_recorded import Recordings, Results
 from gpulayers.ops._kernels import current_engine, kernels_for, kernels_of_module, use_engine
 from gpulayers.ops.workspace import Workspace
@@ -33,38 +33,6 @@ __all__ = ["CompiledNetwork"]
 # Multiplications of a batch's forward pass from which Python threads pay: below, handing the
 # interpreter from one to the other costs more than the second core gives, and BLAS has the threads.
 _WORTH_THREADS = 3e8
-
-
-class _Copy:
-    """One set of nodes with the memory it works in; a thread has one of its own."""
-
-    def __init__(self, layers: list[Any]) -> None:
-        self.nodes = list(nodes_of(layers))
-        self.workspace = Workspace()
-        self.losses: Any = None
-        self.outputs: Any = None
-
-    def forward(self, X: Array) -> Array:
-        for node in self.nodes:
-            X = node.forward(X)
-        return X
-
-    def leaves(self) -> Iterator[Node]:
-        """The nodes that hold gradients."""
-        return _leaves(self.nodes)
-
-    def forget(self) -> None:
-        self.losses = self.outputs = None
-        for node in self.nodes:
-            node.forget()
-
-
-def _leaves(nodes: Any) -> Iterator[Node]:
-    for node in nodes:
-        if isinstance(node, ResidualNode):
-            yield from _leaves(node.parts())
-        else:
-            yield node
 
 
 class CompiledNetwork:
@@ -110,13 +78,13 @@ class CompiledNetwork:
         self.output_shape = self._initialize()
         self._check_precision(precision)
         self.makeup = Makeup(network, self.loss)
-        first = _Copy(network.layers)
+        first = Copy(network.layers)
         self._copies = [first]
         self._plain_loss = type(self.loss) is SoftmaxCrossEntropy and self.loss._plain
         self._by_example = self._plain_loss and all(n.by_example for n in first.nodes)
         self._recordings = Recordings(first.nodes, network.dtype)
         self._updates: Any = None
-        self._work = _multiplications(first, self._zeros()) if self._by_example else math.inf
+        self._work = multiplications(first, self._zeros()) if self._by_example else math.inf
         self.outputs: Any = None
 
     def _zeros(self) -> Array:
@@ -179,7 +147,7 @@ class CompiledNetwork:
             return self._collect(self._copies[:1], scale)
         parts = self._parts(len(X))
         while len(self._copies) < len(parts):
-            self._copies.append(_Copy(self.network.layers))
+            self._copies.append(Copy(self.network.layers))
         copies = self._copies[: len(parts)]
 
         def work(i: int, part: slice) -> None:
@@ -191,10 +159,10 @@ class CompiledNetwork:
         else:
             threads.run_shares(_in_context(work, len(parts)), parts)
             for copy in copies[1:]:
-                _add_gradients(copies[0], copy)
+                add_gradients(copies[0], copy)
         return self._collect(copies, scale)
 
-    def _run(self, copy: _Copy, X: Array, labels: Array, scale: float) -> None:
+    def _run(self, copy: Copy, X: Array, labels: Array, scale: float) -> None:
         """Forward, loss and backward of one part of the batch."""
         with copy.workspace, use_engine(current_engine()):  # looked up once, not by each operation
             copy.forget()
@@ -209,7 +177,7 @@ class CompiledNetwork:
                 dY = self.loss.backward()
             backward_through(copy.nodes, dY, False)
 
-    def _run_recorded(self, copy: _Copy, X: Array, labels: Array, scale: float) -> bool:
+    def _run_recorded(self, copy: Copy, X: Array, labels: Array, scale: float) -> bool:
         """`_run` as calls that were noted down, where that is possible."""
 
         def run(workspace: Workspace, labels: Array) -> Results:
@@ -227,7 +195,7 @@ class CompiledNetwork:
         copy.outputs, copy.losses = results
         return True
 
-    def _collect(self, copies: list[_Copy], scale: float) -> float | Array:
+    def _collect(self, copies: list[Copy], scale: float) -> float | Array:
         xp = backend.xp_of(copies[0].outputs)
         outputs = [copy.outputs for copy in copies]
         self.outputs = outputs[0] if len(outputs) == 1 else xp.concatenate(outputs)
@@ -378,28 +346,7 @@ class CompiledNetwork:
             )
 
 
-def _multiplications(copy: _Copy, X: Array) -> float:
-    """Of the forward pass of one example, about: each parameter once for every pixel put out."""
-    total = 0.0
-    for node in copy.nodes:
-        X = node.forward(X)
-        count = sum(
-            p.size for leaf in _leaves([node]) for la in leaf.layers for p in la.parameters.values()
-        )
-        total += count * max(1, X.size // max(1, X.shape[-1]))
-    copy.forget()
-    return total
-
-
 def _in_context(work: Callable[[int, slice], None], count: int) -> Callable[[int, slice], None]:
     """`work` for threads that see the caller's settings (engine, backend, error state)."""
     contexts = [contextvars.copy_context() for _ in range(count)]
     return lambda i, part: contexts[i].run(work, i, part)
-
-
-def _add_gradients(total: _Copy, other: _Copy) -> None:
-    """Add the gradients that another part of the batch gave."""
-    for ours, theirs in zip(total.leaves(), other.leaves(), strict=True):
-        for mine, more in zip(ours.gradients, theirs.gradients, strict=True):
-            for name, grad in more.items():
-                mine[name] += grad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,8 @@ from gpulayers.training import (
     load_data,
     read_safetensors,
     save,
-    write_safetensors,
 )
+from tests.support.checkpoints import rewrite
 
 TEXT = "one two three four five six seven two three one four seven six one five two " * 4
 OPTIMIZERS = (
@@ -252,14 +251,6 @@ def test_a_damaged_file_is_noticed(saved):
         saved.write_bytes(broken)
         with pytest.raises(CheckpointError):
             load(saved)
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Save the file again with another description of its network."""
-    arrays, metadata = read_safetensors(path)
-    header = json.loads(metadata["gpulayers"])
-    change(header)
-    write_safetensors(path, arrays, {"gpulayers": json.dumps(header)})
 
 
 @pytest.mark.parametrize(

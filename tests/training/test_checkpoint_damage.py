@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -12,11 +11,11 @@ from gpulayers.errors import CheckpointError
 from gpulayers.models import Sequential
 from gpulayers.training import (
     load,
-    read_safetensors,
     safetensors,
     save,
     write_safetensors,
 )
+from tests.support.checkpoints import rewrite
 from tests.training.networks import dense
 from tests.training.test_checkpoint import X, step, trained
 
@@ -124,14 +123,6 @@ def dense_with_parameters() -> Sequential:
     net = dense()
     net.predict(X)
     return net
-
-
-def rewrite(path, change) -> None:
-    """Save the checkpoint at `path` again with another description, and a checksum that fits."""
-    arrays, metadata = read_safetensors(path)
-    header = json.loads(metadata["gpulayers"])
-    change(header)
-    write_safetensors(path, arrays, {"gpulayers": json.dumps(header)})
 
 
 @pytest.mark.parametrize(
