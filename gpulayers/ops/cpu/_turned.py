@@ -8,6 +8,7 @@ import numpy as np
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops.cpu import _blas
 from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.cpu.sequence import States, gradients, new_like, project
 
@@ -99,7 +100,7 @@ class Gradients:
     def take(self, steps: slice, dZ: Array) -> None:
         """Count in dZ (steps, columns, n) of these steps."""
         if self.rows is not None:
-            self.rows[steps] = as_rows(dZ)
+            _blas.turn(dZ, self.rows[steps])
             return
         width = self.weights.input.shape[1]
         for t, d in zip(range(steps.start, steps.stop), dZ, strict=True):

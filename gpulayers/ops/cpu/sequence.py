@@ -19,6 +19,7 @@ from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
+from gpulayers.ops.cpu import _blas
 from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.reference.sequence import ReferenceSequence
 
@@ -40,7 +41,7 @@ class CpuSequence(ReferenceSequence):
         n, ch, n_t = X.shape
         out = workspace.empty((n_t, n, ch), X.dtype)
         for part in _example_blocks(n, ch * n_t * X.itemsize):
-            out[:, part] = X[part].transpose(2, 0, 1)
+            _blas.turn(X[part], out[:, part].transpose(1, 0, 2))
         return out
 
     def time_last(self, X: Array) -> Array:
@@ -52,7 +53,7 @@ class CpuSequence(ReferenceSequence):
         for part in cut:
             own = near[: min(part.stop, n) - part.start]
             own[...] = X[:, part].transpose(1, 0, 2)
-            out[part] = own.transpose(0, 2, 1)
+            _blas.turn(own, out[part])
         return out
 
     def joined(self, arrays: list[Array], axis: int) -> Array:
