@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -58,3 +59,30 @@ def alone(layer: Any, backend: Backend, m: int, steps: Any, dA: np.ndarray) -> A
     result = host(A)[0], host(dX)[0], numbers(layer.gradients), as_tuple(layer.final_state)
     layer.flush_gradients()
     return result
+
+
+def counted_passes(kind: Any, emulated: Backend, n_t: int) -> tuple[Counter[str], Counter[str]]:
+    """What happens in a forward and in a backward pass of a layer that has seen its input."""
+    layer = kind(6)
+    x = emulated.asarray(harness.values((2, 3, n_t), 1), "float32")
+    da = emulated.asarray(harness.values((2, 6, n_t), 1), "float32")
+    with harness.default_dtype("float32"):
+        layer.forward(x, retain_derived=False)
+    with emulated.count() as ahead:
+        layer.forward(x)
+    with emulated.count() as back:
+        layer.backward(da)
+    return ahead, back
+
+
+def all_steps(
+    cell: Any, backend: Backend, X: np.ndarray, dA: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A cell ahead through time, and back: its outputs, and the gradient of X."""
+    steps = range(X.shape[2])
+    A = [as_tuple(cell.forward(backend.asarray(X[:, :, t])))[0] for t in steps]
+    dX = [cell.backward(backend.asarray(dA[:, :, t])) for t in reversed(steps)]
+    return (
+        np.stack([host(a) for a in A], axis=2),
+        np.stack([host(d) for d in reversed(dX)], axis=2),
+    )

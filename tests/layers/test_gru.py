@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import gold as golds
 from tests.layers import harness
-from tests.support.compare import assert_close, assert_same_bits, host
+from tests.layers.sequences import all_steps, counted_passes
+from tests.support.compare import assert_close, assert_same_bits
 
 N, N_IN, N_OUT, N_T = 3, 4, 2, 5
 X = harness.values((N, N_IN, N_T), 1)
@@ -36,14 +38,7 @@ def filled(layer: Any, backend: Backend) -> Any:
     return layer.set_params({"parameters": parameters, "hyperparameters": {"n_in": N_IN}})
 
 
-def through_time(cell: layers.GRUCell, backend: Backend) -> tuple[np.ndarray, np.ndarray]:
-    """All steps ahead, all steps back."""
-    A = [cell.forward(backend.asarray(X[:, :, t])) for t in range(N_T)]
-    dX = [cell.backward(backend.asarray(DA[:, :, t])) for t in reversed(range(N_T))]
-    return (
-        np.stack([host(a) for a in A], axis=2),
-        np.stack([host(d) for d in reversed(dX)], axis=2),
-    )
+through_time = partial(all_steps, X=X, dA=DA)
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -188,15 +183,7 @@ def test_all_steps_are_one_kernel(emulated: Backend) -> None:
     """Each way; more steps cost no more launches."""
     launches = []
     for n_t in (4, 9):
-        layer = layers.GRU(6)
-        x = emulated.asarray(harness.values((2, 3, n_t), 1), "float32")
-        da = emulated.asarray(harness.values((2, 6, n_t), 1), "float32")
-        with harness.default_dtype("float32"):
-            layer.forward(x, retain_derived=False)
-        with emulated.count() as ahead:
-            layer.forward(x)
-        with emulated.count() as back:
-            layer.backward(da)
+        ahead, back = counted_passes(layers.GRU, emulated, n_t)
         launches.append((ahead["launch"], back["launch"]))
         kernels = [k for k in (*ahead, *back) if "sequence" in k or "step" in k]
         assert [k.split("<")[0] for k in kernels] == [
@@ -214,15 +201,7 @@ def test_a_step_is_one_product_and_one_kernel(
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.sequence"), "_MOST_STREAMED", -1)
     launches = []
     for n_t in (4, 9):
-        layer = layers.GRU(6)
-        x = emulated.asarray(harness.values((2, 3, n_t), 1), "float32")
-        da = emulated.asarray(harness.values((2, 6, n_t), 1), "float32")
-        with harness.default_dtype("float32"):
-            layer.forward(x, retain_derived=False)
-        with emulated.count() as ahead:
-            layer.forward(x)
-        with emulated.count() as back:
-            layer.backward(da)
+        ahead, back = counted_passes(layers.GRU, emulated, n_t)
         assert ahead["kernel:gru_step_forward<float, float, int>"] == n_t
         assert back["kernel:gru_step_backward<float, float, int>"] == n_t
         launches.append((ahead["launch"], back["launch"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpulayers.errors import ShapeError
 from tests.conftest import Backend
 from tests.layers import gold as golds
 from tests.layers import harness
+from tests.layers.sequences import all_steps
 from tests.support.compare import assert_close, assert_same_bits, host
 
 N, N_IN, N_OUT, N_T = 3, 4, 2, 5
@@ -37,14 +39,7 @@ def filled(layer: Any, backend: Backend) -> Any:
     return layer.set_params({"parameters": parameters, "hyperparameters": {"n_in": N_IN}})
 
 
-def through_time(cell: layers.RNNCell, backend: Backend) -> tuple[np.ndarray, np.ndarray]:
-    """All steps ahead, all steps back."""
-    A = [cell.forward(backend.asarray(X[:, :, t])) for t in range(N_T)]
-    dX = [cell.backward(backend.asarray(DA[:, :, t])) for t in reversed(range(N_T))]
-    return (
-        np.stack([host(a) for a in A], axis=2),
-        np.stack([host(d) for d in reversed(dX)], axis=2),
-    )
+through_time = partial(all_steps, X=X, dA=DA)
 
 
 def test_the_cell_through_time(backend: Backend, float64: None) -> None:
