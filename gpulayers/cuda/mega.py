@@ -110,6 +110,7 @@ class Kernel:
         updates: int,
         numbers: Numbers,
         draws: Array,
+        still: Array,
     ) -> None:
         """Train for some steps.
 
@@ -128,6 +129,7 @@ class Kernel:
         numbers : Numbers
         draws : (4,) uint64
             Key and counter of dropout's random numbers; the counter is moved on.
+        still : parameters that do not learn; of them the running statistics are moved on
         """
         second = states[1] if len(states) > 1 else states[0][:0]
         pitch = rates.shape[1] if len(rates) > 1 else 0
@@ -135,7 +137,7 @@ class Kernel:
         rule = RULES.index(numbers.rule)
         arguments = (
             *(data.images, data.labels, data.order, data.factors),
-            *(param, states[0], second, rates, self.outputs, *record, draws, *self._between),
+            *(param, still, states[0], second, rates, self.outputs, *record, draws, *self._between),
             *map(np.int32, (*whole, rule)),
             *(np.float32(getattr(numbers, name)) for name in CONSTANTS),
         )

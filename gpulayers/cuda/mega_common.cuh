@@ -6,6 +6,17 @@
 
 #define THREADS 256
 
+// The number of this thread, in a way that the compiler does not see through. Else it computes once for the whole launch
+// what follows from it in every stage, and has too few registers for all that.
+__device__ __forceinline__ int this_thread()
+{
+    int thread = threadIdx.x;
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+r"(thread));
+#endif
+    return thread;
+}
+
 template <int N>
 struct alignas(4 * N) Pack {
     float at[N];

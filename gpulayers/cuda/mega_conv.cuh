@@ -8,7 +8,7 @@
 template <class S, typename Pixel>
 __device__ void load_image(float* shared, const Pixel* image, const float* factors)
 {
-    for (int i = threadIdx.x; i < S::rows * S::cols * S::channels; i += THREADS) {
+    for (int i = this_thread(); i < S::rows * S::cols * S::channels; i += THREADS) {
         const int channel = i % S::channels, col = i / S::channels % S::cols, row = i / (S::channels * S::cols);
         float value = static_cast<float>(image[i]);
         if (sizeof(Pixel) == 1) value = __fadd_rn(__fmul_rn(value, factors[channel]), factors[S::channels + channel]);
@@ -21,8 +21,8 @@ template <class S>
 __device__ void conv_load(float* shared, const float* param)
 {
     constexpr int WEIGHTS = S::parameters - S::filters;
-    for (int i = threadIdx.x; i < WEIGHTS; i += THREADS) shared[S::weights + i] = param[S::flat + i];
-    for (int i = threadIdx.x; i < S::filters; i += THREADS) shared[S::bias + i] = param[S::flat + WEIGHTS + i];
+    for (int i = this_thread(); i < WEIGHTS; i += THREADS) shared[S::weights + i] = param[S::flat + i];
+    for (int i = this_thread(); i < S::filters; i += THREADS) shared[S::bias + i] = param[S::flat + WEIGHTS + i];
 }
 
 // Y = pooled activation(X * W + b). A thread computes a tile of pixels, which is the window of the pooling if there is
@@ -33,7 +33,7 @@ __device__ void conv_forward(float* shared)
     constexpr int TILE = S::tile_rows * S::tile_cols;
     constexpr int ACROSS = S::tiles_across, GROUPS = S::filters / S::group;
     constexpr int UNROLL = S::kernel_rows * S::kernel_cols * TILE * S::group <= WRITTEN_OUT ? S::kernel_rows : 1;
-    for (int unit = threadIdx.x; unit < S::tiles_down * ACROSS * GROUPS; unit += THREADS) {
+    for (int unit = this_thread(); unit < S::tiles_down * ACROSS * GROUPS; unit += THREADS) {
         const int filter = unit % GROUPS * S::group, tile = unit / GROUPS;
         const int row = tile / ACROSS * S::tile_rows, col = tile % ACROSS * S::tile_cols;
         const float* source = shared + S::input + (row * S::stride_rows * S::input_cols + col * S::stride_cols) * S::channels;
@@ -104,7 +104,7 @@ __device__ void conv_weight_sums(float* shared)
     constexpr int UNITS = S::kernel_rows * S::channels * S::filters;
     constexpr int PIXELS = S::out_rows * S::out_cols, EACH = (PIXELS + S::shares - 1) / S::shares;
     constexpr int WEIGHTS = UNITS * S::kernel_cols;
-    for (int unit = threadIdx.x; unit < UNITS * S::shares; unit += THREADS) {
+    for (int unit = this_thread(); unit < UNITS * S::shares; unit += THREADS) {
         const int filter = unit % S::filters, channel = unit / S::filters % S::channels;
         const int r = unit / (S::filters * S::channels) % S::kernel_rows, share = unit / UNITS;
         const float* source = shared + S::input + r * S::dilation_rows * S::input_cols * S::channels + channel;
@@ -130,7 +130,7 @@ __device__ void conv_weight_sums(float* shared)
 template <class S>
 __device__ void conv_give_sums(float* shared, float* partial)
 {
-    for (int i = threadIdx.x; i < S::parameters; i += THREADS) {
+    for (int i = this_thread(); i < S::parameters; i += THREADS) {
         float sum = 0.0f;
 #pragma unroll
         for (int share = 0; share < S::shares; ++share) {
@@ -149,7 +149,7 @@ __device__ void conv_spread(float* shared)
 {
     constexpr int TILE = S::pooled ? S::tile_rows * S::tile_cols : 1;
     constexpr int DOWN = S::pooled ? S::tile_rows : 1, ACROSS = S::pooled ? S::tile_cols : 1;
-    for (int i = threadIdx.x; i < S::out_rows * S::out_cols * S::filters; i += THREADS) {
+    for (int i = this_thread(); i < S::out_rows * S::out_cols * S::filters; i += THREADS) {
         const int filter = i % S::filters, pixel = i / S::filters;
         const float d = shared[S::gradient + i];
         int winner = 0;
@@ -171,7 +171,7 @@ __device__ void conv_input_grad(float* shared)
 {
     constexpr int TILE = S::back_rows * S::back_cols, ACROSS = S::cols / S::back_cols;
     constexpr int UNROLL = S::kernel_rows * S::kernel_cols * TILE * S::vector <= WRITTEN_OUT ? S::kernel_rows : 1;
-    for (int unit = threadIdx.x; unit < S::rows * S::cols / TILE * S::channels; unit += THREADS) {
+    for (int unit = this_thread(); unit < S::rows * S::cols / TILE * S::channels; unit += THREADS) {
         const int channel = unit % S::channels, tile = unit / S::channels;
         const int row = tile / ACROSS * S::back_rows, col = tile % ACROSS * S::back_cols;
         const int first = (row + S::top + S::spread_top) * S::spread_cols + col + S::left + S::spread_left;

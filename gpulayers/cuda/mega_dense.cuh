@@ -7,7 +7,7 @@ template <class S>
 __device__ void dense_forward(float* shared, const float* param)
 {
     constexpr int ROWS = (S::inputs + S::shares - 1) / S::shares, ACROSS = S::outputs / S::vector;
-    for (int unit = threadIdx.x; unit < ACROSS * S::shares; unit += THREADS) {
+    for (int unit = this_thread(); unit < ACROSS * S::shares; unit += THREADS) {
         const int col = unit % ACROSS * S::vector, start = unit / ACROSS * ROWS;
         const int end = min(S::inputs, start + ROWS);
         const float* W = param + S::weights + col;
@@ -23,7 +23,7 @@ __device__ void dense_forward(float* shared, const float* param)
         for (int v = 0; v < S::vector; ++v) shared[S::scratch + unit * S::vector + v] = sum[v];
     }
     __syncthreads();
-    for (int col = threadIdx.x; col < S::outputs; col += THREADS) {
+    for (int col = this_thread(); col < S::outputs; col += THREADS) {
         float sum = param[S::bias + col];
 #pragma unroll 8
         for (int share = 0; share < S::shares; ++share) sum += shared[S::scratch + share * S::outputs + col];
@@ -35,8 +35,8 @@ __device__ void dense_forward(float* shared, const float* param)
 template <class S>
 __device__ void dense_save(const float* shared, float* saved)
 {
-    for (int i = threadIdx.x; i < S::inputs; i += THREADS) saved[S::saved_input + i] = shared[S::input + i];
-    for (int i = threadIdx.x; i < S::outputs; i += THREADS) saved[S::saved_gradient + i] = shared[S::gradient + i];
+    for (int i = this_thread(); i < S::inputs; i += THREADS) saved[S::saved_input + i] = shared[S::input + i];
+    for (int i = this_thread(); i < S::outputs; i += THREADS) saved[S::saved_gradient + i] = shared[S::gradient + i];
 }
 
 // dX = dZ W^T times the slope of dropout and activation before. Some threads share a few rows.
@@ -44,9 +44,9 @@ template <class S>
 __device__ void dense_input_grad(float* shared, const float* param)
 {
     constexpr int LANES = 8, APART = THREADS / LANES, ROWS = 4;
-    const int lane = threadIdx.x % LANES;
+    const int lane = this_thread() % LANES;
     for (int first = 0; first < S::inputs; first += APART * ROWS) {  // by all threads: they shuffle
-        const int start = first + threadIdx.x / LANES;
+        const int start = first + this_thread() / LANES;
         float sum[ROWS] = {};
 #pragma unroll 4
         for (int col = lane * S::vector; col < S::outputs; col += LANES * S::vector) {
@@ -82,12 +82,12 @@ __device__ __forceinline__ float warp_sum(float value)
 template <class S>
 __device__ void cross_entropy(float* shared, long long label, float scale, float* result, float* logits)
 {
-    if (threadIdx.x >= 32) return;
+    if (this_thread() >= 32) return;
     const float* z = shared + S::output;
     const bool known = label >= 0 && label < S::outputs;
     float highest = minus_infinity<float>();
     int place = S::outputs;
-    for (int c = threadIdx.x; c < S::outputs; c += 32)
+    for (int c = this_thread(); c < S::outputs; c += 32)
         if (wins(z[c], highest) || place == S::outputs) {
             highest = z[c];
             place = c;
@@ -102,15 +102,15 @@ __device__ void cross_entropy(float* shared, long long label, float scale, float
         }
     }
     float total = 0.0f;
-    for (int c = threadIdx.x; c < S::outputs; c += 32) total += exp(z[c] - highest);
+    for (int c = this_thread(); c < S::outputs; c += 32) total += exp(z[c] - highest);
     total = warp_sum(total);
-    for (int c = threadIdx.x; c < S::outputs; c += 32) {
+    for (int c = this_thread(); c < S::outputs; c += 32) {
         const float hit = c == label ? 1.0f : 0.0f;
         const float slope = slope_at<S::activation>(z[c]);
         shared[S::gradient + c] = (exp(z[c] - highest) / total - hit) * scale * slope;
         logits[c] = z[c];
     }
-    if (threadIdx.x > 0) return;
+    if (this_thread() > 0) return;
     result[0] = known ? log(total) - (z[label] - highest) : not_a_number<float>();
     result[1] = label == place ? 1.0f : 0.0f;
 }

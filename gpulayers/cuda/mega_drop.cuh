@@ -19,7 +19,7 @@ __device__ void drop(float* shared, const Word* draws, Word offset, int example)
 {
     const Word begin = static_cast<Word>(example) * S::dropped, end = begin + S::dropped;
     unsigned char* kept = reinterpret_cast<unsigned char*>(shared + S::kept);
-    for (Word block = begin / NUMBERS + threadIdx.x; block * NUMBERS < end; block += THREADS) {
+    for (Word block = begin / NUMBERS + this_thread(); block * NUMBERS < end; block += THREADS) {
         const Words words = philox_block(draws[0], draws[1], draws[2], draws[3], offset + block);
 #pragma unroll
         for (int i = 0; i < NUMBERS; ++i) {

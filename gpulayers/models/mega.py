@@ -17,8 +17,9 @@ from gpulayers.cuda.mega_constants import CONSTANTS, RULES
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import BackendError, ParameterError
 from gpulayers.models.graph_draws import Draws
+from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_resident import checked_batch_size
-from gpulayers.models.graph_update import FlatUpdate, numbers_of
+from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.mega_layers import chain_of
 from gpulayers.models.mega_source import Program, write
 from gpulayers.models.plan import CompiledNetwork
@@ -31,10 +32,11 @@ class MegaNetwork(CompiledNetwork):
     """`CompiledNetwork` on a GPU whose steps are one launch of one kernel, written for the network.
 
     Each block takes examples through all layers and back in its shared memory; the blocks meet
-    twice a step, to add up gradients and to update the parameters. Gradients are summed in a fixed
-    order: results are the same in every run, and depend on the GPU by its count of multiprocessors
-    alone. The parameters are moved into one array, of which the layers hold views. Dropout draws
-    the masks that the layers would draw.
+    twice a step, to add up gradients and to update the parameters, and twice more at each batch
+    normalisation, for the moments and for the gradient's. Sums are taken in a fixed order: results
+    are the same in every run, and depend on the GPU by its count of multiprocessors alone. The
+    parameters are moved into one array, and those that do not learn into another, of which the
+    layers hold views. Dropout draws the masks that the layers would draw.
 
     Raises
     ------
@@ -55,11 +57,9 @@ class MegaNetwork(CompiledNetwork):
             raise ParameterError(
                 f"{self._what} computes in float32, asked for was {precision or network.dtype}"
             )
-        self._chain = chain_of(network, self.batch_shape[1:])
         self._image = _image(self.batch_shape[1:])
         self._kernels: dict[str, Any] = {}
-        self._check_layers()
-        self._flat = FlatUpdate([(la, n) for la in self._chain.layers for n in "Wb"], network.dtype)
+        self._build()
         self._draws = Draws()
         xp = backend.module("cupy")
         self._order = xp.arange(self.batch_shape[0], dtype="int32")
@@ -77,21 +77,27 @@ class MegaNetwork(CompiledNetwork):
 
     # ----------------------------------------------------------------------------------- the kernel
 
-    def _check_layers(self) -> Numbers:
-        """Return the optimizers' common rule; where dropout has changed, there are other kernels.
+    def _build(self) -> None:
+        """Stages, kernels and the arrays of the parameters, anew when a layer was frozen or has got
+        another hyperparameter."""
+        self._chain = chain_of(self.network, self.batch_shape[1:])
+        self._common_rule()
+        self._kernels.clear()
+        self._flat = FlatUpdate(self._chain.learned, self.network.dtype)
+        self._still, self._kept = _in_a_row(self._chain.still)
+
+    def _common_rule(self) -> Numbers:
+        """Return that of the layers' optimizers.
 
         Raises
         ------
         ParameterError
-            If a layer is frozen, or a rule is not the kernel's, or they differ.
+            If a rule is not the kernel's, or they differ.
         """
-        if self._chain.is_stale:
-            self._chain = chain_of(self.network, self.batch_shape[1:])
-            self._kernels.clear()
         rules: list[Numbers] = []
         for layer, name in zip(self._chain.layers, self._chain.names, strict=True):
             if not layer.trainable:
-                raise ParameterError(f"{self._what} cannot have {name}: it is frozen")
+                continue
             numbers = numbers_of(layer.optimizer)
             if numbers is None or not _is_known(numbers):
                 raise ParameterError(
@@ -198,9 +204,12 @@ class MegaNetwork(CompiledNetwork):
         return None
 
     def _launch(self, data: Any, record: Any, batch: int, steps: int) -> None:
-        numbers = self._check_layers()
+        if self._chain.is_stale:
+            self._build()
+        numbers = self._common_rule()
         kernel = self._kernel(data.images.dtype.name)
         self._flat.adopt()
+        self._kept.adopt()
         if not self._flat.serves:
             raise ParameterError(
                 f"{self._what}: the layers' optimizers have not done the same number of steps"
@@ -213,7 +222,7 @@ class MegaNetwork(CompiledNetwork):
         kernel.launch(
             *(data, self._flat.param, self._flat.states, self._rates, record),
             **{"batch": batch, "steps": steps, "updates": updates, "numbers": numbers},
-            draws=self._draws.state,
+            **{"draws": self._draws.state, "still": self._still},
         )
         if drawn:
             self._draws.was_launched(drawn, moved=True)
@@ -238,8 +247,7 @@ class MegaNetwork(CompiledNetwork):
 
     def _next_rates(self) -> list[float]:
         rates: list[float] = []
-        for layer in self._chain.layers:
-            optimizer = layer.optimizer
+        for optimizer in (la.optimizer for la in self._chain.layers if la.trainable):
             optimizer.step()
             rates += [float(optimizer.lr_scheduler(optimizer.cur_step, None))] * 2
         return rates
@@ -256,6 +264,19 @@ def _is_known(numbers: Numbers) -> bool:
     return numbers.rule in RULES and numbers == Numbers(
         numbers.rule, **{name: getattr(numbers, name) for name in CONSTANTS}
     )
+
+
+def _in_a_row(places: list[Place]) -> tuple[Array, Kept]:
+    """One array with all these parameters, of which the layers hold views."""
+    total = sum(layer.parameters[name].size for layer, name in places)
+    row, end = backend.module("cupy").zeros(max(1, total), dtype="float32"), 0
+    for layer, name in places:
+        value = layer.parameters[name]
+        begin, end = end, end + value.size
+        view = row[begin:end].reshape(value.shape)
+        view[...] = value
+        layer.parameters[name] = view
+    return row, Kept(places)
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

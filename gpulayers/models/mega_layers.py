@@ -9,17 +9,29 @@ from typing import Any
 
 from gpulayers.cuda.mega_constants import ACTIVATIONS, DRAWN
 from gpulayers.errors import ParameterError
-from gpulayers.layers import Conv2D, Dropout, Flatten, FullyConnected, Pool2D
+from gpulayers.layers import (
+    BatchNorm1D,
+    BatchNorm2D,
+    Conv2D,
+    Dropout,
+    Flatten,
+    FullyConnected,
+    Pool2D,
+)
 from gpulayers.layers import _arguments as check
 from gpulayers.models.blocks import Activation
-from gpulayers.models.mega_stages import Conv, Dense, Stage
+from gpulayers.models.graph_node import Place
+from gpulayers.models.mega_stages import Conv, Dense, Norm, Stage
 from gpulayers.models.network import Sequential
 from gpulayers.models.plan_nodes import has_own_methods
 
 __all__ = ["Chain", "chain_of"]
 
 #: the layers that there are
-KNOWN = ("Conv2D", "Pool2D", "Flatten", "FullyConnected", "Activation", "Dropout")
+KNOWN = (
+    *("Conv2D", "Pool2D", "Flatten", "FullyConnected", "Activation", "Dropout"),
+    *("BatchNorm1D", "BatchNorm2D"),
+)
 # what a thread keeps in registers
 _MOST_POOLED, _MOST_COLUMNS = 16, 16
 
@@ -29,10 +41,12 @@ class Chain:
 
     Attributes
     ----------
-    stages : list of Conv and Dense
+    stages : list of Conv, Dense and Norm
     layers : list of layers
     names : list of str
         Of those layers.
+    learned, still : list of (layer, str)
+        The parameters that learn, and the others, in the kernel's order.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -40,13 +54,16 @@ class Chain:
         self.stages: list[Stage] = []
         self.layers: list[Any] = []
         self.names: list[str] = []
-        self._drops: list[tuple[Any, float]] = []  # at work or not
+        self.learned: list[Place] = []
+        self.still: list[Place] = []
+        self._settings: list[tuple[Any, Any]] = []
         self._drop = 0.0  # in front of the next stage
 
     def add(self, layer: Any, name: str) -> str | None:
         """Take a layer along, or return why not."""
         known: object = layer
         kind = type(known)
+        self._settings.append((layer, _settings(layer)))
         if has_own_methods(layer):
             return "it has a method of its own"
         if kind is Conv2D:
@@ -61,6 +78,8 @@ class Chain:
             return self._add_flatten(layer)
         if kind is Dropout:
             return self._add_dropout(layer)
+        if kind is BatchNorm1D or kind is BatchNorm2D:
+            return self._add_norm(layer, name)
         return f"{kind.__name__} is not among {', '.join(KNOWN)}"
 
     def _add_conv(self, layer: Any, name: str) -> str | None:
@@ -87,16 +106,27 @@ class Chain:
         return None
 
     def _put(self, stage: Stage, layer: Any, name: str) -> None:
-        self.stages.append(replace(stage, drop=self._drop))
+        if not isinstance(stage, Norm):
+            stage = replace(stage, drop=self._drop)
         self._drop = 0.0
+        self.stages.append(replace(stage, frozen=not layer.trainable))
         self.layers.append(layer)
         self.names.append(name)
+        names = ("scaler", "intercept") if isinstance(stage, Norm) else ("W", "b")
+        (self.learned if layer.trainable else self.still).extend((layer, n) for n in names)
+        if isinstance(stage, Norm):
+            self.still.extend((layer, n) for n in ("running_mean", "running_var"))
 
     def _add_pool(self, layer: Any) -> str | None:
         before = self.stages[-1] if self.stages else None
         if layer.mode != "max":
             return f"mode {layer.mode!r} instead of 'max'"
-        if not isinstance(before, Conv) or before.pool is not None or self._drop:
+        if (
+            not isinstance(before, Conv | Norm)
+            or len(self.shape) < 3
+            or before.pool is not None
+            or self._drop
+        ):
             return "it does not follow a convolution"
         rows, cols, channels = self.shape
         window = check.window_2d(layer.kernel_shape, layer.stride, layer.pad, 0, (rows, cols), "")
@@ -106,6 +136,18 @@ class Chain:
             return f"its windows have {window.taps} pixels, at most {_MOST_POOLED} are taken"
         self.stages[-1] = replace(before, pool=window.kernel)
         self.shape = (*window.output_size(rows, cols), channels)
+        return None
+
+    def _add_norm(self, layer: Any, name: str) -> str | None:
+        before = self.stages[-1] if self.stages else None
+        if before is None or isinstance(before, Norm) or before.activation != "identity":
+            return "it does not follow a convolution or dense layer without an activation"
+        if len(self.shape) != (3 if isinstance(before, Conv) else 1) or self._drop:
+            return "there is another layer between it and the convolution or dense layer before it"
+        if isinstance(before, Conv) and before.pool is not None:
+            return "it follows a pooling, not the convolution itself"
+        rows, cols = before.out if isinstance(before, Conv) else (1, 1)
+        self._put(Norm(rows, cols, self.shape[-1], layer.epsilon, layer.momentum), layer, name)
         return None
 
     def _add_activation(self, layer: Any) -> str | None:
@@ -126,8 +168,7 @@ class Chain:
     def _add_dropout(self, layer: Any) -> str | None:
         if self._drop:
             return "it follows another one"
-        self._drop = _p(layer)
-        self._drops.append((layer, self._drop))
+        self._drop = layer.p if layer.trainable else 0.0  # a frozen one is the identity
         return None
 
     @property
@@ -137,8 +178,8 @@ class Chain:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a dropout is another one since, or was frozen."""
-        return any(_p(layer) != p for layer, p in self._drops)
+        """Whether a layer was frozen since, or got another hyperparameter."""
+        return any(_settings(layer) != settings for layer, settings in self._settings)
 
     def masks(self, examples: int) -> int:
         """Blocks of random words that the dropout of so many examples takes."""
@@ -164,6 +205,10 @@ def chain_of(network: Any, shape: tuple[int, ...]) -> Chain:
         raise ParameterError(
             f'{network.name}.compile: engine "mega" needs a FullyConnected layer at the end'
         )
+    if not chain.learned:
+        raise ParameterError(
+            f'{network.name}.compile: engine "mega" has nothing to train, all layers are frozen'
+        )
     return chain
 
 
@@ -179,9 +224,10 @@ def _flat(network: Any, prefix: str) -> Sequence[tuple[str, Any]]:
     return found
 
 
-def _p(layer: Any) -> float:
-    """Of a dropout as it is now: a frozen one is the identity."""
-    return layer.p if layer.trainable else 0.0
+def _settings(layer: Any) -> Any:
+    """What the kernel is written for, besides the layer's place."""
+    names = ("trainable", "p", "epsilon", "momentum")
+    return [getattr(layer, name, None) for name in names]
 
 
 def _activation(act: Any) -> str | None:

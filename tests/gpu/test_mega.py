@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from gpulayers import models, random
+from gpulayers.layers import (
+    BatchNorm1D,
+    BatchNorm2D,
+    Conv2D,
+    Dropout,
+    Flatten,
+    FullyConnected,
+    Pool2D,
+)
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models import Activation, Sequential
 from gpulayers.models.resident import Resident
 from tests.conftest import CASES, Backend, switched_to
 
@@ -23,7 +33,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield chosen
 
 
-def trained(device: Backend, optimizer: str, batch: int, steps: int) -> tuple[Any, ...]:
+def normalized(optimizer: str) -> Any:
+    """LeNet with batch normalisation and dropout."""
+    layers: list[Any] = [Conv2D(6, (5, 5), pad=2), BatchNorm2D(), Activation("ReLU"), Pool2D(2, 2)]
+    layers += [Conv2D(16, (5, 5)), BatchNorm2D(), Activation("ReLU"), Pool2D(2, 2), Flatten()]
+    layers += [FullyConnected(120), BatchNorm1D(), Activation("ReLU"), Dropout(0.5)]
+    return Sequential([*layers, FullyConnected(10)], optimizer)
+
+
+def trained(
+    device: Backend, optimizer: str, batch: int, steps: int, make: Any = models.lenet
+) -> tuple[Any, ...]:
     """Losses, hits and parameters of LeNet after some steps in one launch, and those of the layers
     one by one, on the host in float32."""
     rng = np.random.default_rng(0)
@@ -32,17 +52,19 @@ def trained(device: Backend, optimizer: str, batch: int, steps: int) -> tuple[An
     labels = rng.integers(0, 10, count)
     order = rng.permutation(count)
     random.seed(0)
-    network: Any = models.lenet(optimizer=optimizer)
+    network: Any = make(optimizer=optimizer)
     network.forward(device.asarray(images[:1]), False)
     start = {k: device.asnumpy(v).copy() for k, v in network.parameters.items()}
     plan: Any = network.compile((batch, 28, 28, 1), engine="mega")
     resident = Resident(images, labels, network.pixels)
     resident.begin(order)
+    drawn = random.get_state()
     assert plan.run(resident, steps) == steps
     got = *resident.read(), {k: device.asnumpy(v) for k, v in network.parameters.items()}
     with switched_to("numpy"):
-        gold: Any = models.lenet(optimizer=optimizer)
+        gold: Any = make(optimizer=optimizer)
         gold.forward(images[:1], False)
+        random.set_state(drawn)
         for name, array in gold.parameters.items():
             array[...] = start[name]
         loss, losses, hits = SoftmaxCrossEntropy(), [], []
@@ -67,6 +89,14 @@ def test_lenet(device: Backend, optimizer: str, batch: int) -> None:
     assert np.abs(hits - gold[1]).max() <= 1, "a tie by rounding aside"
     for name, array in gold[2].items():
         np.testing.assert_allclose(parameters[name], array, atol=2e-4, err_msg=name)
+
+
+def test_lenet_with_more_layers(device: Backend) -> None:
+    batch = 4 if device.name == "emulated" else 300
+    losses, _, parameters, *gold = trained(device, "SGD(lr=0.02)", batch, 4, normalized)
+    np.testing.assert_allclose(losses, gold[0], rtol=1e-3)
+    for name, array in gold[2].items():
+        np.testing.assert_allclose(parameters[name], array, atol=1e-3, err_msg=name)
 
 
 def test_always_the_same_bits(device: Backend) -> None:

@@ -6,6 +6,7 @@ Kernels run under the emulator's checker: races, barriers, bounds, reads of what
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,13 +15,22 @@ import pytest
 
 from gpulayers import random, set_default_dtype
 from gpulayers.errors import BackendError, ParameterError, ShapeError
-from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected, Pool2D
+from gpulayers.layers import (
+    BatchNorm1D,
+    BatchNorm2D,
+    Conv2D,
+    Dropout,
+    Flatten,
+    FullyConnected,
+    LayerNorm2D,
+    Pool2D,
+)
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Activation, Sequential
 from gpulayers.models.resident import Resident
 from gpulayers.training import Trainer
 from gpulayers.training.data import Dataset, Split
-from tests.conftest import Backend, switched_to
+from tests.conftest import CASES, Backend, switched_to
 from tests.support import fake_cupy, nvrtc
 
 pytestmark = pytest.mark.emulated
@@ -81,6 +91,37 @@ def dropped() -> list[Any]:
     ]
 
 
+def normalized() -> list[Any]:
+    """Batch normalisation with all that there may be behind it, and dropout; pixels that no window
+    of the pooling has."""
+    return [
+        Conv2D(3, (3, 2), pad=(1, 1, 0, 1)),
+        BatchNorm2D(momentum=0.7),
+        Activation("ReLU"),
+        Pool2D((2, 2), stride=2),
+        Dropout(0.2),
+        Conv2D(4, (2, 3), pad=(0, 0, 1, 1)),
+        BatchNorm2D(epsilon=0.01),
+        Pool2D((1, 2), stride=(1, 2)),
+        Activation("Tanh"),
+        Conv2D(2, (1, 1)),
+        BatchNorm2D(),
+        Flatten(),
+        FullyConnected(37),
+        BatchNorm1D(),
+        Activation("Sigmoid"),
+        Dropout(0.4),
+        FullyConnected(CLASSES),
+    ]
+
+
+def normalized_dense() -> list[Any]:
+    """More channels than a block has threads; epsilon as large as the variance of two examples may
+    be small, whose inverse makes much of rounding."""
+    layers = [Flatten(), FullyConnected(300), BatchNorm1D(epsilon=0.1), Activation("ReLU")]
+    return [*layers, FullyConnected(CLASSES)]
+
+
 SHAPE = (9, 8, 2)
 
 
@@ -126,6 +167,9 @@ class Run:
         self.backend = backend
         self.network: Any = Sequential(layers(), optimizer)
         self.network.forward(backend.asarray(np.zeros((1, *SHAPE), np.float32)), False)
+        for name, array in self.network.parameters.items():
+            if "scaler" in name or "intercept" in name:
+                array[...] = backend.asarray(rng.standard_normal(array.shape).astype(np.float32))
         self.X = rng.standard_normal((n, *SHAPE)).astype(np.float32)
         self.labels = rng.integers(0, CLASSES, n)
         self.gold = Gold(layers, optimizer, self.parameters())
@@ -150,13 +194,15 @@ class Run:
         (pooled, SGD),
         (strided, "AdamW(lr=0.003, weight_decay=0.1)"),
         (dropped, SGD),
+        (normalized, SGD),
+        (normalized_dense, SGD),
         (dense, "RMSProp(lr=0.003)"),
         (dense, "AdaGrad(lr=0.01)"),
     ],
 )
 def test_losses_and_parameters(emulated: Backend, layers: Any, optimizer: str) -> None:
     run = Run(emulated, layers, optimizer)
-    for n in (5, 5, 1, 5):
+    for n in (5, 2, 1, 5):
         want = run.gold.step(run.X[:n], run.labels[:n])
         assert run.step(n) == pytest.approx(want, rel=5e-6, abs=2e-7)
     # where a gradient is rounding alone, a rule that divides by its size makes much of it
@@ -166,12 +212,13 @@ def test_losses_and_parameters(emulated: Backend, layers: Any, optimizer: str) -
     assert "each block with" in run.plan.describe()
 
 
-def test_as_ptx(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layers", [pooled, normalized] if os.environ.get(CASES) else [pooled])
+def test_as_ptx(emulated: Backend, layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What NVRTC makes of the kernel, interpreted: two blocks that wait for each other."""
     reason = nvrtc.unavailable_reason()
     if reason:
         pytest.skip(reason)
-    run = Run(emulated, pooled)
+    run = Run(emulated, layers)
     monkeypatch.setattr(fake_cupy.state, "flavour", "ptx")
     want = run.gold.step(run.X[:3], run.labels[:3])
     assert run.step(3) == pytest.approx(want, rel=5e-6, abs=2e-7)
@@ -205,9 +252,11 @@ def test_many_steps_are_one_launch(emulated: Backend) -> None:
     run.agrees(2e-5)
 
 
-def test_a_step_is_one_launch_and_always_the_same(emulated: Backend) -> None:
-    run = Run(emulated, pooled)
+@pytest.mark.parametrize("layers", [pooled, normalized])
+def test_a_step_is_one_launch_and_always_the_same(emulated: Backend, layers: Any) -> None:
+    run = Run(emulated, layers)
     start = run.parameters()
+    random.seed(0)
     X, labels = emulated.asarray(run.X), emulated.asarray(run.labels)
     run.plan.step(X, labels)  # sends the learning rates
     first = run.parameters()
@@ -219,6 +268,7 @@ def test_a_step_is_one_launch_and_always_the_same(emulated: Backend) -> None:
     for name, array in run.network.parameters.items():
         array[...] = emulated.asarray(start[name])
         run.plan._flat.states[0].fill(0)
+    random.seed(0)
     run.plan.step(X, labels)
     for name, array in run.parameters().items():
         np.testing.assert_array_equal(array, first[name], err_msg=name)
@@ -243,9 +293,32 @@ def test_what_others_do_in_between_is_seen(emulated: Backend) -> None:
     run.step(5)
     run.gold.step(run.X, run.labels)
     run.agrees()
-    run.network.layers[1].freeze()
-    with pytest.raises(ParameterError, match=r"layer 1 \(FullyConnected\): it is frozen"):
+    for layer in run.network.layers[1:]:
+        layer.freeze()
+    with pytest.raises(ParameterError, match="all layers are frozen"):
         run.step(5)
+
+
+#: of `normalized`: behind a convolution that learns, all that is before one that does, amid others
+FROZEN = ((0,), (0, 1, 4, 5), (6, 12))
+
+
+@pytest.mark.parametrize("frozen", FROZEN if os.environ.get(CASES) else FROZEN[1:])
+def test_frozen_layers_stay_as_they_are(emulated: Backend, frozen: tuple[int, ...]) -> None:
+    """Those of batch normalisation take the running statistics, dropout is the identity."""
+    run = Run(emulated, normalized)
+    networks = run.network, run.gold.network
+    for act, n in (("freeze", 5), ("unfreeze", 4), ("freeze", 2)):
+        for network in networks:
+            for i in frozen:
+                getattr(network.layers[i], act)()
+        before = run.parameters()
+        want = run.gold.step(run.X[:n], run.labels[:n])
+        assert run.step(n) == pytest.approx(want, rel=5e-6, abs=2e-7)
+        after = run.parameters()
+        moved = {int(name.split(".")[0]) for name in after if (before[name] != after[name]).any()}
+        assert moved == {0, 1, 5, 6, 9, 10, 12, 13, 16} - set(frozen if act == "freeze" else ())
+    run.agrees()
 
 
 def test_dropout_goes_on_where_it_was(emulated: Backend) -> None:
@@ -290,7 +363,17 @@ def test_a_label_that_is_no_class_gives_nan(emulated: Backend) -> None:
 @pytest.mark.parametrize(
     ("layers", "optimizer", "message"),
     [
-        ([Conv2D(2, (3, 3)), BatchNorm2D(), Flatten()], SGD, r"layer 1 \(BatchNorm2D\)"),
+        (
+            [Conv2D(2, (3, 3), act_fn="ReLU"), BatchNorm2D(), Flatten()],
+            SGD,
+            r"layer 1 \(BatchNorm2D\).*without an activation",
+        ),
+        ([BatchNorm2D(), Flatten()], SGD, r"layer 0 \(BatchNorm2D\).*does not follow"),
+        ([Conv2D(2, (3, 3)), Flatten(), BatchNorm1D()], SGD, "another layer between"),
+        ([Conv2D(2, (3, 3)), Dropout(0.1), BatchNorm2D(), Flatten()], SGD, "another layer between"),
+        ([Conv2D(2, (3, 3)), Pool2D(2, 2), BatchNorm2D(), Flatten()], SGD, "follows a pooling"),
+        ([Conv2D(2, (3, 3)), Dropout(0.1), Pool2D(2, 2), Flatten()], SGD, "not follow a conv"),
+        ([Conv2D(2, (3, 3)), LayerNorm2D(), Flatten()], SGD, "LayerNorm2D is not among Conv2D"),
         ([Dropout(0.5), Flatten(), Dropout(0.5)], SGD, r"layer 2 \(Dropout\): it follows another"),
         ([Conv2D(2, (3, 3), act_fn="ELU"), Flatten()], SGD, "its activation ELU"),
         ([Conv2D(2, (3, 3)), Pool2D((3, 3), stride=2), Flatten()], SGD, "not side by side"),
