@@ -2,13 +2,13 @@
 //
 // What a kind of network does in a step is a cell, ahead and back; sequence_ways.cuh has the loops over the steps, which
 // differ in who keeps the recurrent weights: one block in any place (sequence_any.cuh), one block in its registers
-// (sequence_held.cuh), or many blocks together (sequence_group.cuh, sequence_tensor.cuh).
+// (sequence_held.cuh, sequence_cores.cuh), or many blocks together (sequence_group.cuh, sequence_tensor.cuh).
 //
 // A cell is of one thread, which finishes one unit of one example at a time. `ask` reads what a step needs of them
-// besides the recurrent products, long before it is needed; `go` then takes the step. A cell ahead has GATES sums and
-// STATES, which `go` gets and changes: first of all what the next step multiplies. A cell back has FACTORS, the numbers
-// of its unit that are multiplied, and STATES whose gradients `go` gets and changes into what does not come through the
-// products.
+// besides the recurrent products, long before it is needed, and does nothing with it that would have to wait; `biases`
+// reads what all steps of a unit need. `go` then takes the step. A cell ahead has GATES sums and STATES, which `go` gets
+// and changes: first of all what the next step multiplies. A cell back has FACTORS, the numbers of its unit that are
+// multiplied, and STATES whose gradients `go` gets and changes into what does not come through the products.
 
 #define ALL_LANES 0xffffffffu
 #define SHARED_MEMORY extern __shared__ __align__(16) unsigned char memory[];
@@ -50,12 +50,6 @@ struct Ahead {
     bool has_first, has_mask;
 };
 
-template <typename T, int COUNT>
-__device__ __forceinline__ bool left_out(const Ahead<T, COUNT>& way, long long example)
-{
-    return way.has_mask && way.mask[example] == 0;
-}
-
 // A state before the first step; `number`: of (example, unit).
 template <typename T, int COUNT>
 __device__ __forceinline__ T begin(const Ahead<T, COUNT>& way, int which, long long number)
@@ -91,10 +85,24 @@ struct Back {
     int truncate;
 };
 
-template <typename T, int COUNT>
-__device__ __forceinline__ bool left_out(const Back<T, COUNT>& way, long long example)
+// A gate: logistic(z). Its divisor is at least one and at most two, where a quick division is as good to two units of the
+// last place; the other one has a branch for very large and very small divisors, which keeps instructions apart.
+__device__ __forceinline__ float gate_value(float z)
 {
-    return way.has_mask && way.mask[example] == 0;
+    const float e = exp(-fabs(z));
+    return __fdividef(z < 0.0f ? e : 1.0f, 1.0f + e);
+}
+
+__device__ __forceinline__ double gate_value(double z)
+{
+    return logistic(z);
+}
+
+// What the mask says of a step, zero if it is left out; nothing has to wait for it yet.
+template <typename Way>
+__device__ __forceinline__ unsigned char taken_of(const Way& way, long long example)
+{
+    return way.has_mask ? way.mask[example] : 1;
 }
 
 template <typename Acc, typename T, int COUNT>
@@ -103,10 +111,10 @@ __device__ __forceinline__ Acc last_of(const Back<T, COUNT>& way, int which, lon
     return way.has_last >> which & 1 ? static_cast<Acc>(way.lasts[which][number]) : static_cast<Acc>(0);
 }
 
-template <typename Acc, typename T, int COUNT>
-__device__ __forceinline__ Acc output_gradient(const Back<T, COUNT>& way, long long example, int unit)
+template <typename T, int COUNT>
+__device__ __forceinline__ T output_gradient(const Back<T, COUNT>& way, long long example, int unit)
 {
-    return way.has_da ? static_cast<Acc>(way.da[example * way.hidden + unit]) : static_cast<Acc>(0);
+    return way.has_da ? way.da[example * way.hidden + unit] : static_cast<T>(0);
 }
 
 // Stores a number of dz (steps, batch, blocks * hidden), zero if the step is left out; rounded to that from now on.

@@ -21,7 +21,7 @@ from gpulayers.cuda.activation import activation_arguments
 from gpulayers.cuda.compile import launch
 from gpulayers.cuda.recurrent import CudaRecurrent
 from gpulayers.cuda.table_group import Group, Task, group_of
-from gpulayers.cuda.table_sequence import Way, way_of
+from gpulayers.cuda.table_sequence import CORE_DTYPES, Way, way_of
 from gpulayers.ops._product import product
 from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
@@ -56,7 +56,8 @@ def _way(
         return f"no kernel knows {' and '.join(map(str, acts))} in it"
     device = cupy.cuda.Device().attributes
     shared = device["MaxSharedMemoryPerBlockOptin"]
-    way = way_of(kind, back, batch, hidden, dtype.name, shared)
+    half_cores = dtype.name in CORE_DTYPES and precision.has_tensor_cores()
+    way = way_of(kind, back, batch, hidden, dtype.name, shared, half_cores)
     if way is not None and way.streamed <= _MOST_BESIDE_GROUPS:
         return way if way.streamed <= _MOST_STREAMED else "it would read too much in each step"
     tensor = precision.takes_tensor_cores(kind, dtype)
@@ -78,10 +79,10 @@ def goes(kind: str, batch: int, hidden: int, dtype: Any, acts: tuple[Activation,
 def _words(way: Way | Group | str) -> str:
     if isinstance(way, str):
         return f"step by step: {way}"
+    by = ", by tensor cores" if way.tensor else ""
     if isinstance(way, Group):
-        by = ", by tensor cores" if way.tensor else ""
         return f"in one launch of {way.groups} groups of {way.blocks // way.groups} blocks{by}"
-    return "in one launch"
+    return f"in one launch{by}"
 
 
 def way_back(kind: str, trace: Trace, acts: tuple[Activation, ...]) -> Way | Group | None:

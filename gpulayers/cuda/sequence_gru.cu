@@ -10,6 +10,7 @@
 #include "barrier.cuh"
 #include "sequence_group.cuh"
 #include "sequence_tensor.cuh"
+#include "sequence_cores.cuh"
 #include "sequence_ways.cuh"
 
 // gates (steps, batch, 3 hidden): X W on entry, their values on return. m = a_prev W + bias, candidate = tanh(x + r m),
@@ -21,37 +22,49 @@ struct GruAhead {
     const T* bias;
     T* m;
     Ahead<T, 1> way;
-    Acc value[GATES], m_bias;
-    bool stays;
+    struct Biases {
+        T bias[GATES + 1];
+    };
+    T given[GATES];
+    unsigned char taken;
+
+    __device__ __forceinline__ Biases biases(int unit) const
+    {
+        Biases of;
+#pragma unroll
+        for (int k = 0; k <= GATES; ++k) of.bias[k] = bias[k * way.hidden + unit];
+        return of;
+    }
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
 #pragma unroll
-        for (int k = 0; k < GATES; ++k)
-            value[k] = static_cast<Acc>(gates[(example * GATES + k) * way.hidden + unit]) +
-                       static_cast<Acc>(bias[k * way.hidden + unit]);
-        m_bias = static_cast<Acc>(bias[GATES * way.hidden + unit]);
-        stays = left_out(way, example);
+        for (int k = 0; k < GATES; ++k) given[k] = gates[(example * GATES + k) * way.hidden + unit];
+        taken = taken_of(way, example);
     }
 
     __device__ __forceinline__ bool needs(int) const { return true; }
 
     // sum: the products of z, r, candidate.
-    __device__ __forceinline__ void go(long long example, int unit, const Acc (&sum)[GATES], Acc (&state)[STATES])
+    __device__ __forceinline__ void go(long long example, int unit, const Biases& of, const Acc (&sum)[GATES],
+                                       Acc (&state)[STATES])
     {
         T* const gate = gates + example * GATES * way.hidden + unit;
+        Acc value[GATES];
+#pragma unroll
+        for (int k = 0; k < GATES; ++k) value[k] = static_cast<Acc>(given[k]) + static_cast<Acc>(of.bias[k]);
 #pragma unroll
         for (int k = 1; k < GATES; ++k) {
-            const T stored = static_cast<T>(logistic(value[k] + sum[k - 1]));
+            const T stored = static_cast<T>(gate_value(value[k] + sum[k - 1]));
             gate[k * way.hidden] = stored;
             value[k] = static_cast<Acc>(stored);
         }
-        const T product = static_cast<T>(sum[2] + m_bias);
+        const T product = static_cast<T>(sum[2] + static_cast<Acc>(of.bias[GATES]));
         m[example * way.hidden + unit] = product;
         const T candidate = static_cast<T>(tanh(value[0] + value[2] * static_cast<Acc>(product)));
         gate[0] = candidate;
         const Acc mixed = (static_cast<Acc>(1) - value[1]) * static_cast<Acc>(candidate) + value[1] * state[0];
-        become(way, 0, example, unit, mixed, stays, state[0]);
+        become(way, 0, example, unit, mixed, taken == 0, state[0]);
     }
 };
 
@@ -63,26 +76,28 @@ struct GruBack {
     const T* m;
     const T* a;
     Back<T, 1> way;
-    Acc gate[FACTORS], product, a_prev, da;
-    bool stays;
+    T gate[FACTORS], m_old, a_old, da;
+    unsigned char taken;
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
 #pragma unroll
         for (int k = 0; k < FACTORS; ++k)
-            gate[k] = static_cast<Acc>(gates[(example * FACTORS + k) * way.hidden + unit]);
-        product = static_cast<Acc>(m[example * way.hidden + unit]);
-        a_prev = static_cast<Acc>(a[example * way.hidden + unit]);
-        da = output_gradient<Acc>(way, example, unit);
-        stays = left_out(way, example);
+            gate[k] = gates[(example * FACTORS + k) * way.hidden + unit];
+        m_old = m[example * way.hidden + unit];
+        a_old = a[example * way.hidden + unit];
+        da = output_gradient(way, example, unit);
+        taken = taken_of(way, example);
     }
 
     // factor: dz of z, r, m.
     __device__ __forceinline__ void go(long long example, int unit, Acc (&state)[STATES], Acc (&factor)[FACTORS])
     {
         const Acc one = static_cast<Acc>(1);
-        const Acc candidate = gate[0], update = gate[1], reset = gate[2];
-        const Acc total = da + state[0];
+        const bool stays = taken == 0;
+        const Acc candidate = static_cast<Acc>(gate[0]), update = static_cast<Acc>(gate[1]);
+        const Acc reset = static_cast<Acc>(gate[2]), product = static_cast<Acc>(m_old);
+        const Acc a_prev = static_cast<Acc>(a_old), total = static_cast<Acc>(da) + state[0];
         const Acc dn = total * (one - update) * (one - candidate * candidate);
         const Acc found[FACTORS] = {total * (a_prev - candidate) * update * (one - update),
                                     dn * product * reset * (one - reset), dn * reset};
@@ -122,7 +137,7 @@ __global__ void __launch_bounds__(ANY_BOUNDS)
     go_back<Acc, GruBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, fours, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     gru_sequence_held_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
                               const T* __restrict__ first_a, const unsigned char* __restrict__ mask,
@@ -132,10 +147,10 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     SHARED_MEMORY;
     GruAhead<T, Acc> cell = {
         gates, bias, m, {{a}, {first_a}, mask, steps, batch, hidden, has_first != 0, has_mask != 0}};
-    go_ahead_held<4, ROWS, HELD, Acc, GruAhead<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_ahead_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     gru_sequence_held_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ m,
                                const T* __restrict__ a, const T* __restrict__ weights,
@@ -148,7 +163,7 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     GruBack<T, Acc> cell = {
         gates, m, a, {da, mask, {last_a}, dz, {da_first}, steps, batch, hidden, has_da != 0, has_last, has_mask != 0,
         truncate}};
-    go_back_held<16, ROWS, HELD, Acc, GruBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_back_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
 template <typename T, typename Acc, typename By>

@@ -184,3 +184,54 @@ __device__ __forceinline__ void multiply(const HeldWeights<Acc, OUT, IN, TEAM, H
             add_all_stored<ROWS>(kept, mine, apart, sum);
     exchange<ALL, OUT, TEAM / 2>(sum, seat.lane);
 }
+
+// How such a block goes through the steps (see sequence_ways.cuh).
+template <typename Acc, int OUT, int IN, int TEAM, int ROWS, int HELD>
+struct HeldBlock {
+    using Factor = Acc;
+    static constexpr int PAIRS = 1, UNITS = 1;
+    HeldSeat seat;
+    HeldWeights<Acc, OUT, IN, TEAM, HELD> kept;
+    int hidden, apart;
+
+    __device__ __forceinline__ void sit(int batch, int all_units)
+    {
+        seat = held_seat<TEAM, ROWS>(batch, all_units);
+        hidden = all_units;
+        kept.chunks = chunks_of<TEAM>(hidden, IN);
+        apart = kept.chunks * TEAM * 4;
+    }
+
+    __device__ __forceinline__ int size() const { return ROWS * apart; }
+
+    __device__ __forceinline__ int unit(int) const { return seat.unit; }
+
+    __device__ __forceinline__ int row(int) const { return seat.row; }
+
+    __device__ __forceinline__ bool works(int) const { return seat.works; }
+
+    __device__ __forceinline__ int spot(int, int vector) const
+    {
+        return seat.place * apart + place_of<IN, TEAM>(seat.unit, vector);
+    }
+
+    template <typename T>
+    __device__ __forceinline__ void bring(const Recurrent<T>& w, Acc* vectors)
+    {
+        settle(kept, w, seat, hidden, vectors + 2 * size());
+    }
+
+    __device__ __forceinline__ void sums(const Acc* vectors, Acc (&found)[PAIRS][OUT]) const
+    {
+        Acc sum[ROWS * decltype(kept)::SUMS];
+        multiply<ROWS>(kept, seat, vectors, sum);
+#pragma unroll
+        for (int k = 0; k < OUT; ++k) found[0][k] = sum[k];
+    }
+};
+
+template <int TEAM, int ROWS, int HELD>
+struct InTeams {
+    template <typename T, typename Acc, int OUT, int IN>
+    using Block = HeldBlock<Acc, OUT, IN, TEAM, ROWS, HELD>;
+};

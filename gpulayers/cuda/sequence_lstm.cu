@@ -9,6 +9,7 @@
 #include "barrier.cuh"
 #include "sequence_group.cuh"
 #include "sequence_tensor.cuh"
+#include "sequence_cores.cuh"
 #include "sequence_ways.cuh"
 
 // gates (steps, batch, 4 hidden): X W on entry, their values on return. States a and c = f c_prev + u candidate,
@@ -19,26 +20,38 @@ struct LstmAhead {
     T* gates;
     const T* bias;
     Ahead<T, 2> way;
-    Acc value[GATES];
-    bool stays;
+    struct Biases {
+        T bias[GATES];
+    };
+    T given[GATES];
+    unsigned char taken;
+
+    __device__ __forceinline__ Biases biases(int unit) const
+    {
+        Biases of;
+#pragma unroll
+        for (int k = 0; k < GATES; ++k) of.bias[k] = bias[k * way.hidden + unit];
+        return of;
+    }
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
 #pragma unroll
-        for (int k = 0; k < GATES; ++k)
-            value[k] = static_cast<Acc>(gates[(example * GATES + k) * way.hidden + unit]) +
-                       static_cast<Acc>(bias[k * way.hidden + unit]);
-        stays = left_out(way, example);
+        for (int k = 0; k < GATES; ++k) given[k] = gates[(example * GATES + k) * way.hidden + unit];
+        taken = taken_of(way, example);
     }
 
-    __device__ __forceinline__ bool needs(int state) const { return state == 1 || stays; }
+    __device__ __forceinline__ bool needs(int state) const { return state == 1 || taken == 0; }
 
-    __device__ __forceinline__ void go(long long example, int unit, const Acc (&sum)[GATES], Acc (&state)[STATES])
+    __device__ __forceinline__ void go(long long example, int unit, const Biases& of, const Acc (&sum)[GATES],
+                                       Acc (&state)[STATES])
     {
+        const bool stays = taken == 0;
+        Acc value[GATES];
 #pragma unroll
         for (int k = 0; k < GATES; ++k) {
-            const Acc before = value[k] + sum[k];
-            const T stored = static_cast<T>(k == 2 ? tanh(before) : logistic(before));
+            const Acc before = static_cast<Acc>(given[k]) + static_cast<Acc>(of.bias[k]) + sum[k];
+            const T stored = static_cast<T>(k == 2 ? tanh(before) : gate_value(before));
             gates[(example * GATES + k) * way.hidden + unit] = stored;
             value[k] = static_cast<Acc>(stored);
         }
@@ -54,26 +67,28 @@ struct LstmBack {
     const T* gates;
     const T* c;
     Back<T, 2> way;
-    Acc gate[FACTORS], c_prev, c_now, da;
-    bool stays;
+    T gate[FACTORS], c_old, c_new, da;
+    unsigned char taken;
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
 #pragma unroll
         for (int k = 0; k < FACTORS; ++k)
-            gate[k] = static_cast<Acc>(gates[(example * FACTORS + k) * way.hidden + unit]);
-        c_prev = static_cast<Acc>(c[example * way.hidden + unit]);
-        c_now = static_cast<Acc>(c[(example + way.batch) * way.hidden + unit]);
-        da = output_gradient<Acc>(way, example, unit);
-        stays = left_out(way, example);
+            gate[k] = gates[(example * FACTORS + k) * way.hidden + unit];
+        c_old = c[example * way.hidden + unit];
+        c_new = c[(example + way.batch) * way.hidden + unit];
+        da = output_gradient(way, example, unit);
+        taken = taken_of(way, example);
     }
 
     __device__ __forceinline__ void go(long long example, int unit, Acc (&state)[STATES], Acc (&factor)[FACTORS])
     {
         const Acc one = static_cast<Acc>(1);
-        const Acc forget = gate[0], update = gate[1], candidate = gate[2], output = gate[3];
-        const Acc squashed = tanh(c_now);
-        const Acc total = da + state[0];
+        const bool stays = taken == 0;
+        const Acc forget = static_cast<Acc>(gate[0]), update = static_cast<Acc>(gate[1]);
+        const Acc candidate = static_cast<Acc>(gate[2]), output = static_cast<Acc>(gate[3]);
+        const Acc c_prev = static_cast<Acc>(c_old), squashed = tanh(static_cast<Acc>(c_new));
+        const Acc total = static_cast<Acc>(da) + state[0];
         const Acc dc = state[1] + total * output * (one - squashed * squashed);
         const Acc found[FACTORS] = {
             dc * c_prev * forget * (one - forget), dc * candidate * update * (one - update),
@@ -116,7 +131,7 @@ __global__ void __launch_bounds__(ANY_BOUNDS)
     go_back<Acc, LstmBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, fours, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     lstm_sequence_held_forward(T* __restrict__ gates, const T* __restrict__ weights, const T* __restrict__ bias,
                                const T* __restrict__ first_a, const T* __restrict__ first_c,
@@ -127,10 +142,10 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     SHARED_MEMORY;
     LstmAhead<T, Acc> cell = {
         gates, bias, {{a, c}, {first_a, first_c}, mask, steps, batch, hidden, has_first != 0, has_mask != 0}};
-    go_ahead_held<4, ROWS, HELD, Acc, LstmAhead<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_ahead_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     lstm_sequence_held_backward(const T* __restrict__ da, const T* __restrict__ gates, const T* __restrict__ c,
                                 const T* __restrict__ weights, const unsigned char* __restrict__ mask,
@@ -143,7 +158,7 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     LstmBack<T, Acc> cell = {
         gates, c, {da, mask, {last_a, last_c}, dz, {da_first, dc_first}, steps, batch, hidden, has_da != 0, has_last,
         has_mask != 0, truncate}};
-    go_back_held<16, ROWS, HELD, Acc, LstmBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_back_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
 template <typename T, typename Acc, typename By>

@@ -9,6 +9,7 @@
 #include "barrier.cuh"
 #include "sequence_group.cuh"
 #include "sequence_tensor.cuh"
+#include "sequence_cores.cuh"
 #include "sequence_ways.cuh"
 
 // z (steps, batch, hidden): X W on entry, the whole pre-activation on return. a = act(z).
@@ -19,24 +20,32 @@ struct RnnAhead {
     const T* ba;
     const T* bx;
     Ahead<T, 1> way;
+    struct Biases {
+        T ba, bx;
+    };
     int act;
-    Acc alpha, beta, value;
-    bool stays;
+    Acc alpha, beta;
+    T given;
+    unsigned char taken;
+
+    __device__ __forceinline__ Biases biases(int unit) const { return {ba[unit], bx[unit]}; }
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
-        value = static_cast<Acc>(z[example * way.hidden + unit]) + static_cast<Acc>(ba[unit]) +
-                static_cast<Acc>(bx[unit]);
-        stays = left_out(way, example);
+        given = z[example * way.hidden + unit];
+        taken = taken_of(way, example);
     }
 
-    __device__ __forceinline__ bool needs(int) const { return stays; }
+    __device__ __forceinline__ bool needs(int) const { return taken == 0; }
 
-    __device__ __forceinline__ void go(long long example, int unit, const Acc (&sum)[GATES], Acc (&state)[STATES])
+    __device__ __forceinline__ void go(long long example, int unit, const Biases& of, const Acc (&sum)[GATES],
+                                       Acc (&state)[STATES])
     {
+        const Acc value = static_cast<Acc>(given) + static_cast<Acc>(of.ba) + static_cast<Acc>(of.bx);
         const T stored = static_cast<T>(value + sum[0]);
         z[example * way.hidden + unit] = stored;
-        become(way, 0, example, unit, activation_value(act, static_cast<Acc>(stored), alpha, beta), stays, state[0]);
+        const Acc next = activation_value(act, static_cast<Acc>(stored), alpha, beta);
+        become(way, 0, example, unit, next, taken == 0, state[0]);
     }
 };
 
@@ -47,19 +56,22 @@ struct RnnBack {
     const T* z;
     Back<T, 1> way;
     int act;
-    Acc alpha, beta, preactivation, da;
-    bool stays;
+    Acc alpha, beta;
+    T preactivation, da;
+    unsigned char taken;
 
     __device__ __forceinline__ void ask(long long example, int unit)
     {
-        preactivation = static_cast<Acc>(z[example * way.hidden + unit]);
-        da = output_gradient<Acc>(way, example, unit);
-        stays = left_out(way, example);
+        preactivation = z[example * way.hidden + unit];
+        da = output_gradient(way, example, unit);
+        taken = taken_of(way, example);
     }
 
     __device__ __forceinline__ void go(long long example, int unit, Acc (&state)[STATES], Acc (&factor)[FACTORS])
     {
-        const Acc found = (da + state[0]) * activation_slope(act, preactivation, alpha, beta);
+        const bool stays = taken == 0;
+        const Acc slope = activation_slope(act, static_cast<Acc>(preactivation), alpha, beta);
+        const Acc found = (static_cast<Acc>(da) + state[0]) * slope;
         factor[0] = pass_back(way, example, unit, found, stays);
         if (!stays) state[0] = static_cast<Acc>(0);
     }
@@ -94,7 +106,7 @@ __global__ void __launch_bounds__(ANY_BOUNDS)
     go_back<Acc, RnnBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, fours, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     rnn_sequence_held_forward(T* __restrict__ z, const T* __restrict__ weights, const T* __restrict__ ba,
                               const T* __restrict__ bx, const T* __restrict__ first_a,
@@ -105,10 +117,10 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     SHARED_MEMORY;
     RnnAhead<T, Acc> cell = {
         z, ba, bx, {{a}, {first_a}, mask, steps, batch, hidden, has_first != 0, has_mask != 0}, act, alpha, beta};
-    go_ahead_held<8, ROWS, HELD, Acc, RnnAhead<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_ahead_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
-template <typename T, typename Acc, int ROWS, int HELD>
+template <typename T, typename Acc, typename By>
 __global__ void __launch_bounds__(HELD_BOUNDS)
     rnn_sequence_held_backward(const T* __restrict__ da, const T* __restrict__ z, const T* __restrict__ weights,
                                const unsigned char* __restrict__ mask, const T* __restrict__ last_a,
@@ -120,7 +132,7 @@ __global__ void __launch_bounds__(HELD_BOUNDS)
     RnnBack<T, Acc> cell = {
         z, {da, mask, {last_a}, dz, {da_first}, steps, batch, hidden, has_da != 0, has_last, has_mask != 0, truncate},
         act, alpha, beta};
-    go_back_held<8, ROWS, HELD, Acc, RnnBack<T, Acc>, T>(cell, {weights, by_unit, by_gate, by_term}, memory);
+    go_back_held<By, Acc>(cell, Recurrent<T>{weights, by_unit, by_gate, by_term}, memory);
 }
 
 template <typename T, typename Acc, typename By>

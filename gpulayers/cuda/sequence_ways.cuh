@@ -31,7 +31,11 @@ __device__ __forceinline__ void go_ahead(Cell& cell, const Recurrent<T>& recurre
         for (int first = 0; first < hidden; first += seat.units) {
             const int unit = first + seat.first_unit;
             const bool works = seat.works && unit < hidden;
-            if (works) cell.ask(example, unit);  // there after the products
+            typename Cell::Biases biases = {};
+            if (works) {  // there after the products
+                cell.ask(example, unit);
+                biases = cell.biases(unit);
+            }
             Acc sum[Cell::GATES];
             multiply<Cell::GATES>(w, now, unit, sum);
             if (!works) continue;
@@ -39,7 +43,7 @@ __device__ __forceinline__ void go_ahead(Cell& cell, const Recurrent<T>& recurre
             Acc state[STATES] = {now[spot]};
 #pragma unroll
             for (int k = 1; k < STATES; ++k) state[k] = others[(k - 1) * LANES * hidden + unit];
-            cell.go(example, unit, sum, state);
+            cell.go(example, unit, biases, sum, state);
             next[spot] = state[0];
 #pragma unroll
             for (int k = 1; k < STATES; ++k) others[(k - 1) * LANES * hidden + unit] = state[k];
@@ -98,90 +102,124 @@ __device__ __forceinline__ void go_back(Cell& cell, const Recurrent<T>& recurren
                 static_cast<T>(carried[k * between + unit]);
 }
 
-// ---- one block, weights in registers; a thread has one unit of one example from the beginning to the end
+// ---- one block, weights in registers; a thread has By::PAIRS of unit and example from the beginning to the end
 
-template <int TEAM, int ROWS, int HELD, typename Acc, typename Cell, typename T>
-__device__ __forceinline__ void go_ahead_held(Cell& cell, const Recurrent<T>& recurrent, unsigned char* memory)
+// The last pair works only where all of them do: then nothing stands between one's instructions and another's, so that
+// they need not wait for each other.
+template <typename Block, typename Do>
+__device__ __forceinline__ void each_pair(const Block& block, const Do& finish)
 {
-    constexpr int STATES = Cell::STATES;
-    const int batch = cell.way.batch, hidden = cell.way.hidden;
-    const HeldSeat seat = held_seat<TEAM, ROWS>(batch, hidden);
-    HeldWeights<Acc, Cell::GATES, 1, TEAM, HELD> kept;
-    kept.chunks = chunks_of<TEAM>(hidden, 1);
-    const int apart = kept.chunks * TEAM * 4;
-    Acc* const vectors = reinterpret_cast<Acc*>(memory);  // the first state before this step, and before the next
-    settle(kept, recurrent, seat, hidden, vectors + 2 * ROWS * apart);
-    clear(vectors, 2 * ROWS * apart);
+    if (block.works(Block::PAIRS - 1)) {
+#pragma unroll
+        for (int p = 0; p < Block::PAIRS; ++p) finish(p);
+    } else {
+#pragma unroll
+        for (int p = 0; p + 1 < Block::PAIRS; ++p)
+            if (block.works(p)) finish(p);
+    }
+}
+
+template <typename By, typename Acc, typename Cell, typename T>
+__device__ __forceinline__ void go_ahead_held(const Cell& cell, const Recurrent<T>& recurrent, unsigned char* memory)
+{
+    using Block = typename By::template Block<T, Acc, Cell::GATES, 1>;
+    using Factor = typename Block::Factor;
+    constexpr int STATES = Cell::STATES, PAIRS = Block::PAIRS;
+    const int hidden = cell.way.hidden;
+    Block block;
+    block.sit(cell.way.batch, hidden);
+    Factor* const vectors = reinterpret_cast<Factor*>(memory);  // the first state before this step, and before the next
+    block.bring(recurrent, vectors);
+    clear(vectors, 2 * block.size());
     __syncthreads();
-    Acc state[STATES] = {};
-    const int spot = seat.place * apart + seat.unit;
-    if (seat.works) {
+    Cell cells[PAIRS];
+    Acc state[PAIRS][STATES] = {};
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) cells[p] = cell;
+    typename Cell::Biases biases[Block::UNITS] = {};
+#pragma unroll
+    for (int u = 0; u < Block::UNITS; ++u) {
+        const int unit = block.unit(u * PAIRS / Block::UNITS);
+        if (unit < hidden) biases[u] = cell.biases(unit);
+    }
+    each_pair(block, [&](int p) {
 #pragma unroll
         for (int k = 0; k < STATES; ++k)
-            state[k] = static_cast<Acc>(
-                begin(cell.way, k, static_cast<long long>(seat.row) * hidden + seat.unit));
-        vectors[spot] = state[0];
-    }
+            state[p][k] = static_cast<Acc>(
+                begin(cell.way, k, static_cast<long long>(block.row(p)) * hidden + block.unit(p)));
+        vectors[block.spot(p, 0)] = static_cast<Factor>(state[p][0]);
+    });
     __syncthreads();
     for (int t = 0; t < cell.way.steps; ++t) {
-        const long long example = static_cast<long long>(t) * batch + seat.row;
-        if (seat.works) cell.ask(example, seat.unit);  // there after the products
-        Acc sum[ROWS * decltype(kept)::SUMS];
-        multiply<ROWS>(kept, seat, vectors + t % 2 * ROWS * apart, sum);
-        if (seat.works) {
-            Acc own[Cell::GATES];
-#pragma unroll
-            for (int k = 0; k < Cell::GATES; ++k) own[k] = sum[k];
-            cell.go(example, seat.unit, own, state);
-            vectors[(t + 1) % 2 * ROWS * apart + spot] = state[0];
-        }
+        const long long example = static_cast<long long>(t) * cell.way.batch;
+        // there after the products
+        each_pair(block, [&](int p) { cells[p].ask(example + block.row(p), block.unit(p)); });
+        Acc sum[PAIRS][Cell::GATES];
+        block.sums(vectors + t % 2 * block.size(), sum);
+        Factor* const next = vectors + (t + 1) % 2 * block.size();
+        each_pair(block, [&](int p) {
+            cells[p].go(example + block.row(p), block.unit(p), biases[p * Block::UNITS / PAIRS], sum[p], state[p]);
+            next[block.spot(p, 0)] = static_cast<Factor>(state[p][0]);
+        });
         __syncthreads();
     }
 }
 
-template <int TEAM, int ROWS, int HELD, typename Acc, typename Cell, typename T>
-__device__ __forceinline__ void go_back_held(Cell& cell, const Recurrent<T>& recurrent, unsigned char* memory)
+template <typename By, typename Acc, typename Cell, typename T>
+__device__ __forceinline__ void go_back_held(const Cell& cell, const Recurrent<T>& recurrent, unsigned char* memory)
 {
     constexpr int STATES = Cell::STATES, FACTORS = Cell::FACTORS;
-    const int batch = cell.way.batch, hidden = cell.way.hidden;
-    const HeldSeat seat = held_seat<TEAM, ROWS>(batch, hidden);
-    const long long number = static_cast<long long>(seat.row) * hidden + seat.unit;
-    HeldWeights<Acc, 1, FACTORS, TEAM, HELD> kept;
-    kept.chunks = chunks_of<TEAM>(hidden, FACTORS);
-    const int apart = kept.chunks * TEAM * 4;
-    Acc* const vectors = reinterpret_cast<Acc*>(memory);  // the factors of this step, and of the last one
-    settle(kept, recurrent, seat, hidden, vectors + 2 * ROWS * apart);
-    clear(vectors, 2 * ROWS * apart);
-    Acc state[STATES] = {};
-    if (seat.works) {
+    using Block = typename By::template Block<T, Acc, 1, FACTORS>;
+    using Factor = typename Block::Factor;
+    constexpr int PAIRS = Block::PAIRS;
+    const int hidden = cell.way.hidden, steps = cell.way.steps;
+    Block block;
+    block.sit(cell.way.batch, hidden);
+    Factor* const vectors = reinterpret_cast<Factor*>(memory);  // the factors of this step, and of the last one
+    block.bring(recurrent, vectors);
+    clear(vectors, 2 * block.size());
+    Cell cells[PAIRS];
+    Acc state[PAIRS][STATES] = {};
+    const auto ask = [&](int t) {
+        const long long example = static_cast<long long>(t) * cell.way.batch;
+        each_pair(block, [&](int p) { cells[p].ask(example + block.row(p), block.unit(p)); });
+    };
 #pragma unroll
-        for (int k = 0; k < STATES; ++k) state[k] = last_of<Acc>(cell.way, k, number);
-        cell.ask(static_cast<long long>(cell.way.steps - 1) * batch + seat.row, seat.unit);
-    }
+    for (int p = 0; p < PAIRS; ++p) cells[p] = cell;
+    each_pair(block, [&](int p) {
+#pragma unroll
+        for (int k = 0; k < STATES; ++k)
+            state[p][k] =
+                last_of<Acc>(cell.way, k, static_cast<long long>(block.row(p)) * hidden + block.unit(p));
+    });
+    ask(steps - 1);
     __syncthreads();
-    for (int t = cell.way.steps - 1; t >= 0; --t) {
-        Acc* const now = vectors + (t % 2 * ROWS + seat.place) * apart;
-        const long long example = static_cast<long long>(t) * batch + seat.row;
-        if (seat.works) {
+    for (int t = steps - 1; t >= 0; --t) {
+        Factor* const now = vectors + t % 2 * block.size();
+        const long long example = static_cast<long long>(t) * cell.way.batch;
+        const bool alone = ends_stretch(cell.way, t);
+        each_pair(block, [&](int p) {
             Acc factor[FACTORS];
-            if (ends_stretch(cell.way, t)) {
 #pragma unroll
-                for (int k = 0; k < STATES; ++k) state[k] = static_cast<Acc>(0);
-            }
-            cell.go(example, seat.unit, state, factor);
+            for (int k = 0; k < STATES; ++k)
+                if (alone) state[p][k] = static_cast<Acc>(0);
+            cells[p].go(example + block.row(p), block.unit(p), state[p], factor);
 #pragma unroll
-            for (int k = 0; k < FACTORS; ++k) now[place_of<FACTORS, TEAM>(seat.unit, k)] = factor[k];
-        }
+            for (int k = 0; k < FACTORS; ++k) now[block.spot(p, k)] = static_cast<Factor>(factor[k]);
+        });
         __syncthreads();
-        if (seat.works && t > 0) cell.ask(example - batch, seat.unit);
-        Acc sum[ROWS * decltype(kept)::SUMS];
-        multiply<ROWS>(kept, seat, vectors + t % 2 * ROWS * apart, sum);
-        state[0] += sum[0];
-    }
-    if (seat.works) {
+        if (t > 0) ask(t - 1);
+        Acc sum[PAIRS][1];
+        block.sums(now, sum);
 #pragma unroll
-        for (int k = 0; k < STATES; ++k) cell.way.firsts[k][number] = static_cast<T>(state[k]);
+        for (int p = 0; p < PAIRS; ++p) state[p][0] += sum[p][0];
     }
+    each_pair(block, [&](int p) {
+#pragma unroll
+        for (int k = 0; k < STATES; ++k)
+            cell.way.firsts[k][static_cast<long long>(block.row(p)) * hidden + block.unit(p)] =
+                static_cast<T>(state[p][k]);
+    });
 }
 
 // ---- a group of blocks that have `units` units each and `rows` examples, `chunk` at a time
@@ -199,6 +237,7 @@ __device__ __forceinline__ void go_ahead_together(Cell& cell, const T* weights, 
 #pragma unroll
         for (int k = 0; k < STATES; ++k) begin(cell.way, k, place_in(me, i).number);
     Acc state[STATES] = {};
+    typename Cell::Biases biases = {};
     // what step t needs of this thread's example and unit, whatever the other members do
     const auto ask = [&](int t, int first) {
         const Spot spot = spot_of(me, first);
@@ -206,6 +245,7 @@ __device__ __forceinline__ void go_ahead_together(Cell& cell, const T* weights, 
         const long long example = static_cast<long long>(t) * batch + spot.example;
         const int unit = me.first_unit + spot.unit;
         cell.ask(example, unit);
+        biases = cell.biases(unit);
 #pragma unroll
         for (int k = 0; k < STATES; ++k)
             if (cell.needs(k)) state[k] = static_cast<Acc>(cell.way.states[k][example * hidden + unit]);
@@ -223,7 +263,8 @@ __device__ __forceinline__ void go_ahead_together(Cell& cell, const T* weights, 
             if (spot.works) {
                 Acc sum[GATES];
                 read_sums(By(), me, room, spot, sum);
-                cell.go(static_cast<long long>(t) * batch + spot.example, me.first_unit + spot.unit, sum, state);
+                cell.go(static_cast<long long>(t) * batch + spot.example, me.first_unit + spot.unit, biases, sum,
+                        state);
             }
             __syncthreads();
         }

@@ -1,7 +1,8 @@
 """The kernels of sequence_*.cu, and what tells those over all steps apart.
 
-Each kind has three kernels each way: one for any size and dtype, and for float32 and hidden sizes
-whose weights fit there two with weights in registers, one example a block or two.
+Each kind has five kernels each way: one for any size and dtype; for hidden sizes whose weights fit
+there two with weights in registers in float32, one example a block or two, and two in half types,
+two examples or eight, which tensor cores multiply.
 """
 
 from __future__ import annotations
@@ -9,18 +10,40 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gpulayers.cuda.spec import ARRAY, C_TYPES, INDEX, INT, ITEM_SIZE, REAL, KernelSpec
-from gpulayers.cuda.table_tiles import tiled
+from gpulayers.cuda.table_tiles import TENSOR_CORES, tiled
 
-__all__ = ["HELD", "KINDS", "LANES", "SPECS", "Held", "Way", "held_way", "way_of"]
+__all__ = [
+    "CORES",
+    "CORE_DTYPES",
+    "HELD",
+    "KINDS",
+    "LANES",
+    "SPECS",
+    "Held",
+    "Way",
+    "core_way",
+    "held_way",
+    "way_of",
+]
 
 #: as in sequence_any.cuh: threads of a block at most, and those of a unit (of as many examples)
 MOST_THREADS, LANES = 512, 4
 #: as in sequence_held.cuh: threads of a block at most, so twice the units
 HELD_THREADS = 256
+#: as in sequence_cores.cuh: units of a block at most and of a warp, terms of a run, numbers from a
+#: line of weights to the next while they come; examples of a block
+CORE_UNITS, CORE_LINES, CORE_RUN, STAGE_PITCH = 128, 16, 32, 136
+CORES = {"_two_tensor": 2, "_eight_tensor": 8}
+CORE_DTYPES = ("float16", "bfloat16")
 _WARP = 32
 # Examples up to which each has a block of its own: a GPU has at least so many multiprocessors, or
 # is small. A number, not the device's: so the results are the same bits on each that has room.
 _BLOCKS = 128
+# Examples up to which a block of tensor cores takes two, not eight. A step of an LSTM of 128 units
+# is 256 products of a block either way, but its gates are four times as many instructions for eight
+# examples as for two, and take longer than the products. So blocks of two are ahead until a
+# multiprocessor has to take three of them in turn.
+_PAIRS = 4 * _BLOCKS
 
 
 class Kind(NamedTuple):
@@ -73,13 +96,27 @@ def _specs(kind: str, back: bool) -> tuple[KernelSpec, ...]:
         KernelSpec(
             f"{kind}_sequence_{way}{held.suffix}",
             f"sequence_{kind}.cu",
-            f"{kind}_sequence_held_{way}<{{T}}, {{Acc}}, {held.rows}, {held.fours}>",
+            f"{kind}_sequence_held_{way}<{{T}}, {{Acc}}, "
+            f"InTeams<{held.team}, {held.rows}, {held.fours}>>",
             (*arrays, *numbers[1:]),
             block=HELD_THREADS,
             dtypes=("float32",),
             barriers=True,
         )
         for held in HELD[kind][back]
+    )
+    cores = (
+        KernelSpec(
+            f"{kind}_sequence_{way}{suffix}",
+            f"sequence_{kind}.cu",
+            f"{kind}_sequence_held_{way}<{{T}}, {{Acc}}, InFragments<{examples}>>",
+            (*arrays, *numbers[1:]),
+            block=CORE_UNITS // CORE_LINES * _WARP,
+            dtypes=CORE_DTYPES,
+            barriers=True,
+            oldest=TENSOR_CORES,
+        )
+        for suffix, examples in CORES.items()
     )
     anything = KernelSpec(
         f"{kind}_sequence_{way}",
@@ -90,7 +127,7 @@ def _specs(kind: str, back: bool) -> tuple[KernelSpec, ...]:
         dtypes=tuple(C_TYPES),
         barriers=True,
     )
-    return (*held, anything)
+    return (*held, *cores, anything)
 
 
 SPECS = tuple(spec for kind in KINDS for back in (False, True) for spec in _specs(kind, back))
@@ -113,7 +150,7 @@ SPECS += (
 class Way(NamedTuple):
     """How a kernel goes through the steps: its name, threads and shared bytes of a block, blocks,
     what it takes besides the strides of the weights (their Fours in shared memory, see
-    sequence_any.cuh), bytes read anew in each step."""
+    sequence_any.cuh), bytes read anew in each step; whether tensor cores multiply."""
 
     kernel: str
     threads: int
@@ -121,6 +158,7 @@ class Way(NamedTuple):
     blocks: int
     fours: tuple[int, ...]
     streamed: int
+    tensor: bool = False
 
 
 def held_way(kind: str, back: bool, batch: int, hidden: int, held: Held) -> Way:
@@ -141,9 +179,39 @@ def held_way(kind: str, back: bool, batch: int, hidden: int, held: Held) -> Way:
     )
 
 
-def way_of(kind: str, back: bool, batch: int, hidden: int, dtype: str, shared: int) -> Way | None:
-    """The way of a kind of network on a device whose blocks have `shared` bytes at most; None if
-    the vectors of an example do not fit there."""
+def core_way(kind: str, back: bool, batch: int, hidden: int, suffix: str) -> Way:
+    """One of the ways by tensor cores, for up to `CORE_UNITS` units of a half type."""
+    runs = KINDS[kind].vectors[back] * CORE_UNITS // CORE_RUN
+    warps = -(-hidden // CORE_LINES)
+    numbers = max(2 * CORES[suffix] * (runs | 1) * CORE_RUN, warps * CORE_LINES * STAGE_PITCH)
+    return Way(
+        f"{kind}_sequence_{'backward' if back else 'forward'}{suffix}",
+        warps * _WARP,
+        2 * numbers,
+        -(-batch // CORES[suffix]),
+        (),
+        0,
+        True,
+    )
+
+
+def way_of(
+    kind: str,
+    back: bool,
+    batch: int,
+    hidden: int,
+    dtype: str,
+    shared: int,
+    tensor: bool = False,
+) -> Way | None:
+    """The way of a kind of network on a device whose blocks have `shared` bytes at most; `tensor`:
+    and which has tensor cores for half types. None if the vectors of an example do not fit there.
+    """
+    if tensor and dtype in CORE_DTYPES and hidden <= CORE_UNITS:
+        suffix = "_eight_tensor" if batch > _PAIRS else "_two_tensor"
+        way = core_way(kind, back, batch, hidden, suffix)
+        if way.shared <= shared:
+            return way
     if dtype == "float32" and hidden <= HELD_THREADS // 2:
         one, two = HELD[kind][back]
         for held in (two, one) if batch > _BLOCKS else (one,):

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpulayers.cuda import table
 from gpulayers.cuda.table_group import Task, lying
-from gpulayers.cuda.table_sequence import HELD, KINDS, LANES, held_way
+from gpulayers.cuda.table_sequence import CORES, HELD, KINDS, LANES, core_way, held_way
 from tests.kernels import gold
 from tests.kernels.arrays import (
     COMBINATIONS,
@@ -32,6 +32,8 @@ from tests.support import sample
 Arrays = dict[str, np.ndarray]
 BIASES = {"rnn": (1, 1), "lstm": (4,), "gru": (4,)}
 ACT = ("elu", 0.75, 0.0)
+#: of a kind's kernels, after those of `HELD`: for any size and dtype, and those of `CORES`
+ANY, TWO, EIGHT = 2, 3, 4
 
 
 def tanh(z: np.ndarray) -> np.ndarray:
@@ -105,9 +107,14 @@ class Setting:
         self.kind, self.gates = kind, KINDS[kind].gates
         self.steps, self.n, self.h = size
         self.states = 2 if kind == "lstm" else 1
-        if which < len(HELD[kind][way]):
-            how = held_way(kind, bool(way), self.n, self.h, HELD[kind][way][which])
-            self.name, self.block, self.bytes, self.blocks, self.fours, _ = how
+        if which != ANY:
+            held = HELD[kind][way]
+            sizes = kind, bool(way), self.n, self.h
+            if which in (TWO, EIGHT):
+                how = core_way(*sizes, list(CORES)[which - TWO])
+            else:
+                how = held_way(*sizes, held[which])
+            self.name, self.block, self.bytes, self.blocks, self.fours = how[:5]
             self.numbers = 0
         else:
             self.name = f"{kind}_sequence_{('forward', 'backward')[way]}"
@@ -366,9 +373,25 @@ CASES["sequence_gru.cu"] += [
     case(forward, "gru", 1, (1, 2, 114), given=False),
     case(backward, "gru", 0, (2, 1, 67)),
 ]
+# weights as fragments in registers: two warps, the second of one unit, and blocks, the last one of
+# one example; a single step of a single example; all registers, and the last run not full
+for kind in KINDS:
+    for f, d, other in ((forward, "float16", "bfloat16"), (backward, "bfloat16", "float16")):
+        CASES[f"sequence_{kind}.cu"] += [
+            case(f, kind, EIGHT, (4, 9, 17), dtype=d, **({"truncate": 3} if f is backward else {})),
+            case(f, kind, TWO, (4, 3, 17), dtype=other, index="int64"),
+            case(f, kind, TWO, (1, 1, 9), dtype=d, given=False),
+            case(f, kind, EIGHT, (2, 7, 100), dtype=other, index="int64", given=False),
+        ]
+CASES["sequence_lstm.cu"] += [
+    case(forward, "lstm", TWO, (2, 2, 128), dtype="float16"),
+    case(backward, "lstm", TWO, (2, 2, 128), dtype="bfloat16"),
+    case(backward, "lstm", EIGHT, (2, 13, 128), dtype="float16"),
+]
 # units that end within a run: what stands beyond them counts as zeros, not as a number times zero
 CASES["sequence_rnn.cu"] += [
-    case(forward, "rnn", 2, (1, 3, 20), block=64, groups=(10, 3, 8), by="_tensor", astray=True)
+    case(forward, "rnn", 2, (1, 3, 20), block=64, groups=(10, 3, 8), by="_tensor", astray=True),
+    case(forward, "rnn", EIGHT, (2, 9, 20), dtype="float16", astray=True),
 ]
 # more units than a warp reads at once, more examples than a tile has, and all warps
 CASES["sequence_rnn.cu"] += [

@@ -87,11 +87,12 @@ def kernels_in(events: Any) -> list[str]:
 
 #: sizes that have weights in registers, for one example or two, and those that have not
 SIZES = [
-    ((3, 2, 4), 6, "float32", "float, 1, "),
-    ((2, 131, 3), 5, "float32", "float, 2, "),
+    ((3, 2, 4), 6, "float32", ", 1, "),
+    ((2, 131, 3), 5, "float32", ", 2, "),
     ((2, 1, 2), 130, "float32", "float, float>"),
     ((4, 5, 3), 7, "float64", "double, double>"),
-    ((3, 2, 3), 5, "float16", "__half, float>"),
+    ((3, 3, 3), 5, "float16", "__half, float, InFragments<2>>"),
+    ((2, 515, 2), 3, "float16", "__half, float, InFragments<8>>"),
 ]
 
 
@@ -105,7 +106,46 @@ def test_against_the_reference(
     if device.observed:
         found = [k for k in events if "_sequence_" in k]
         assert len(found) == 2
-        assert all(instance in k.split("<")[1] for k in found)
+        assert all(instance in k for k in found)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_without_tensor_cores(
+    emulated: Backend, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old device goes as it did, and says so; others by tensor cores up to 128 units."""
+    goes = importlib.import_module("gpulayers.cuda.sequence").goes
+    half = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+    def said(h: int) -> str:
+        return goes("gru", 7, h, half, ACTS["gru"])
+
+    assert (
+        said(1)
+        == said(128)
+        == ("ahead in one launch, by tensor cores, back in one launch, by tensor cores")
+    )
+    assert "in one launch, by" not in said(129)
+    monkeypatch.setattr(emulated.xp.cuda.Device, "compute_capability", "75")
+    assert said(128) == "ahead in one launch, back in one launch"
+
+
+@every_kind
+def test_tensor_cores_give_the_same_bits(
+    emulated: Backend, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each run, and however many examples a block takes."""
+    call, found = Call(kind, (3, 9, 2), 19, "float16"), []
+    table_sequence = importlib.import_module("gpulayers.cuda.table_sequence")
+    for examples, seed in ((512, 0), (512, 1), (8, 0)):
+        monkeypatch.setattr(table_sequence, "_PAIRS", examples)
+        monkeypatch.setattr(fake_cupy.state, "seed", seed)
+        with emulated.count() as events:
+            found.append(call.run(emulated.asarray))
+        assert sum(f"InFragments<{2 if examples > 8 else 8}>" in k for k in events) == 2
+    for name, array in found[0].items():
+        assert_same_bits(found[1][name], array)
+        assert_same_bits(found[2][name], array)
 
 
 def with_shared(monkeypatch: pytest.MonkeyPatch, shared: int, multiprocessors: int = 132) -> None:
@@ -159,16 +199,27 @@ def test_a_way_of_every_device(kind: str) -> None:
     way_of = pytest.importorskip("gpulayers.cuda.table_sequence").way_of
     for back in (False, True):
         for h in (1, 31, 32, 33, 64, 100, 128, 129, 250, 512):
-            for dtype in ("float32", "float64", "bfloat16"):
+            for dtype, tensor in (
+                ("float32", True),
+                ("float64", True),
+                ("bfloat16", False),
+                ("bfloat16", True),
+            ):
                 streamed = []
                 for shared in sorted(SHARED):
-                    way = way_of(kind, back, 200, h, dtype, shared)
+                    way = way_of(kind, back, 200, h, dtype, shared, tensor)
                     if way is None:
                         continue
                     assert way.shared <= shared
                     assert way.threads % 32 == 0
                     assert 32 <= way.threads <= 512
                     held = dtype == "float32" and way.kernel.endswith(("_one", "_two"))
+                    assert way.tensor == (dtype == "bfloat16" and tensor and h <= 128)
+                    if way.tensor:
+                        assert way.threads == -(-h // 16) * 32
+                        assert way.blocks == 100
+                        assert way.shared < 48 << 10
+                        continue
                     assert way.threads == 512 or way.threads >= (2 if held else 4) * h
                     streamed.append(way.streamed)
                 assert streamed == sorted(streamed, reverse=True)
@@ -180,6 +231,8 @@ def test_a_way_of_every_device(kind: str) -> None:
     assert way_of("lstm", False, 32, 128, "float32", 64 << 10).streamed > 0
     assert way_of(kind, False, 128, 64, "float32", 99 << 10).blocks == 128
     assert way_of(kind, False, 129, 64, "float32", 99 << 10).blocks == 65
+    assert way_of(kind, back, 512, 64, "float16", 99 << 10, True).blocks == 256
+    assert way_of(kind, back, 513, 64, "float16", 99 << 10, True).blocks == 65
 
 
 # ------------------------------------------------------- weights that many blocks keep together

@@ -52,6 +52,14 @@ CHOSEN: list[Case] = [
     # blocks that wait for one another
     _case(cases_sequence.forward, kind="rnn", dtype="bfloat16", by="_tensor", **GROUPS),
     _case(cases_sequence.backward, kind="lstm", by="_tensor", **GROUPS),
+    # recurrent weights as fragments in registers
+    *(
+        _case(f, kind=kind, which=which, size=(2, 3, 17), dtype=dtype, index=index)
+        for f, kind, which, dtype, index in (
+            (cases_sequence.forward, "lstm", cases_sequence.TWO, "float16", "int32"),
+            (cases_sequence.backward, "gru", cases_sequence.EIGHT, "bfloat16", "int64"),
+        )
+    ),
     # the other families
     _case(cases_gemm.product, size=(66, 5, 19), extras=True),
     _case(cases_conv.weight_grad, g=cases_conv.SKEW, index="int64", parts=2),

@@ -119,6 +119,7 @@ HEADLINES: tuple[tuple[str, str, str, tuple[int, int] | None], ...] = (
     ("cross-entropy, both ways", "softmax_cross_entropy_both", "float32", None),
     ("update of all parameters", "flat_update", "float32", None),
     ("LSTM of 128 units, 32 examples", "lstm_sequence_forward_one", "float32", (128, 32)),
+    ("the same, bfloat16", "lstm_sequence_forward_two_tensor", "bfloat16", (128, 32)),
     ("LSTM of 512 units, 32 examples", "lstm_group_forward", "float32", (512, 32)),
     ("the same, back", "lstm_group_backward", "float32", (512, 32)),
     ("LSTM of 512 units, TF32", "lstm_group_forward_tensor", "float32", (512, 32)),
@@ -138,7 +139,7 @@ def _launch(
         task = Task("lstm", back, batch, hidden, dtype, spec.name.endswith("_tensor"))
         group = group_of(task, limits.block_shared, limits.multiprocessors)
         return (group.threads, group.shared) if isinstance(group, Group) else None
-    way = way_of("lstm", back, batch, hidden, dtype, limits.block_shared)
+    way = way_of("lstm", back, batch, hidden, dtype, limits.block_shared, tensor=True)
     return None if way is None or way.kernel != spec.name else (way.threads, way.shared)
 
 
