@@ -33,12 +33,7 @@ from typing import Any
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import load_source
 from tests.support import sample
-from tests.support.cuda_on_cpu.toolchain import cuda_headers
-
-try:
-    import fcntl
-except ImportError:  # Windows: workers may then do the same work twice
-    fcntl = None
+from tests.support.cuda_on_cpu.toolchain import cuda_headers, locked
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 BUDGET_FILE = Path(__file__).parents[1] / "static" / "budget.json"
@@ -270,14 +265,6 @@ def cache_folder() -> Path:
     folder = Path(os.environ.get(CACHE_VARIABLE, default))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _run(job: Job) -> Compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -16,6 +17,11 @@ from pathlib import Path
 
 from tests.support.cuda_on_cpu import elf
 from tests.support.cuda_on_cpu.errors import CompileError, EmulatorUnavailableError
+
+try:
+    import fcntl
+except ImportError:  # Windows: workers may then do the same work twice
+    fcntl = None
 
 HERE = Path(__file__).parent
 REQUIRE_VARIABLE = "GPULAYERS_REQUIRE_EMULATOR"
@@ -147,6 +153,25 @@ def _run(command: Sequence[str]) -> str:
     return result.stdout
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time: workers of pytest-xdist want the same results."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _missing(target: Path) -> Iterator[bool]:
+    """Whether `target` has to be made, by this process alone."""
+    if target.exists():
+        yield False
+        return
+    with locked(target.with_suffix(".lock")):
+        yield not target.exists()
+
+
 def _publish(built: Path, target: Path) -> None:
     """Moves a finished file or folder into the cache; the first of several processes wins."""
     try:
@@ -164,25 +189,32 @@ def _include_flags() -> list[str]:
 def runtime_library(flavour: str) -> Path:
     """The compiled ``runtime/`` that kernels of this flavour are linked against."""
     target = cache_folder() / f"libruntime-{flavour}-{_toolchain_key()}.so"
-    if not target.exists():
-        sources = [str(path) for path in sorted((HERE / "runtime").glob("*.cpp"))]
-        built = target.with_suffix(f".{os.getpid()}")
-        flags = [*COMMON_FLAGS, *RUNTIME_FLAGS[flavour], *_include_flags()]
-        _run([gxx(), "-shared", *flags, *sources, "-lrt", "-o", str(built)])
-        _publish(built, target)
+    with _missing(target) as missing:
+        if missing:
+            sources = [str(path) for path in sorted((HERE / "runtime").glob("*.cpp"))]
+            built = target.with_suffix(f".{os.getpid()}")
+            flags = [*COMMON_FLAGS, *RUNTIME_FLAGS[flavour], *_include_flags()]
+            _run([gxx(), "-shared", *flags, *sources, "-lrt", "-o", str(built)])
+            _publish(built, target)
     return target
 
 
 def precompiled_header(flavour: str) -> Path:
     """A folder with ``cuda_on_cpu.h`` precompiled: 0.1 s instead of 0.6 s for each kernel."""
     target = cache_folder() / f"header-{flavour}-{_toolchain_key()}"
-    if not target.exists():
-        built = target.with_suffix(f".{os.getpid()}")
-        built.mkdir()
-        header = shutil.copy(HERE / "device" / "cuda_on_cpu.h", built)
-        flags = [*COMMON_FLAGS, *KERNEL_FLAGS[flavour], "-fvisibility=hidden", *_include_flags()]
-        _run([gxx(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
-        _publish(built, target)
+    with _missing(target) as missing:
+        if missing:
+            built = target.with_suffix(f".{os.getpid()}")
+            built.mkdir()
+            header = shutil.copy(HERE / "device" / "cuda_on_cpu.h", built)
+            flags = [
+                *COMMON_FLAGS,
+                *KERNEL_FLAGS[flavour],
+                "-fvisibility=hidden",
+                *_include_flags(),
+            ]
+            _run([gxx(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+            _publish(built, target)
     return target
 
 
@@ -194,27 +226,28 @@ def build_kernels(unit: str, key: str, flavour: str, definitions: Sequence[str])
         EmulatorUnavailableError: there is no usable g++ or no CUDA headers.
     """
     target = cache_folder() / f"{key}.so"
-    if not target.exists():
-        source = cache_folder() / f"{key}.{os.getpid()}.cpp"
-        source.write_text(unit)
-        built = target.with_suffix(f".{os.getpid()}")
-        flags = [*COMMON_FLAGS, *KERNEL_FLAGS[flavour], "-fvisibility=hidden", *definitions]
-        flags += ["-I", str(precompiled_header(flavour)), *_include_flags()]
-        # -nostdlib: or g++ links the sanitizers' libraries too.
-        link = [
-            "-shared",
-            "-nostdlib",
-            "-Wl,--no-undefined",
-            str(runtime_library(flavour)),
-            "-lm",
-            "-lc",
-            "-lgcc",
-        ]
-        try:
-            _run([gxx(), *flags, str(source), *link, "-o", str(built)])
-        finally:
-            source.unlink()
-        _publish(built, target)
+    with _missing(target) as missing:
+        if missing:
+            source = cache_folder() / f"{key}.{os.getpid()}.cpp"
+            source.write_text(unit)
+            built = target.with_suffix(f".{os.getpid()}")
+            flags = [*COMMON_FLAGS, *KERNEL_FLAGS[flavour], "-fvisibility=hidden", *definitions]
+            flags += ["-I", str(precompiled_header(flavour)), *_include_flags()]
+            # -nostdlib: or g++ links the sanitizers' libraries too.
+            link = [
+                "-shared",
+                "-nostdlib",
+                "-Wl,--no-undefined",
+                str(runtime_library(flavour)),
+                "-lm",
+                "-lc",
+                "-lgcc",
+            ]
+            try:
+                _run([gxx(), *flags, str(source), *link, "-o", str(built)])
+            finally:
+                source.unlink()
+            _publish(built, target)
     return target
 
 
