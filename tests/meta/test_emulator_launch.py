@@ -5,6 +5,9 @@ from __future__ import annotations
 import mmap
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -299,3 +302,21 @@ def test_two_threads_may_launch() -> None:
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def test_what_several_workers_want_is_built_once(tmp_path: Path) -> None:
+    """Each opens the lock's file for itself, as processes do."""
+    target, built = tmp_path / "kernel.so", []
+
+    def want(worker: int) -> None:
+        with toolchain._missing(target) as missing:
+            if missing:
+                time.sleep(0.05)  # long enough for the others to ask
+                built.append(worker)
+                target.touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(want, range(4)))
+    assert len(built) == 1
+    with toolchain._missing(target) as missing:
+        assert not missing
