@@ -106,6 +106,9 @@ class CpuSequence(ReferenceSequence):
             return super().rnn_backward(dA, last, trace, weights, act, truncate, params, inputs)
         dZ = workspace.empty(Z.shape, Z.dtype)
         (accumulator,) = accumulators_of(trace, last)
+        # in memory, too: BLAS would turn it around in every step
+        W_back = new_like(weights.recurrent)
+        W_back[...] = weights.recurrent.T
 
         def share(_: int, part: slice) -> None:
             total, back = accumulator[part], new_like(accumulator[part])
@@ -125,10 +128,10 @@ class CpuSequence(ReferenceSequence):
                         dA_t = np.add(dA[t, part], total, out=back)
                     np.multiply(dz, dA_t, out=dz)
                     if mask is None:
-                        np.dot(dz, weights.recurrent.T, out=total)
+                        np.dot(dz, W_back, out=total)
                     else:
                         np.copyto(dz, 0, where=~mask[t, part])
-                        np.dot(dz, weights.recurrent.T, out=back)
+                        np.dot(dz, W_back, out=back)
                         np.copyto(total, back, where=mask[t, part])
 
         over_examples(Z, share)
