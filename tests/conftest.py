@@ -158,7 +158,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
     yield
     config = metafunc.config
     name = metafunc.definition.nodeid
-    cases = [Case(f"{name}[{spec.id}]", spec) for spec in metafunc._calls]
+    calls = getattr(metafunc, "_calls", [])  # pytest's own; without it every case runs
+    cases = [Case(f"{name}[{spec.id}]", spec) for spec in calls]
     if "gpu" not in (config.option.markexpr or "").replace("not gpu", "") and no_gpu_reason():
         kept = [c for c in cases if all(mark.name != "gpu" for mark in c.callspec.marks)]
         if kept:  # without any case there would be one without arguments
@@ -167,7 +168,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
     if not os.environ.get(CASES) and not any("[" in given for given in config.args):
         cases, left_out = _sample(cases)
         config.stash[_SAMPLED] = config.stash.get(_SAMPLED, 0) + len(left_out)
-    metafunc._calls[:] = [case.callspec for case in cases]
+    calls[:] = [case.callspec for case in cases]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
