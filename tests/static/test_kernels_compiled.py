@@ -111,9 +111,11 @@ def test_large_tiles_take_runs_and_tensor_cores(compiled: Matrix, spec: table.Ke
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in table.KERNELS.values() if s.cooperative], ids=lambda s: s.name
+    "spec",
+    [s for s in table.KERNELS.values() if s.cooperative or "_sequence_" in s.name],
+    ids=lambda s: s.name,
 )
-def test_which_groups_multiply_by_tensor_cores(compiled: Matrix, spec: table.KernelSpec) -> None:
+def test_which_sequences_multiply_by_tensor_cores(compiled: Matrix, spec: table.KernelSpec) -> None:
     for where, found in results(compiled, spec):
         assert (found.tensor_products > 0) == spec.name.endswith("_tensor"), where
 
