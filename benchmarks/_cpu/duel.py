@@ -26,7 +26,8 @@ from gpulayers.errors import GPULayersError
 
 HERE = Path(__file__).resolve().parents[1]
 LOUD = 0.10  # share of the CPU that other processes may use in a round
-WARM = 0.25  # of the time of a turn, before what is timed
+WARM = 1.0  # as long as a turn, before it: threads at rest may come back to one processor, and stay
+# there together for 20 to 70 ms
 
 
 class CheckError(GPULayersError):

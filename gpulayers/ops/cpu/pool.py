@@ -111,13 +111,14 @@ class CpuPool(ReferencePool):
                 for k, r, c in cut.taps:
                     np.copyto(best if k == 0 else target, source[:, r, c])
                     if k == 0:
-                        winner.fill(0)
+                        if window.taps == 1:
+                            winner.fill(0)
                         continue
-                    np.greater(value, y, out=win)
+                    np.greater(value, y, out=winner.view(np.bool_) if k == 1 else win)
                     np.maximum(y, value, out=y)
-                    # taps come in rising order, so the last winner has the largest number
-                    np.multiply(place, k, out=place)
-                    np.maximum(winner, place, out=winner)
+                    if k > 1:  # taps come in rising order: the last winner has the largest number
+                        np.multiply(place, k, out=place)
+                        np.maximum(winner, place, out=winner)
                 least = 0.0 if padded[i] is None else y.min()
                 plain[i] &= not (np.isnan(y.max()) or np.isneginf(least))
 
