@@ -66,14 +66,14 @@ INLINE void pool_scalar(const job_t *job, int kind, const real *x, i64 rows, i64
     if (kind == MAX) job->winners[at] = (uint8_t)winner;
 }
 
-/* One output pixel; `row_end` is where its row of outputs ends. */
+/* One output pixel; `end` is where the outputs written after it end. */
 INLINE void pool_pixel(const job_t *job, int kind, const real *x, i64 rows, i64 cols, i64 number,
-                       i64 at, i64 row_end) {
+                       i64 at, i64 end) {
     const window_t *w = job->w;
     const real *last = x + (rows - 1) * w->dr * w->cols * w->ch + (cols - 1) * w->dc * w->ch;
 #define VECTOR(c, kept) pool_vector(job, kind, x + (c), rows, cols, number, at + (c), kept)
 #define SCALAR(c) pool_scalar(job, kind, x + (c), rows, cols, number, at + (c))
-    FOR_CHANNELS(w->ch, job->x_end - last, row_end - at, VECTOR, SCALAR)
+    FOR_CHANNELS(w->ch, job->x_end - last, end - at, VECTOR, SCALAR)
 #undef VECTOR
 #undef SCALAR
 }
@@ -85,9 +85,10 @@ INLINE void pool_rows(const job_t *of_all, int kind, i64 fr, i64 fc, i64 begin, 
     /* output columns whose window has no column in the padding */
     i64 free_begin = ceil_div(w->left, w->sc);
     i64 free_end = (w->cols + w->left - (w->fc - 1) * w->dc - 1 + w->sc) / w->sc;
+    i64 last = end * w->out_cols * w->ch;
     for (i64 q = begin; q < end; q++) {
         i64 image = q / w->out_rows, y = (q % w->out_rows) * w->sr - w->top;
-        i64 i0, i1, row_end = (q + 1) * w->out_cols * w->ch;
+        i64 i0, i1;
         taps_inside(y, w->dr, w->fr, w->rows, &i0, &i1);
         for (i64 c = 0; c < w->out_cols; c++) {
             i64 x = c * w->sc - w->left, at = (q * w->out_cols + c) * w->ch;
@@ -101,9 +102,9 @@ INLINE void pool_rows(const job_t *of_all, int kind, i64 fr, i64 fc, i64 begin, 
             i64 pixel = (image * w->rows + y + i0 * w->dr) * w->cols + x + j0 * w->dc;
             const real *first = job->x + pixel * w->ch;
             if (fr && i1 - i0 == fr && j1 - j0 == fc)
-                pool_pixel(job, kind, first, fr, fc, 0, at, row_end);
+                pool_pixel(job, kind, first, fr, fc, 0, at, last);
             else
-                pool_pixel(job, kind, first, i1 - i0, j1 - j0, i0 * w->fc + j0, at, row_end);
+                pool_pixel(job, kind, first, i1 - i0, j1 - j0, i0 * w->fc + j0, at, last);
         }
     }
 }

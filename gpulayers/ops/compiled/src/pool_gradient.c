@@ -102,7 +102,8 @@ INLINE void gather_rows(const job_t *of_all, i64 begin, i64 end, int max, int re
                 continue;
             }
             /* the first tap's output is the last one */
-            i64 readable = job->outputs - seen[0].out, writable = (w->cols - c) * w->ch;
+            i64 readable = job->outputs - seen[0].out;
+            i64 writable = ((end - q) * w->cols - c) * w->ch;
 #define VECTOR(t, kept) gather_vector(job, seen, count, t, dx, kept, max, relu)
 #define SCALAR(t) gather_scalar(job, seen, count, t, dx, max, relu)
             FOR_CHANNELS(w->ch, readable, writable, VECTOR, SCALAR)

@@ -43,29 +43,35 @@ INLINE void add_start(const int rows, const int width, vec acc[][2], edge_t edge
 }
 
 /* Write the first `valid` columns. Where C's rows lie one behind the other and are just `valid`
- * wide, a whole vector may be written: the next row's comes over what is too much of it. */
+ * wide, a whole vector may be written: the next rows' come over what is too much of it. `later`: how
+ * many rows of C follow on the tile's and are written after it; what is added to each row may be
+ * their own numbers, which are still to be read. */
 INLINE void end_tile(const int rows, const int width, vec acc[][2], edge_t edge, real *c, i64 ldc,
-                     i64 valid) {
-    int whole = valid == width * VW, dense = valid == ldc && width * VW <= 2 * ldc;
+                     i64 valid, i64 later) {
+    int whole = valid == width * VW, dense = valid == ldc;
     real part[TALL * PANEL_MOST];
     if (edge.start) add_start(rows, width, acc, edge, valid);
     if (edge.relu)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < width; v++) acc[r][v] = relu_of(acc[r][v]);
-    real *to = whole || dense ? c : part;
-    i64 step = whole || dense ? ldc : width * VW;
-    UNROLL for (int r = 0; r < rows - 1; r++)
-        UNROLL for (int v = 0; v < width; v++) store(to + r * step + v * VW, acc[r][v]);
-    to = whole ? c + (rows - 1) * step : part + (rows - 1) * width * VW;
-    UNROLL for (int v = 0; v < width; v++) store(to + v * VW, acc[rows - 1][v]);
-    if (whole) return;
-    i64 done = dense ? rows - 1 : 0;
+    if (whole) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < width; v++) store(c + r * ldc + v * VW, acc[r][v]);
+        return;
+    }
+    i64 beyond = ceil_div(width * VW, ldc) - 1; /* rows that a row's vectors reach into */
+    if (!edge.start || edge.start_step == 0) beyond = max_i64(0, beyond - later);
+    i64 done = dense ? max_i64(0, rows - beyond) : 0;
+    UNROLL for (int r = 0; r < rows; r++) {
+        real *to = r < done ? c + r * ldc : part + r * width * VW;
+        UNROLL for (int v = 0; v < width; v++) store(to + v * VW, acc[r][v]);
+    }
     copy_rows(part + done * width * VW, width * VW, c + done * ldc, ldc, rows - done, valid);
 }
 
 INLINE void dot_tile(const int rows, const int width, const real *RESTRICT x, i64 step,
                      const runs_t *runs, const real *RESTRICT b, i64 ldb, edge_t edge, real *c,
-                     i64 ldc, i64 valid) {
+                     i64 ldc, i64 valid, i64 later) {
     vec acc[TALL][2];
     clear(rows, width, acc);
     for (i64 q = 0; q < runs->count; q++) {
@@ -81,7 +87,7 @@ INLINE void dot_tile(const int rows, const int width, const real *RESTRICT x, i6
             }
         }
     }
-    end_tile(rows, width, acc, edge, c, ldc, valid);
+    end_tile(rows, width, acc, edge, c, ldc, valid, later);
 }
 
 /* The tiles that m rows are cut into: as few as can be, their heights equal but for one row. */
@@ -95,7 +101,9 @@ void GL(gl_dot_rows)(int width, i64 m, const real *x, i64 step, const runs_t *ru
         const real *a = x + begin * step;
         real *to = c + begin * ldc;
 #define TILE(rows, width) \
-    case rows: dot_tile(rows, width, a, step, runs, b, ldb, edge, to, ldc, valid); break;
+    case rows:                                                                             \
+        dot_tile(rows, width, a, step, runs, b, ldb, edge, to, ldc, valid, m - end);       \
+        break;
         if (width == 2) {
             switch (end - begin) {
                 TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
@@ -116,7 +124,7 @@ void GL(gl_dot_rows)(int width, i64 m, const real *x, i64 step, const runs_t *ru
 /* `at`: where the tile's rows lie in A, NULL when side by side */
 INLINE void outer_tile(const int rows, const int width, const int beside, const real *RESTRICT x,
                        const i64 *at, i64 step, const lines_t *lines, const real *RESTRICT b,
-                       i64 ldb, edge_t edge, real *c, i64 ldc, i64 valid) {
+                       i64 ldb, edge_t edge, real *c, i64 ldc, i64 valid, i64 later) {
     vec acc[TALL][2];
     i64 offset[TALL];
     UNROLL for (int r = 0; r < rows; r++) offset[r] = beside ? r : at[r];
@@ -134,7 +142,7 @@ INLINE void outer_tile(const int rows, const int width, const int beside, const 
             }
         }
     }
-    end_tile(rows, width, acc, edge, c, ldc, valid);
+    end_tile(rows, width, acc, edge, c, ldc, valid, later);
 }
 
 void GL(gl_outer_rows)(int width, i64 m, const real *x, const i64 *at, i64 step,
@@ -148,10 +156,10 @@ void GL(gl_outer_rows)(int width, i64 m, const real *x, const i64 *at, i64 step,
     case rows:                                                                                 \
         if (at)                                                                                \
             outer_tile(rows, width, 0, x, at + begin, step, lines, b, ldb, edge, to, ldc,      \
-                       valid);                                                                 \
+                       valid, m - end);                                                        \
         else                                                                                   \
             outer_tile(rows, width, 1, x + begin, NULL, step, lines, b, ldb, edge, to, ldc,    \
-                       valid);                                                                 \
+                       valid, m - end);                                                        \
         break;
         if (width == 2) {
             switch (end - begin) {
