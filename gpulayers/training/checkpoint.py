@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,10 +202,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     CheckpointError
         If it is of another format version.
     """
-    if path.is_dir():
+    try:
+        is_dir = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}") from None
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+    if is_dir:
         raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING})")
-    if not path.exists():
-        raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}")
     if looks_like_npz(path):
         header, arrays = read_npz(path)
     else:

@@ -148,7 +148,11 @@ def checkpoint_path(path: Path) -> Path:
     CheckpointError
         If the folder holds none that can be read.
     """
-    if not path.is_dir():
+    try:
+        is_dir = path.is_dir()
+    except OSError:  # reading it will say why
+        is_dir = False
+    if not is_dir:
         return path
     candidates = [path / MODEL_FILE, *reversed(_older(path)), path / _OLD_FORMAT]
     found = [candidate for candidate in candidates if candidate.exists()]

@@ -262,6 +262,26 @@ def test_updates_of_every_length(rule: str, dtype: str) -> None:
             assert_close(a, gold)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@dtypes
+def test_updates_do_not_depend_on_where_the_arrays_are(rule: str, dtype: str) -> None:
+    """For arrays that lie close together the compiler may keep a loop of its own."""
+    operation, _, states, hyperparameters = RULES[rule]
+    values = np.abs(np.random.default_rng(3).normal(size=(2 + states, 40))).astype(dtype)
+    for size in (1, 4, 7, 8, 15, 16, 33):
+        results = []
+        for apart in (1000, 0, 1, 2, 4, 8, 16):  # numbers between two arrays
+            memory = np.empty((len(values), size + apart), dtype)
+            arrays = list(memory[:, :size])
+            for array, value in zip(arrays, values, strict=True):
+                array[...] = value[:size]
+            with use_engine("compiled"):
+                operation(*arrays, *hyperparameters(3))
+            results.append(memory[:, :size].copy())
+        for other in results[1:]:
+            assert_same_bits(other, results[0])
+
+
 def test_updates_refuse_to_write_where_they_must_not(tmp_path) -> None:
     frozen = np.ones(5, dtype="float32")
     frozen.flags.writeable = False

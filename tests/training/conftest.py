@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,3 +36,21 @@ def digits(mnist: Dataset) -> Dataset:
         return Split(images.mean(axis=(2, 4)).round().astype(np.uint8), split.labels[:n])
 
     return Dataset("digits", part(mnist.train, 300), part(mnist.test, 100), mnist.classes)
+
+
+@pytest.fixture
+def unprivileged_folder() -> Iterator[Path]:
+    """A folder for whose files permissions count: root is set aside for the test."""
+    if sys.platform == "win32":
+        pytest.skip("no POSIX permissions")
+    folder = Path(tempfile.mkdtemp())
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if user == 0:
+        os.seteuid(0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(folder)

@@ -119,6 +119,20 @@ def test_a_flipped_bit_anywhere_is_noticed(path):
             load(path)
 
 
+def test_what_may_not_be_read_is_named(unprivileged_folder):
+    folder = unprivileged_folder / "run"
+    folder.mkdir()
+    path = folder / "model.safetensors"
+    save(path, dense_with_parameters())
+    for closed in (path, folder, unprivileged_folder):
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        with pytest.raises(CheckpointError, match="cannot read .*: Permission denied"):
+            load(path)
+        closed.chmod(mode)
+    load(path)
+
+
 def dense_with_parameters() -> Sequential:
     net = dense()
     net.predict(X)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import struct
-import sys
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,24 +174,6 @@ def test_file_name_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / IDX[0]).mkdir()
     with pytest.raises(DataError, match=f"{IDX[0]}: cannot be read: Is a directory"):
         load_data(tmp_path)
-
-
-@pytest.fixture
-def unprivileged_folder() -> Iterator[Path]:
-    """A folder for whose files permissions count: root is set aside for the test."""
-    if sys.platform == "win32":
-        pytest.skip("no POSIX permissions")
-    folder = Path(tempfile.mkdtemp())
-    user = os.geteuid()
-    if user == 0:
-        os.chown(folder, 65534, 65534)
-        os.seteuid(65534)
-    yield folder
-    if user == 0:
-        os.seteuid(0)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o700)
-    shutil.rmtree(folder)
 
 
 def test_unreadable_file(unprivileged_folder: Path) -> None:

@@ -14,6 +14,7 @@ from gpulayers.training.datasets.readers import (
     IDX_FILES,
     digest,
     find_idx,
+    is_folder,
     list_folder,
     read_bytes,
     read_idx,
@@ -81,7 +82,7 @@ def _find(
     spec: Published, folder: Path, direct: bool, looked: list[str]
 ) -> tuple[Split, Split] | None:
     """Read the dataset from `folder` if it is there, else note in `looked` why not."""
-    if not _is_dir(folder):
+    if not is_folder(folder):
         looked.append(f"{folder} (no such folder)")
         return None
     if spec.cifar is not None:
@@ -104,13 +105,6 @@ def _find(
         looked.append(f"{folder} (holds another dataset)")
         return None
     return read_idx(files, spec.digests)
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _advice(spec: Published, looked: list[str]) -> str:

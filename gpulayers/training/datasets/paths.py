@@ -19,10 +19,10 @@ from gpulayers.training.datasets.readers import (
     IDX_FILES,
     find_idx,
     first_names,
+    is_folder,
     list_folder,
     read_idx,
     read_npz,
-    reason,
 )
 from gpulayers.training.datasets.registry import CIFAR10, CIFAR100
 
@@ -69,13 +69,10 @@ def load_path(
     DataError
         If the path does not exist, holds no known format, or is damaged.
     """
-    try:
-        is_dir, exists = path.is_dir(), path.exists()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
-    if not exists:
+    found_folder = is_folder(path)
+    if found_folder is None:
         raise DataError(f"{path}: no such file or folder")
-    if is_dir:
+    if found_folder:
         found = _load_folder(path, in_memory)
         if found is not None:
             return found

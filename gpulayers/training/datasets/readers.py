@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,25 @@ def read_bytes(path: Path) -> bytes:
 def reason(error: OSError) -> str:
     """Return the system's words for `error`, without the path that the message has already."""
     return error.strerror or str(error)
+
+
+def is_folder(path: Path) -> bool | None:
+    """Return whether a folder is there; False for a file, None for nothing.
+
+    `Path.is_dir` and `Path.exists` say the same of what may not be looked at (from Python 3.14 on)
+    as of what is not there.
+
+    Raises
+    ------
+    DataError
+        If the system does not tell.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def list_folder(folder: Path) -> set[str]:

@@ -213,7 +213,11 @@ def precompiled_header(flavour: str) -> Path:
                 "-fvisibility=hidden",
                 *_include_flags(),
             ]
-            _run([gxx(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+            try:
+                _run([gxx(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+            except BaseException:
+                shutil.rmtree(built)  # or what is tried next would fail because of it
+                raise
             _publish(built, target)
     return target
 

@@ -8,8 +8,19 @@
 
 #ifdef GL_DOUBLE
 #define ROOT sqrt
+#define FUSED __builtin_fma
 #else
 #define ROOT sqrtf
+#define FUSED __builtin_fmaf
+#endif
+
+/* a b + c. Of two products and a sum the compiler may fuse either, and in the scalar loop, which it
+ * keeps for arrays that lie close together, another than in vectors: then results would depend on
+ * where the arrays are. */
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define MULTIPLY_ADD(a, b, c) FUSED(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #endif
 
 typedef struct {
@@ -25,7 +36,7 @@ static void sgd_task(void *arguments, i64 begin, i64 end, int share) {
     real lr = job->lr, momentum = job->decay;
     (void)share;
     for (i64 k = begin; k < end; k++) {
-        real v = momentum * velocity[k] + lr * grad[k];
+        real v = MULTIPLY_ADD(momentum, velocity[k], lr * grad[k]);
         velocity[k] = v;
         param[k] -= v;
     }
@@ -64,7 +75,7 @@ static void rmsprop_task(void *arguments, i64 begin, i64 end, int share) {
     real lr = job->lr, decay = job->decay, rest = job->rest, eps = job->eps;
     (void)share;
     for (i64 k = begin; k < end; k++) {
-        real g = grad[k], c = decay * cache[k] + rest * (g * g);
+        real g = grad[k], c = MULTIPLY_ADD(decay, cache[k], rest * (g * g));
         cache[k] = c;
         param[k] -= lr * g / (ROOT(c) + eps);
     }
@@ -94,7 +105,8 @@ static void adam_task(void *arguments, i64 begin, i64 end, int share) {
     (void)share;
     for (i64 k = begin; k < end; k++) {
         real g = grad[k];
-        real m = decay1 * mean[k] + rest1 * g, v = decay2 * var[k] + rest2 * (g * g);
+        real m = MULTIPLY_ADD(decay1, mean[k], rest1 * g);
+        real v = MULTIPLY_ADD(decay2, var[k], rest2 * (g * g));
         mean[k] = m;
         var[k] = v;
         param[k] -= step * m / (ROOT(v) * scale + eps);

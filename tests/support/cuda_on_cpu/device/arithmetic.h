@@ -61,8 +61,11 @@ EMU_INLINE float max(float a, float b) { return fmaxf(a, b); }
 EMU_INLINE double min(double a, double b) { return fmin(a, b); }
 EMU_INLINE double max(double a, double b) { return fmax(a, b); }
 
-EMU_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-EMU_INLINE double rsqrt(double x) { return 1.0 / sqrt(x); }
+// Macros, because C23's library (glibc 2.42 and later) has functions of these names.
+EMU_INLINE float emu_rsqrtf(float x) { return 1.0f / sqrtf(x); }
+EMU_INLINE double emu_rsqrt(double x) { return 1.0 / sqrt(x); }
+#define rsqrtf(x) emu_rsqrtf(x)
+#define rsqrt(x) emu_rsqrt(x)
 EMU_INLINE float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678118654752f); }
 EMU_INLINE double normcdf(double x) { return 0.5 * erfc(-x * 0.70710678118654752); }
 // Macros, because the C library has hidden functions of these names.
