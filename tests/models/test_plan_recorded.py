@@ -16,8 +16,9 @@ from gpulayers.models.plan import CompiledNetwork
 from gpulayers.ops import workspace
 from gpulayers.ops._kernels import use_engine
 from gpulayers.ops.compiled import Compiled
+from tests.support.workspaces import needs_workspaces
 
-pytestmark = pytest.mark.compiled
+pytestmark = [pytest.mark.compiled, needs_workspaces]
 
 IMAGE = (12, 10, 2)
 

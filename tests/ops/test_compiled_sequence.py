@@ -32,6 +32,7 @@ from tests.ops.sequence_calls import (
     shapes,
 )
 from tests.support.compare import assert_close, assert_same_bits, host, scrambled
+from tests.support.workspaces import needs_workspaces
 
 
 @pytest.fixture(params=["numpy", pytest.param("compiled", marks=pytest.mark.compiled)])
@@ -257,6 +258,7 @@ def test_swapped_bytes(fast: Backend, name: str) -> None:
         assert_close(got[what], host(array))
 
 
+@needs_workspaces
 @main_kinds
 def test_a_workspace_keeps_results_apart(fast: Backend, name: str) -> None:
     """The same numbers, no growth, and nothing that is still held is written over."""

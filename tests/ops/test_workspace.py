@@ -15,6 +15,9 @@ import pytest
 from gpulayers.ops import workspace
 from gpulayers.ops.workspace import SMALL, Workspace
 from gpulayers.threads import run_shares
+from tests.support.workspaces import needs_workspaces
+
+pytestmark = needs_workspaces
 
 SIZE = 4 * SMALL // 4  # float32 numbers, well above what the workspace leaves to NumPy
 

@@ -14,6 +14,9 @@ from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential, lenet
 from gpulayers.ops import softmax, use_engine
 from gpulayers.threads import use_threads
+from tests.support.workspaces import needs_workspaces
+
+pytestmark = needs_workspaces
 
 LARGE = 64 * 1024  # bytes; all arrays that are there at a time must stay below it together
 BUFFER = 8192  # numbers of a buffer of NumPy's loops over strided arrays, unless told otherwise
