@@ -127,7 +127,7 @@ def test_what_may_not_be_read_is_named(unprivileged_folder):
     for closed in (path, folder, unprivileged_folder):
         mode = closed.stat().st_mode
         closed.chmod(0)
-        with pytest.raises(CheckpointError, match="cannot read .*: Permission denied"):
+        with pytest.raises(CheckpointError, match=r"cannot read .*: Permission denied"):
             load(path)
         closed.chmod(mode)
     load(path)
