@@ -37,15 +37,20 @@ typedef int32_t bits;
 #define VW ((i64)(VEC_BYTES / sizeof(real))) /* scalars in a vector */
 
 /* aligned(sizeof(real)): loads and stores need no more alignment than a scalar has */
-typedef real vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+typedef real loose __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+#ifdef __aarch64__ /* GCC 14 breaks down there over arguments of so little alignment */
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+#else
+typedef loose vec;
+#endif
 typedef bits mask __attribute__((vector_size(VEC_BYTES)));
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 #define RESTRICT __restrict__
 
-INLINE vec load(const real *p) { return *(const vec *)p; }
-INLINE void store(real *p, vec v) { *(vec *)p = v; }
+INLINE vec load(const real *p) { return *(const loose *)p; }
+INLINE void store(real *p, vec v) { *(loose *)p = v; }
 INLINE vec splat(real x) { return x - (vec){0}; }
 /* mask ? a : b, lane by lane; a mask lane is all ones or all zeros */
 INLINE vec select(mask m, vec a, vec b) { return (vec)((m & (mask)a) | (~m & (mask)b)); }
