@@ -79,7 +79,7 @@ def kill_after(arguments: list[str], delay: float | None) -> bool:
         process.communicate()
         return True
     # killed behind its last file, a run has nothing left to do
-    if process.returncode and b"has all its" not in text:
+    if process.returncode and b"is complete" not in text:
         raise RuntimeError(f"exit code {process.returncode} of {arguments}:\n{text.decode()}")
     return False
 

@@ -50,6 +50,13 @@ def test_the_comparison_sees_a_difference(tool, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_run_killed_behind_its_last_file_is_at_its_end(tool, tmp_path):
+    tool.finish([*tool.RUN, "--out", str(tmp_path / "run")])
+    assert not tool.kill_after(["--resume", str(tmp_path / "run"), "--quiet"], 60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_killed_runs_go_on_to_the_same_end(tool, tmp_path):
     done = subprocess.run(
         [sys.executable, str(TOOL), "--trials", "3", "--kills", "2", "--json"],
