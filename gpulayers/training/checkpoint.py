@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 import gpulayers
 from gpulayers import backend, random
+from gpulayers._folders import is_folder
 from gpulayers.errors import CheckpointError, GPULayersError
 from gpulayers.models import Model, Sequential
 from gpulayers.training.atomic import write_atomically
@@ -203,11 +203,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         If it is of another format version.
     """
     try:
-        is_dir = stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}") from None
+        is_dir = is_folder(path)
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
+    if is_dir is None:
+        raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}")
     if is_dir:
         raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING})")
     if looks_like_npz(path):

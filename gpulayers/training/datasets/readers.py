@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpulayers import _folders
 from gpulayers.errors import DataError
 from gpulayers.training.datasets.arrays import Split
 
@@ -71,20 +71,10 @@ def reason(error: OSError) -> str:
 
 
 def is_folder(path: Path) -> bool | None:
-    """Return whether a folder is there; False for a file, None for nothing.
-
-    `Path.is_dir` and `Path.exists` say the same of what may not be looked at (from Python 3.14 on)
-    as of what is not there.
-
-    Raises
-    ------
-    DataError
-        If the system does not tell.
-    """
+    """Return whether a folder is there; False for a file, None for nothing; a DataError where the
+    system does not tell."""
     try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return _folders.is_folder(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
 
