@@ -83,8 +83,8 @@ class Kernel:
         options = table.options("float32")
         self._kernel: Any = cupy.RawKernel(source, NAME, options, enable_cooperative_groups=True)
         try:
+            # compiles it; `compile()` would make another one, with the usual limit
             self._kernel.max_dynamic_shared_size_bytes = self._shared
-            self._kernel.compile()
         except Exception as error:  # NVRTC and the driver each raise their own type
             raise BackendError(
                 f"kernel {NAME} did not compile for device {device.id}:\n{error}"
