@@ -27,6 +27,7 @@ _SUBMODULES = (
     "wrappers",
 )
 _NAMES = {
+    "asarray": "backend",
     "available": "backend",
     "check_gradients": "gradients",
     "set_default_dtype": "backend",
@@ -48,6 +49,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "activations",
+    "asarray",
     "available",
     "backend",
     "check_gradients",
@@ -98,7 +100,14 @@ if TYPE_CHECKING:
         utils,
         wrappers,
     )
-    from gpulayers.backend import available, set_default_dtype, to_cpu, to_gpu, use_backend
+    from gpulayers.backend import (
+        asarray,
+        available,
+        set_default_dtype,
+        to_cpu,
+        to_gpu,
+        use_backend,
+    )
     from gpulayers.gradients import check_gradients
     from gpulayers.models import profile, summarize
     from gpulayers.ops import use_engine

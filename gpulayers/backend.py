@@ -299,7 +299,20 @@ def to_gpu(array: Array) -> Array:
 
 
 def asarray(value: Any, dtype: Any = None) -> Array:
-    """Return `value` (array, list or scalar) on the current backend, as `dtype` if given."""
+    """Return an array on the current backend, where new layers and networks are made: on a GPU if
+    one works and nothing else was asked for.
+
+    Parameters
+    ----------
+    value : array of NumPy or CuPy, list or scalar
+    dtype : dtype, optional
+        By default that of `value`.
+
+    Raises
+    ------
+    BackendError
+        If the backend that was asked for cannot start.
+    """
     library = module(current_backend())
     if _module_for(value) not in (None, library):
         value = to_backend(value, current_backend())

@@ -299,7 +299,8 @@ class CompiledNetwork:
         home = backend.home_of(name, "the batch", X)
         if home != place:
             raise BackendError(
-                f"{name}: the plan was made for {place} arrays, the batch is a {home} array"
+                f"{name}: the plan was made for {place} arrays, the batch is a {home} array; "
+                f"gpulayers.backend.to_backend(batch, {place!r}) moves it"
             )
         if home == "cupy":
             check_device(name, self.device, X)

@@ -66,14 +66,21 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+#: what a reader computes with, who has chosen nothing
+LIBRARIES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if p != "errors.md"])
-def test_the_code_runs(page: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_runs(
+    page: str, library: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if page in NEEDS_COMPILER and unavailable_reason():
         pytest.skip(str(unavailable_reason()))
     if page in IN_ORDER:
         pytest.importorskip("PIL")
     scope: dict[str, Any] = {"__name__": "docs"}
-    with backend.use_backend("numpy"):
+    with backend.use_backend(library):
         for language, code in BLOCK.findall(text(page)):
             if language == "python":
                 run(page, code, scope)
@@ -85,12 +92,13 @@ def test_the_code_runs(page: str, elsewhere: Path, capsys: pytest.CaptureFixture
         assert re.search(wanted, printed), f"{wanted} in\n{printed}"
 
 
-def test_every_error_is_raised_as_it_is_told(elsewhere: Path) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_error_is_raised_as_it_is_told(library: str, elsewhere: Path) -> None:
     page = text("errors.md")
     entries = ENTRY.findall(page)
     assert len(entries) == page.count("\n### ") >= 20
     scope: dict[str, Any] = {"__name__": "docs"}
-    with backend.use_backend("numpy"):
+    with backend.use_backend(library):
         run("errors.md", BLOCK.findall(page)[0][1], scope)
         for kind, message, code in entries:
             with pytest.raises(getattr(errors, kind)) as caught:

@@ -14,10 +14,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
+@pytest.mark.parametrize("library", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_python_block_runs(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_block_runs(number: int, library: str, capsys: pytest.CaptureFixture[str]) -> None:
     random.seed(0)
-    with backend.use_backend("numpy"):
+    with backend.use_backend(library):
         exec(compile(BLOCKS[number], f"README block {number}", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     accuracy = re.search(r"([\d.]+)% of the test digits right", printed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpulayers.cuda import table
 from tests.support import nvrtc, sample
 
 pytestmark = [pytest.mark.static, pytest.mark.usefixtures("compiler")]
@@ -117,11 +118,29 @@ def test_budget_is_enforced(change: dict[str, int], message: str) -> None:
     within = nvrtc.Resources(30, 64, 0, 0, 1, 0, 0, 0)
     job = nvrtc.Job("a.cu", "sm_90")
     budget = nvrtc.make_budget({job: nvrtc.Compiled({"k": within}, "")})
-    assert budget["kernels"]["k"] == {"shared_bytes": 64, "registers": {"sm_90": 32}}
+    assert budget["kernels"]["k"] == {"shared_bytes": {"sm_90": 64}, "registers": {"sm_90": 32}}
     assert nvrtc.over_budget({job: nvrtc.Compiled({"k": within}, "")}, budget, ["k"]) == []
     beyond = nvrtc.Compiled({"k": dataclasses.replace(within, **change)}, "")
     (found,) = nvrtc.over_budget({job: beyond}, budget, ["k"])
     assert message in found
+
+
+def test_each_architecture_has_a_budget_of_its_own() -> None:
+    """The tiles of a pipeline of copies, sm_80 and later, lie otherwise than those of sm_75."""
+    old, new = nvrtc.Job("a.cu", "sm_75"), nvrtc.Job("a.cu", "sm_90")
+    figures = {
+        old: nvrtc.Compiled({"k": nvrtc.Resources(30, 64, 0, 0, 1, 0, 0, 0)}, ""),
+        new: nvrtc.Compiled({"k": nvrtc.Resources(60, 96, 0, 0, 1, 0, 0, 0)}, ""),
+    }
+    budget = nvrtc.make_budget(figures)
+    assert nvrtc.over_budget(figures, budget, ["k"]) == []
+    swapped = {old: figures[new], new: figures[old]}
+    found = nvrtc.over_budget(swapped, budget, ["k"])
+    assert [line.split(": ")[1] for line in found] == [
+        "60 registers, budget 32",
+        "96 bytes shared, budget 64",
+        "64 bytes shared, budget 96",
+    ]
 
 
 def test_budget_misses() -> None:
@@ -142,6 +161,16 @@ def test_write_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert written["kernels"]["k<float, int>"]["registers"] == {"sm_90": 32}
     results[job] = nvrtc.Compiled({}, "error: no")
     assert nvrtc.main(["--write-budget"]) == 1
+
+
+def test_processes_compile_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is that of all kernels, also where the tests compile some."""
+    job = nvrtc.Job("dropout.cu", "sm_90")
+    monkeypatch.setattr(nvrtc, "tested", lambda: [job])
+    for every in (False, True):
+        monkeypatch.setattr(sample, "ALL", every)
+        assert nvrtc.compile_all()[job].kernels.keys() == set(job.instances)
+        assert (len(job.instances) == len(table.instances(job.file))) == every
 
 
 def test_an_empty_log_is_written_to_no_object_of_python() -> None:

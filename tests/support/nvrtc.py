@@ -271,6 +271,11 @@ def _run(job: Job) -> Compiled:
     return job.run()
 
 
+def _take(every_case: bool) -> None:
+    """A new process has read the environment alone."""
+    sample.ALL = every_case
+
+
 def compile_all(processes: int = 2, backwards: bool = False) -> dict[Job, Compiled]:
     """All that the tests meet. NVRTC is serial in a process, hence several.
 
@@ -282,7 +287,7 @@ def compile_all(processes: int = 2, backwards: bool = False) -> dict[Job, Compil
     if processes == 1:
         return {job: job.run() for job in jobs}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, context, _take, (sample.ALL,)) as pool:
         return dict(zip(jobs, pool.map(_run, jobs), strict=True))
 
 
@@ -296,8 +301,8 @@ def make_budget(compiled: dict[Job, Compiled]) -> dict[str, Any]:
         if result.log:
             raise RuntimeError(f"{job.file} does not compile for {job.architecture}:\n{result.log}")
         for name, resources in result.kernels.items():
-            new = {"shared_bytes": resources.shared_bytes, "registers": {}}
-            entry = kernels.setdefault(name, new)
+            entry = kernels.setdefault(name, {"shared_bytes": {}, "registers": {}})
+            entry["shared_bytes"][job.architecture] = resources.shared_bytes
             rounded = -(-resources.registers // REGISTER_STEP) * REGISTER_STEP
             entry["registers"][job.architecture] = rounded
     return {"nvrtc": nvrtc_version(), "kernels": kernels}
@@ -323,7 +328,8 @@ def over_budget(
         for job, result in compiled.items():
             if name in result.kernels:
                 taken, limit = result.kernels[name], allowed["registers"].get(job.architecture, 0)
-                excess = _excess(taken, limit, allowed["shared_bytes"])
+                shared = allowed["shared_bytes"].get(job.architecture, 0)
+                excess = _excess(taken, limit, shared)
                 found += [f"{name} on {job.architecture}: {text}" for text in excess]
     return found
 
@@ -371,7 +377,8 @@ def _figures(compiled: dict[Job, Compiled]) -> str:
             row = [kernels[name] for kernels in jobs if name in kernels]
             registers = "".join(f"{figures.registers:5}" for figures in row).rjust(30)
             spills = max(figures.spill_bytes for figures in row)
-            lines.append(f"{name:66}{registers}{row[0].shared_bytes:8}{spills:8}")
+            shared = max(figures.shared_bytes for figures in row)
+            lines.append(f"{name:66}{registers}{shared:8}{spills:8}")
     return "\n".join(lines)
 
 

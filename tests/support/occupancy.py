@@ -69,8 +69,9 @@ def blocks_at_once(limits: Limits, threads: int, registers: int, shared: int) ->
 def _figures(budget: dict[str, Any], instance: str, architecture: str) -> tuple[int, int] | None:
     """Registers of a thread and static shared bytes; None if it does not run there."""
     entry = budget["kernels"][instance]
-    registers = entry["registers"].get(RUNS.get(architecture, architecture))
-    return None if registers is None else (registers, entry["shared_bytes"])
+    code = RUNS.get(architecture, architecture)
+    registers = entry["registers"].get(code)
+    return None if registers is None else (registers, entry["shared_bytes"][code])
 
 
 def full_table(budget: dict[str, Any]) -> str:
