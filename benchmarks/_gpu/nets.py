@@ -8,6 +8,7 @@ tanh of the first half of the channels times the logistic function of the second
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,8 +136,10 @@ REACH: dict[str, tuple[float, float]] = {
     "lstm512 b256 tf32": (3, 2),
     "wavenet b16 tf32": (8, 3),
 }
-#: largest error of three steps' update, relative in the Euclidean norm, before a step is timed
+#: largest error of three steps' update, relative in the Euclidean norm, before a step is timed;
+#: and inputs that are off by this, relative, go as far astray as all the rounding does
 TOLERANCE = {"fp32": 5e-3, "tf32": 3e-2, "bf16": 2.5e-1, "fp16": 1e-1}
+ROUNDING = {"fp32": 2.0**-19, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
 def ours(net: Net, optimizer: str | None = None) -> Any:
@@ -177,6 +180,21 @@ def _ours(chain: tuple[Layer, ...]) -> Iterator[Any]:
             yield kinds[kind](n[0], return_sequences=False)
 
 
+#: seed and size of the noise on inputs, relative
+_shaken: tuple[int, float] | None = None
+
+
+@contextlib.contextmanager
+def shaken(seed: int, size: float) -> Iterator[None]:
+    """Within it `batches` gives what it gives else, but for noise of this size."""
+    global _shaken
+    _shaken = seed, size
+    try:
+        yield
+    finally:
+        _shaken = None
+
+
 def start(net: Net) -> dict[str, np.ndarray]:
     """The weights that all sides begin with, rounded to float32, by name."""
     from gpulayers import backend
@@ -214,7 +232,11 @@ def batches(net: Net, batch: int, count: int = BATCHES) -> tuple[np.ndarray, np.
     """Draw inputs (count, batch, ...) float32 and labels (count, batch) int64."""
     rng = np.random.default_rng(1)
     X = rng.standard_normal((count, batch, *net.shape), dtype=np.float32)
-    return X, rng.integers(0, CLASSES, (count, batch))
+    labels = rng.integers(0, CLASSES, (count, batch))
+    if _shaken is not None:
+        seed, size = _shaken
+        X = X * (1 + size * np.random.default_rng(seed).standard_normal(X.shape))
+    return X, labels
 
 
 def work(net: Net, batch: int) -> tuple[float, float, int]:

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from _gpu import nets
-from _gpu.nets import STEPS_CHECKED, TOLERANCE, Item
+from _gpu.nets import ROUNDING, STEPS_CHECKED, TOLERANCE, Item
 
-__all__ = ["judge", "measure", "read", "write"]
+__all__ = ["judge", "measure", "read", "slack", "write"]
 
 Result = tuple[list[float], dict[str, np.ndarray]]
 
+#: times that the referee takes the steps with noise, and how many times as far as that is allowed
+SHAKES, _LENIENT = 8, 3.0
+#: what no noise excuses
+_MOST = 0.5
 #: floating-point operations that NumPy is given for a step at most; of a larger one fewer examples
 _NUMPY_FLOPS = 5e8
 _AGREE = 1e-8
@@ -68,6 +72,24 @@ def measure(item: Item, device: str) -> tuple[Result, dict[str, Any]]:
     return torch_steps(item, device), facts
 
 
+def slack(item: Item, wanted: Result, device: str) -> float:
+    """Return how far from `wanted` the steps in float64 come when the inputs are off by a little.
+
+    A maximum over two nearly equal pixels, or a ReLU near zero, goes the other way then, as it does
+    when sums are rounded in another order; the next steps go apart from there, and nothing is
+    wrong. LeNet's batch of 64 has such a pair: its update is off by 1.5 % in float32.
+    """
+    flops, _, _ = nets.work(nets.NETS[item.net], item.batch)
+    with_torch = importlib.util.find_spec("torch") is not None
+    times = SHAKES if with_torch else min(SHAKES, int(10 * _NUMPY_FLOPS / flops))
+    begin, worst = nets.start(nets.NETS[item.net]), 0.0
+    for seed in range(times):
+        with nets.shaken(seed, ROUNDING[item.precision]):
+            found = torch_steps(item, device) if with_torch else numpy_steps(item)
+        worst = max(worst, error(found, wanted, begin))
+    return worst
+
+
 def error(found: Result, wanted: Result, start: dict[str, np.ndarray]) -> float:
     """The larger of: the losses' largest relative error, and that of the steps' update of all
     weights in the Euclidean norm."""
@@ -79,30 +101,32 @@ def error(found: Result, wanted: Result, start: dict[str, np.ndarray]) -> float:
     return result if np.isfinite(result) else float("inf")
 
 
-def judge(found: Result, wanted: Result, item: Item) -> float:
+def judge(found: Result, wanted: Result, item: Item, by_noise: float = 0.0) -> float:
     """Return the error of an item's first steps.
 
     Raises
     ------
     ArithmeticError
-        If it is larger than the precision explains.
+        If it is larger than the precision explains, with what noise alone does (`slack`).
     """
     wrong = error(found, wanted, nets.start(nets.NETS[item.net]))
-    if wrong > TOLERANCE[item.precision]:
+    most = min(TOLERANCE[item.precision] + _LENIENT * by_noise, _MOST)
+    if wrong > most:
         raise ArithmeticError(
-            f"the first {STEPS_CHECKED} steps are off by {wrong:.1e}, more than "
-            f"{TOLERANCE[item.precision]:.0e} for {item.precision}; not timed"
+            f"the first {STEPS_CHECKED} steps are off by {wrong:.1e}, more than {most:.0e} for "
+            f"{item.precision}; not timed"
         )
     return wrong
 
 
-def write(path: Path, result: Result) -> None:
+def write(path: Path, result: Result, by_noise: float = 0.0) -> None:
     """Keep a result for other processes."""
-    np.savez(path, losses=np.array(result[0]), **{f"w {k}": v for k, v in result[1].items()})
+    weights = {f"w {k}": v for k, v in result[1].items()}
+    np.savez(path, losses=np.array(result[0]), slack=by_noise, **weights)
 
 
-def read(path: Path) -> Result:
+def read(path: Path) -> tuple[Result, float]:
     """The inverse of `write`."""
     with np.load(path) as file:
-        weights = {k[2:]: file[k] for k in file.files if k != "losses"}
-        return file["losses"].tolist(), weights
+        weights = {k[2:]: file[k] for k in file.files if k.startswith("w ")}
+        return (file["losses"].tolist(), weights), float(file["slack"])

@@ -74,6 +74,37 @@ def test_all_sides_take_the_same_steps(
         tiny.referee.judge(([math.nan, *losses[1:]], weights), wanted, item)
 
 
+def test_a_step_on_a_knife_edge_passes(
+    bench: SimpleNamespace, numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeNet's batch of 64 has two pixels in a window that differ by less than float32's rounding.
+    What that does is allowed; what a fault does is not, nor anything where there is no such pair.
+    """
+    monkeypatch.setattr(bench.referee.importlib.util, "find_spec", lambda name: None)
+    item = bench.nets.Item("lenet", 64, "fp32")
+    wanted = bench.referee.numpy_steps(item)
+    by_noise = bench.referee.slack(item, wanted, "cpu")
+    assert 5e-3 < by_noise < 5e-2
+    assert bench.referee.slack(item, wanted, "cpu") == by_noise
+    begin = bench.nets.start(bench.nets.NETS["lenet"])
+    other_way, far = wanted, 0.0
+    for seed in range(20, 30):
+        with bench.nets.shaken(seed, 2.0**-20):
+            found = bench.referee.numpy_steps(item)
+        if bench.referee.error(found, wanted, begin) > far:
+            other_way, far = found, bench.referee.error(found, wanted, begin)
+    with pytest.raises(ArithmeticError, match="not timed"):
+        bench.referee.judge(other_way, wanted, item)
+    bench.referee.judge(other_way, wanted, item, by_noise)
+    losses, weights = wanted
+    for factor in (0.9, 0.0, -1.0):  # updates a tenth too small, missing, the other way
+        wrong = {k: begin[k] + factor * (weights[k] - begin[k]) for k in weights}
+        with pytest.raises(ArithmeticError, match="not timed"):
+            bench.referee.judge((losses, wrong), wanted, item, by_noise)
+    with pytest.raises(ArithmeticError, match="not timed"):  # however much noise does
+        bench.referee.judge((losses, begin), wanted, item, 1.0)
+
+
 def test_referees_that_differ_judge_nothing(
     tiny: SimpleNamespace, numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
