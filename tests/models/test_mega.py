@@ -271,6 +271,15 @@ def test_a_step_is_one_launch_and_always_the_same(emulated: Backend, layers: Any
         np.testing.assert_array_equal(array, first[name], err_msg=name)
 
 
+def test_the_launch_may_have_the_shared_memory_it_was_made_for(emulated: Backend) -> None:
+    """LeNet's blocks take more than the 48 KB that a kernel has unasked."""
+    from gpulayers.cuda.mega import Kernel
+
+    empty = 'extern "C" __global__ void train_steps() {}'
+    made = Kernel(empty, 90 << 10, batch=2, classes=3, saved=1, partial=1)
+    assert made._kernel.max_dynamic_shared_size_bytes == 90 << 10
+
+
 def test_what_others_do_in_between_is_seen(emulated: Backend) -> None:
     """New values in a layer, another learning rate, the plan's own first half of a step."""
     run = Run(emulated, dense)
