@@ -42,6 +42,19 @@ def test_inputs_and_gradients_are_left_alone(case: Case, backend: Backend) -> No
         assert all(array is not held for held in layer.parameters.values())
 
 
+def test_dropout_that_drops_nothing_gives_a_copy(backend: Backend) -> None:
+    X = backend.asarray(harness.values((4, 3), 0))
+    before, layer = X.copy(), layers.Dropout(0.0)
+    Y, dX = layer.forward(X), layer.backward(before)
+    evaluated = layers.Dropout(0.5).forward(X, retain_derived=False)
+    for array in (Y, dX, evaluated):
+        assert_same_bits(array, before)
+    for array in (Y, dX, evaluated):
+        array[...] = 7
+    assert_same_bits(X, backend.asarray(harness.values((4, 3), 0)))
+    assert_same_bits(before, X)
+
+
 @pytest.mark.parametrize("kind", [layers.RNNCell, layers.LSTMCell, layers.GRUCell])
 def test_a_cell_does_not_see_what_is_written_into_its_outputs(
     kind: Any, numpy_backend: Backend
