@@ -98,6 +98,8 @@ class LayerBase(LayerState, ABC):
             if before is not None:  # do not hold on to sizes of an input that did not fit
                 self._restore_sizes(before)
             raise
+        if Y is X:  # nothing was computed, and the result is the caller's
+            Y = X.copy()
         if retain_derived:
             self._retain(X, Y, saved)
         return Y
@@ -151,6 +153,8 @@ class LayerBase(LayerState, ABC):
             dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
             if params:  # those that the step has not added itself
                 self._accumulate(grads)
+            if dLdX is dLdy:
+                dLdX = dLdy.copy()
             dLdXs.append(dLdX if input_grad else None)
         return dLdXs[0] if len(dLdXs) == 1 else dLdXs
 

@@ -77,11 +77,11 @@ class Dropout(LayerBase):
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Y = X * mask."""
         if not training or self.p == 0:
-            return X.copy(), {"dropout_mask": None}
+            return X, {"dropout_mask": None}
         mask = draw_kept(X, self.p).astype(X.dtype) * X.dtype.type(1 / (1 - self.p))
         return X * mask, {"dropout_mask": mask}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:
         """dX = dY * mask."""
         mask = saved["dropout_mask"]
-        return (dLdY.copy() if mask is None else dLdY * mask), {}
+        return (dLdY if mask is None else dLdY * mask), {}

@@ -11,6 +11,7 @@ import pytest
 from gpulayers import backend as backends
 from gpulayers import layers, optimizers
 from gpulayers.errors import ShapeError
+from gpulayers.models import Activation
 from tests.conftest import Backend, switched_to
 from tests.layers import harness
 from tests.layers.cases import Case, with_cases, with_learning_cases
@@ -42,9 +43,20 @@ def test_inputs_and_gradients_are_left_alone(case: Case, backend: Backend) -> No
         assert all(array is not held for held in layer.parameters.values())
 
 
-def test_dropout_that_drops_nothing_gives_a_copy(backend: Backend) -> None:
+@pytest.mark.parametrize("pad", [0, 1])
+def test_padding_gives_a_gradient_of_its_own(pad: int, backend: Backend) -> None:
+    layer = layers.ZeroPad2D(pad)
+    Y = layer.forward(backend.asarray(harness.values((1, 2, 3, 1), 0)))
+    dY = harness.gradient_like(Y, backend)
+    before = dY.copy()
+    layer.backward(dY)[...] = 7
+    assert_same_bits(dY, before)
+
+
+@pytest.mark.parametrize("make", [lambda: layers.Dropout(0.0), lambda: Activation("Identity")])
+def test_a_layer_that_changes_nothing_gives_copies(make: Any, backend: Backend) -> None:
     X = backend.asarray(harness.values((4, 3), 0))
-    before, layer = X.copy(), layers.Dropout(0.0)
+    before, layer = X.copy(), make()
     Y, dX = layer.forward(X), layer.backward(before)
     evaluated = layers.Dropout(0.5).forward(X, retain_derived=False)
     for array in (Y, dX, evaluated):
