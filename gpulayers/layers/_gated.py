@@ -11,6 +11,7 @@ from gpulayers.layers._sequence import Recurrent
 class Gated(Recurrent):
     """A step with `gate_fn` beside `act_fn`."""
 
+    _gated = True
     _hyper = ("init", "n_in", "n_out", "act_fn", "gate_fn")
 
     def __init__(

@@ -249,7 +249,7 @@ class OverTime(Recurrent):
         mask, first = self._check_mask(X), None
         if self._initial_state is not None:
             first = self._check_state("initial_state", self._initial_state, X)
-        X = sequence.time_first(X)
+        X = sequence.time_first(X, self._gated)
         if mask is not None:
             X = _only(mask, X)
         trace = self._through(X, first, mask, self._weights())
@@ -273,7 +273,7 @@ class OverTime(Recurrent):
         if self._final_state_grad is not None:
             last = self._check_state("final_state_grad", self._final_state_grad, dLdY)
         if self.return_sequences:
-            dLdA = sequence.time_first(dLdY)
+            dLdA = sequence.time_first(dLdY, self._gated)
             dLdA = dLdA if mask is None else _only(mask, dLdA)
         else:  # dLdY is the gradient of the last output, which is the last state
             dLdA, xp = None, xp_of(dLdY)

@@ -30,6 +30,7 @@ class Recurrent(LayerBase):
     """One kind of step, for the cell and the layer over sequences."""
 
     _states: ClassVar[tuple[str, ...]] = ("A",)  # the first is the output
+    _gated: ClassVar[bool] = False
     _back_blocks: ClassVar[int] = 1  # what `_back` writes is (n_ex, blocks * n_out)
 
     def __init__(self, n_out: int, act_fn: Any, init: str, optimizer: Any) -> None:

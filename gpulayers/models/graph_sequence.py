@@ -95,7 +95,7 @@ class SequenceStep(Fused):
         layer, k, dY = self.layers[0], kernels_for(dY), contiguous(dY)
         dA = last = None
         if layer.return_sequences:
-            dA = dY if self.time_first_out else k.time_first(dY)
+            dA = dY if self.time_first_out else k.time_first(dY, False)
         else:
             last = (dY, *[None] * (len(trace.states) - 1))
         acts, truncate = self._acts(), layer.truncate

@@ -16,7 +16,7 @@ from gpulayers.errors import ShapeError
 from gpulayers.ops import _checks as check
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops._protocol import Activation
-from gpulayers.ops._sequence import SequenceGradients, Trace, Weights
+from gpulayers.ops._sequence import SequenceGradients, Trace, Weights, by_unit
 
 __all__ = [
     "SequenceGradients",
@@ -36,8 +36,11 @@ __all__ = [
 States = tuple[Array, ...]
 
 
-def time_first(X: Array) -> Array:
+def time_first(X: Array, gated: bool = False) -> Array:
     """Return a sequence batch (n_ex, ch, n_t) as (n_t, n_ex, ch), a new array.
+
+    With `gated` it is for a network with gates, and lies in memory as the implementation likes:
+    C-contiguous, or by unit.
 
     Raises
     ------
@@ -45,7 +48,7 @@ def time_first(X: Array) -> Array:
     """
     check.rank("time_first", "X", X, 3, "(n_ex, ch, n_t)")
     (X,) = check.same_float("time_first", X=X)
-    return kernels_for(X).time_first(X)
+    return kernels_for(X).time_first(X, gated)
 
 
 def time_last(X: Array) -> Array:
@@ -56,7 +59,7 @@ def time_last(X: Array) -> Array:
     ShapeError, DTypeError
     """
     check.rank("time_last", "X", X, 3, "(n_t, n_ex, ch)")
-    (X,) = check.same_float("time_last", X=X)
+    (X,) = _same_float("time_last", X=X)
     return kernels_for(X).time_last(X)
 
 
@@ -72,7 +75,8 @@ def joined(arrays: list[Array], axis: int) -> Array:
     check.one_library("joined", *arrays)
     first = arrays[0]
     for k, array in enumerate(arrays):
-        check.rank("joined", f"arrays[{k}]", array, 2, "(rows, columns)")
+        if array.ndim != 2:
+            check.rank("joined", f"arrays[{k}]", array, 2, "(rows, columns)")
         if array.shape[1 - axis] != first.shape[1 - axis] or array.dtype != first.dtype:
             raise ShapeError(
                 f"joined: arrays[{k}] must fit {first.shape} {first.dtype} along axis {axis}, "
@@ -312,7 +316,7 @@ def _checked(
     if mask is not None:
         check.shape(op, "mask", mask, (n_t, n_ex, 1))
         check.one_library(op, X, mask)
-    X, recurrent, from_input, *rest = check.same_float(op, **arrays)
+    X, recurrent, from_input, *rest = _same_float(op, **arrays)
     biases, states = rest[: len(bias_blocks)], rest[len(bias_blocks) :]
     weights = Weights(recurrent, from_input, tuple(biases))
     return X, None if first is None else tuple(states), weights
@@ -333,9 +337,22 @@ def _checked_back(
         arrays |= _states(op, "last", last, len(trace.states), (n_ex, h))
     if dA is not None:
         check.shape(op, "dA", dA, (n_t, n_ex, h))
-    _, recurrent, from_input, *rest = check.same_float(op, **arrays, dA=dA)
+    _, recurrent, from_input, *rest = _same_float(op, **arrays, dA=dA)
     given = None if last is None else tuple(rest[len(trace.states) : -1])
     return rest[-1], given, Weights(recurrent, from_input, weights.biases)
+
+
+def _same_float(op: str, **arrays: Array | None) -> list[Array]:
+    """`check.same_float`, but sequences that lie by unit in memory stay as they are."""
+    stay: dict[str, Array] = {}
+    for name in ("X", "dA"):
+        array = arrays.get(name)
+        if array is not None and not array.flags.c_contiguous and by_unit(array) is not None:
+            stay[name], arrays[name] = array, array[:0]  # its kind
+    checked = check.same_float(op, **arrays)
+    if not stay:
+        return checked
+    return [stay.get(name, array) for name, array in zip(arrays, checked, strict=True)]
 
 
 def _states(

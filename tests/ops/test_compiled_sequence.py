@@ -238,6 +238,26 @@ def test_memory_layout_does_not_matter(fast: Backend, name: str, layout: str) ->
         assert_close(got[what], array)
 
 
+@pytest.mark.parametrize("long", [1, 1000])
+@main_kinds
+@shapes
+def test_sequences_that_lie_by_unit(
+    fast: Backend, name: str, shape: tuple[int, ...], long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `time_first` lays them for networks with gates; read where they are, or by the line."""
+    monkeypatch.setattr(_turned, "_LONG", long)
+
+    def by_unit(array: np.ndarray) -> np.ndarray:
+        return array.transpose(2, 0, 1).copy().transpose(1, 2, 0)
+
+    call = Call(name, shape, "float64", mask=ragged(*shape[:2]))
+    expected = call.reference()
+    call.X, call.dA = by_unit(call.X), by_unit(call.dA)
+    got = call.run()
+    for what, array in expected.items():
+        assert_close(got[what], array, factor=10)
+
+
 @main_kinds
 def test_swapped_bytes(fast: Backend, name: str) -> None:
     call = Call(name, (4, 9, 3, 10), "float32")
@@ -285,9 +305,23 @@ def test_turning_time(fast: Backend, n: int, ch: int, n_t: int, dtype: str) -> N
     first = sequence.time_first(X)
     assert first.flags.c_contiguous
     assert_same_bits(first, X.transpose(2, 0, 1))
-    last = sequence.time_last(first)
-    assert last.flags.c_contiguous
-    assert_same_bits(last, X)
+    for order in (first, sequence.time_first(X, gated=True)):
+        assert_same_bits(order, first)
+        assert not np.may_share_memory(order, X)
+        last = sequence.time_last(order)
+        assert last.flags.c_contiguous
+        assert_same_bits(last, X)
+
+
+@pytest.mark.parametrize("n, ch, n_t", [(1, 3, 4), (9, 17, 8), (25, 90, 50), (300, 40, 2)])
+@dtypes
+def test_some_steps_of_sequences_by_unit(
+    fast: Backend, n: int, ch: int, n_t: int, dtype: str
+) -> None:
+    units = np.random.default_rng(0).standard_normal((ch, n_t, n)).astype(dtype)
+    for cut in (slice(1, None), slice(0, -1), slice(1, 2)):
+        part = units.transpose(1, 2, 0)[cut]
+        assert_same_bits(sequence.time_last(part), part.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("axis", [0, 1])

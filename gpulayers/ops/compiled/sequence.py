@@ -35,10 +35,10 @@ _ACTS = {("tanh", 0.0, 0.0): 0, ("relu", 0.0, 0.0): 1, ("sigmoid", 0.0, 0.0): 2}
 class CompiledSequence(CpuGated):
     """Tanh, ReLU and Sigmoid for simple networks, Tanh with Sigmoid for gated ones."""
 
-    def time_first(self, X: Array) -> Array:
+    def time_first(self, X: Array, gated: bool) -> Array:
         n, ch, n_t = X.shape
         if not _takes(X):
-            return super().time_first(X)
+            return super().time_first(X, gated)
         out = workspace.empty((n_t, n, ch), X.dtype)
         _turn_time(X.dtype, X, out, n, ch, n_t, 1)
         return out

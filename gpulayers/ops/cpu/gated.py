@@ -18,11 +18,15 @@ from gpulayers.ops._protocol import Activation
 from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
 from gpulayers.ops.cpu._turned import (
     Gradients,
+    Own,
     as_rows,
     is_tall,
     operands,
+    operands_by_unit,
     project_turned,
+    steps_of,
     turned,
+    units_as_rows,
     weights_for,
 )
 from gpulayers.ops.cpu.sequence import (
@@ -58,19 +62,20 @@ class CpuGated(CpuSequence):
         A = stacked[:, :h]
         C = workspace.empty((n_t + 1, h, n), X.dtype)
         gates = workspace.empty((n_t, 4 * h, n), X.dtype)
+        products = workspace.empty((n_t, 2 * h, n), X.dtype)  # what C_t is the sum of
         seen = workspace.empty((n_t, h, n), X.dtype)  # tanh(C_t)
         A[0], C[0] = (0, 0) if first is None else (state.T for state in first)
         sign = np.repeat(np.array([-1, -1, 1, -1], X.dtype), h)  # of gates: exp(-Z) is wanted
         bias, at_once = weights.biases[0], is_tall(X)
         inputs = (bias[None], weights.input) if at_once else ()
         W = weights_for(X, sign, weights.recurrent, *inputs)
-        free, product = new_like(gates[0]), new_like(C[0])
+        free = new_like(gates[0])
         with threads.threaded_blas(), np.errstate(over="ignore"):
             if not at_once:
                 project_turned(X, stacked, weights.input, bias, sign, gates)
             for t in range(n_t):
                 g, c, a, tanh_c = gates[t], C[t + 1], A[t + 1], seen[t]
-                candidate = g[2 * h : 3 * h]
+                candidate, old, new = g[2 * h : 3 * h], products[t, :h], products[t, h:]
                 if at_once:
                     np.dot(W, stacked[t], out=g)
                 else:
@@ -79,16 +84,17 @@ class CpuGated(CpuSequence):
                 _logistic_of_negative(g[: 2 * h])
                 np.tanh(candidate, out=candidate)
                 _logistic_of_negative(g[3 * h :])
-                np.multiply(g[:h], C[t], out=c)
-                np.multiply(g[h : 2 * h], candidate, out=product)
-                np.add(c, product, out=c)
+                np.multiply(g[:h], C[t], out=old)
+                np.multiply(g[h : 2 * h], candidate, out=new)
+                np.add(old, new, out=c)
                 np.tanh(c, out=tanh_c)
                 np.multiply(g[3 * h :], tanh_c, out=a)
                 if mask is not None:
                     np.copyto(c, C[t], where=~mask[t].T)
                     np.copyto(a, A[t], where=~mask[t].T)
-        states = _rows_of(A), as_rows(C)
-        return Trace(X, mask, states, (as_rows(gates), None, as_rows(seen)))
+        own = Own(operands_by_unit(stacked), products)
+        states = units_as_rows(own.operands[:h]), as_rows(C)
+        return Trace(X, mask, states, (as_rows(gates), None, as_rows(seen)), own)
 
     def lstm_backward(
         self,
@@ -108,6 +114,8 @@ class CpuGated(CpuSequence):
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
         (n_t, n, width), C = gates.shape, trace.states[1]
+        products = trace.own.products if isinstance(trace.own, Own) else None
+        outside = None if dA is None else steps_of(dA)
         collected = Gradients(trace, weights, width, params, inputs)
         accumulators = accumulators_of(trace, last)
         total, dC = (_copy_turned(state) for state in accumulators)
@@ -140,9 +148,13 @@ class CpuGated(CpuSequence):
 
         with threads.threaded_blas():
             for steps in blocks_back(n_t, n * width):
-                g = turned(gates[steps])
-                d, to_C = _lstm_factors(g, turned(seen[steps]), turned(C[steps]))
-                each = d[::-1], to_C[::-1], g[::-1, : len(total)], _turned_back(dA, steps)
+                g, tanh_c = turned(gates[steps]), turned(seen[steps])
+                if products is None:
+                    parts = g[:, : 2 * len(total)] * _lstm_others(g, turned(C[steps]))
+                else:
+                    parts = products[steps]
+                d, to_C = _lstm_factors(g, tanh_c, parts)
+                each = d[::-1], to_C[::-1], g[::-1, : len(total)], _back_through(outside, steps)
                 for t, *of_step in zip(backwards(steps), *each, strict=True):
                     step(t, *of_step)
                 collected.take(steps, d)
@@ -190,7 +202,9 @@ class CpuGated(CpuSequence):
                 np.add(candidate, product, out=new)
                 if mask is not None:
                     np.copyto(new, old, where=~mask[t].T)
-        return Trace(X, mask, (_rows_of(A),), (as_rows(gates), as_rows(M), None))
+        own = Own(operands_by_unit(stacked), None)
+        states = (units_as_rows(own.operands[:h]),)
+        return Trace(X, mask, states, (as_rows(gates), as_rows(M), None), own)
 
     def gru_backward(
         self,
@@ -210,6 +224,7 @@ class CpuGated(CpuSequence):
                 dA, last, trace, weights, act, gate, truncate, params, inputs
             )
         n_t, n, h = M.shape
+        outside = None if dA is None else steps_of(dA)
         collected = Gradients(trace, weights, 4 * h, params, inputs)
         (accumulator,) = accumulators_of(trace, last)
         total = _copy_turned(accumulator)
@@ -239,21 +254,13 @@ class CpuGated(CpuSequence):
         with threads.threaded_blas():
             for steps in blocks_back(n_t, 4 * total.size):
                 g = turned(gates[steps])
-                d = _gru_factors(g, turned(M[steps]), turned(A[steps]))
-                each = d[::-1], g[::-1, h : 2 * h], _turned_back(dA, steps)
+                d = _gru_factors(g, turned(M[steps]), steps_of(A[steps]))
+                each = d[::-1], g[::-1, h : 2 * h], _back_through(outside, steps)
                 for t, *of_step in zip(backwards(steps), *each, strict=True):
                     step(t, *of_step)
                 collected.take(steps, d)
         accumulator[...] = total.T
         return collected.all((accumulator,))
-
-
-def _rows_of(A: Array) -> Array:
-    """The states, as rows in memory: so the output and the gradients of the weights want them."""
-    rows = as_rows(A)
-    out = workspace.empty(rows.shape, rows.dtype)
-    out[...] = rows
-    return out
 
 
 def _copy_turned(state: Array) -> Array:
@@ -262,29 +269,37 @@ def _copy_turned(state: Array) -> Array:
     return out
 
 
-def _turned_back(dA: Array | None, steps: slice) -> list[None] | Array:
+def _back_through(outside: Array | None, steps: slice) -> list[None] | Array:
     """What reaches A_t from outside in these steps, the last first."""
-    return [None] * (steps.stop - steps.start) if dA is None else turned(dA[steps])[::-1]
+    return [None] * (steps.stop - steps.start) if outside is None else outside[steps][::-1]
 
 
-def _lstm_factors(g: Array, tanh_c: Array, c_old: Array) -> tuple[Array, Array]:
+def _lstm_others(g: Array, c_old: Array) -> Array:
+    """What the forget and the update gates are multiplied by."""
+    h = c_old.shape[1]
+    return np.concatenate([c_old, g[:, 2 * h : 3 * h]], axis=1)
+
+
+def _lstm_factors(g: Array, tanh_c: Array, products: Array) -> tuple[Array, Array]:
     """What dC_t (first three blocks) and dA_t (the last) are multiplied by, for some steps; dA_t
-    becomes one of C_t by the second result."""
+    becomes one of C_t by the second result.
+
+    A gate times what it lets through is at hand: with P = G_f C_{t-1}, G_f (1 - G_f) C_{t-1} is
+    (1 - G_f) P, and so on.
+    """
     h = tanh_c.shape[1]
     d, to_C = workspace.empty(g.shape, g.dtype), workspace.empty(tanh_c.shape, g.dtype)
-    forget_update, candidate, output = g[:, : 2 * h], g[:, 2 * h : 3 * h], g[:, 3 * h :]
-    for G, slope in ((forget_update, d[:, : 2 * h]), (output, d[:, 3 * h :])):
-        np.multiply(G, G, out=slope)
-        np.subtract(G, slope, out=slope)  # G (1 - G)
-    for k, other in ((0, c_old), (1, candidate), (3, tanh_c)):
-        np.multiply(d[:, k * h : (k + 1) * h], other, out=d[:, k * h : (k + 1) * h])
-    for value, factor, slope in (
-        (candidate, g[:, h : 2 * h], d[:, 2 * h : 3 * h]),
-        (tanh_c, output, to_C),
-    ):
-        np.multiply(value, value, out=slope)
-        np.subtract(1, slope, out=slope)
-        np.multiply(slope, factor, out=slope)
+    forget_update, candidate, output = d[:, : 2 * h], d[:, 2 * h : 3 * h], d[:, 3 * h :]
+    G_o, new = g[:, 3 * h :], products[:, h:]
+    np.subtract(1, g[:, : 2 * h], out=forget_update)
+    np.multiply(forget_update, products, out=forget_update)
+    np.multiply(new, g[:, 2 * h : 3 * h], out=candidate)
+    np.subtract(g[:, h : 2 * h], candidate, out=candidate)  # G_u (1 - C~^2)
+    np.multiply(G_o, tanh_c, out=to_C)
+    np.subtract(1, G_o, out=output)
+    np.multiply(output, to_C, out=output)  # tanh(C_t) G_o (1 - G_o)
+    np.multiply(to_C, tanh_c, out=to_C)
+    np.subtract(G_o, to_C, out=to_C)  # G_o (1 - tanh(C_t)^2)
     return d, to_C
 
 

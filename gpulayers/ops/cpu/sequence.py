@@ -18,14 +18,15 @@ from gpulayers import threads
 from gpulayers.backend import Array
 from gpulayers.ops import workspace
 from gpulayers.ops._protocol import Activation
-from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights
+from gpulayers.ops._sequence import SIDE_BY_SIDE, SequenceGradients, Trace, Weights, by_unit
 from gpulayers.ops.cpu import _blas
 from gpulayers.ops.cpu._blocks import blocks
 from gpulayers.ops.reference.sequence import ReferenceSequence
 
 States = tuple[Array, ...]
 
-_COPY_BYTES = 1 << 17  # of a block of examples that is turned around inside the cache
+TALL = 8  # examples that make it worth going over all weights in every step
+_COPY_BYTES = 1 << 17  # of a block that is turned around inside the cache
 _NUMBERS = 1 << 16  # pre-activations of one step that are worth a thread
 _CACHED = 1 << 16  # numbers that a bias is added to before they leave the cache
 _SLOPES = 1 << 18  # numbers of several steps that are still in the cache when they are used
@@ -35,23 +36,33 @@ _TANH = ("tanh", 0.0, 0.0)  # a built-in activation's `kernel`
 class CpuSequence(ReferenceSequence):
     """Turning time to the front and back, and simple networks with a built-in activation."""
 
-    # ---- time first, time last: by blocks of examples, so that reading stays in the cache
+    # ---- time first, time last: by blocks, so that reading stays in the cache
 
-    def time_first(self, X: Array) -> Array:
+    def time_first(self, X: Array, gated: bool) -> Array:
         n, ch, n_t = X.shape
+        if gated and n >= TALL and X.itemsize >= 4:  # by unit: one matrix turned around
+            units = workspace.empty((ch, n_t, n), X.dtype)
+            source, target = X.reshape(1, n, -1), units.reshape(1, -1, n)
+            for part in _blocks_of(ch * n_t, n * X.itemsize):
+                _blas.turn(source[:, :, part], target[:, part])
+            return units.transpose(1, 2, 0)
         out = workspace.empty((n_t, n, ch), X.dtype)
-        for part in _example_blocks(n, ch * n_t * X.itemsize):
+        for part in _blocks_of(n, ch * n_t * X.itemsize):
             _blas.turn(X[part], out[:, part].transpose(1, 0, 2))
         return out
 
     def time_last(self, X: Array) -> Array:
         n_t, n, ch = X.shape
         out = workspace.empty((n, ch, n_t), X.dtype)
+        units = by_unit(X)
+        if units is not None:
+            _turn_units(units, out)
+            return out
         # by way of an example's own matrix (n_t, ch): its rows are then close to one another
-        cut = _example_blocks(n, ch * n_t * X.itemsize)
+        cut = _blocks_of(n, ch * n_t * X.itemsize)
         near = workspace.empty((cut[0].stop if cut else 0, n_t, ch), X.dtype)
         for part in cut:
-            own = near[: min(part.stop, n) - part.start]
+            own = near[: part.stop - part.start]
             own[...] = X[:, part].transpose(1, 0, 2)
             _blas.turn(own, out[part])
         return out
@@ -170,9 +181,25 @@ def is_cut(t: int, n_t: int, truncate: int | None) -> bool:
 # ------------------------------------------------------------------------------------ threads
 
 
-def _example_blocks(n: int, bytes_each: int) -> list[slice]:
+def _blocks_of(count: int, bytes_each: int) -> list[slice]:
     step = max(1, _COPY_BYTES // max(1, bytes_each))
-    return [slice(start, start + step) for start in range(0, n, step)]
+    return list(blocks(slice(0, count), step))
+
+
+def _turn_units(units: Array, out: Array) -> None:
+    """out (n, ch, n_t) = (ch, n_t, n) turned around, some units at a time; these may lie apart."""
+    ch, n_t, n = units.shape
+    cut = _blocks_of(ch, n_t * n * units.itemsize)
+    near = None
+    if not units.flags.c_contiguous:
+        near = workspace.empty((cut[0].stop, n_t, n), units.dtype)
+    for part in cut:
+        block = units[part]
+        if near is not None:
+            block = near[: len(block)]
+            np.copyto(block, units[part])
+        target = out.reshape(1, n, -1)[:, :, part.start * n_t : part.stop * n_t]
+        _blas.turn(block.reshape(1, -1, n), target)
 
 
 def over_examples(Z: Array, share: Callable[[int, slice], None]) -> None:
@@ -214,23 +241,21 @@ def project(X: Array, W: Array, bias: Array, out: Array) -> None:
 def gradients(
     trace: Trace, dZ: Array, weights: Weights, params: bool, inputs: bool, states: States
 ) -> SequenceGradients:
-    """A fully connected layer on the rows of all steps. A GRU has dZ = [n, z, r, M]: the first
-    three blocks are the input's, the last three the state's."""
+    """A fully connected layer on the rows of all steps."""
     n_t, n, n_in = trace.X.shape
     h, width = weights.recurrent.shape
-    A, rows = trace.states[0], dZ.reshape(n_t * n, dZ.shape[2])
-    from_input, from_state = rows[:, :width], rows[:, rows.shape[1] - width :]
+    A, rows = trace.states[0], dZ.reshape(n_t * n, width)
     dX = grads = None
     with threads.threaded_blas():
         if inputs:
             dX = new_like(trace.X)
-            np.matmul(from_input, weights.input.T, out=dX.reshape(n_t * n, n_in))
+            np.matmul(rows, weights.input.T, out=dX.reshape(n_t * n, n_in))
         if params:
             X, A_prev = trace.X.reshape(n_t * n, n_in), A[:-1].reshape(n_t * n, h)
             dW_a, dW_x = new_like(weights.recurrent), new_like(weights.input)
-            db = workspace.empty((1, rows.shape[1]), rows.dtype)
-            np.matmul(A_prev.T, from_state, out=dW_a)
-            np.matmul(X.T, from_input, out=dW_x)
+            db = workspace.empty((1, width), rows.dtype)
+            np.matmul(A_prev.T, rows, out=dW_a)
+            np.matmul(X.T, rows, out=dW_x)
             np.matmul(np.ones((1, n_t * n), rows.dtype), rows, out=db)
-            grads = Weights(dW_a, dW_x, (db[0], db[0])[: len(weights.biases)])
+            grads = Weights(dW_a, dW_x, (db[0], db[0]))
     return SequenceGradients(dX, grads, states)

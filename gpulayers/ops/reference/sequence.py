@@ -33,7 +33,7 @@ States = tuple[Array, ...]
 class ReferenceSequence(ReferenceRecurrent, ReferenceConv):
     """Each kind says what a step is; `_forward` and `_backward` below chain them."""
 
-    def time_first(self, X: Array) -> Array:
+    def time_first(self, X: Array, gated: bool) -> Array:
         return xp_of(X).ascontiguousarray(X.transpose(2, 0, 1))
 
     def time_last(self, X: Array) -> Array:
