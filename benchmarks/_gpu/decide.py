@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from _gpu.record import OURS, table
+from _gpu.ways import GROUPS
 
 __all__ = ["Decision", "decisions", "printed"]
 
@@ -104,6 +105,29 @@ def _ways(values: dict[str, Any]) -> Iterator[Decision]:
         )
 
 
+def _warpgroups(values: dict[str, Any]) -> Iterator[Decision]:
+    """Whether products by warpgroups (sm_90a) are faster than those by warps."""
+    ratios = []
+    for name, entry in values.get("ways", {}).items():
+        found = entry.get("measured", {})
+        if not name.endswith(GROUPS) or "us" not in found:
+            continue
+        times = {w: t for w, t in found["us"].items() if isinstance(t, float)}
+        by_groups = [t for way, t in times.items() if "warpgroup" in way]
+        others = [t for way, t in times.items() if "warpgroup" not in way]
+        if by_groups and others:
+            ratio = min(others) / min(by_groups)
+            ratios.append((ratio, f"{name.removesuffix(GROUPS)} {ratio:.2f} x"))
+    if ratios:
+        earns = max(ratio for ratio, _ in ratios) > _WORTH
+        yield Decision(
+            "products by warps over those by warpgroups",
+            "; ".join(text for _, text in ratios),
+            f"{_WORTH:g} x",
+            "try warpgroups by default, by rule where they win" if earns else "leave them out",
+        )
+
+
 def _wrong(values: dict[str, Any]) -> Iterator[Decision]:
     for part in ("micro", "kernels", "ways"):
         for name, entry in values.get(part, {}).items():
@@ -147,7 +171,7 @@ _RULES: tuple[Callable[[dict[str, Any]], Iterator[Decision]], ...] = (
     ),
     _rule(
         *("mma.sync in bf16", "micro", "tensor cores, bf16", "TFLOP/s", 0.55 * _LIBRARY),
-        "wgmma for 64 channels and more",
+        "warpgroups for 64 columns and more",
         "mma.sync suffices for now",
         "TFLOP/s",
     ),
@@ -161,6 +185,7 @@ _RULES: tuple[Callable[[dict[str, Any]], Iterator[Decision]], ...] = (
     _libraries,
     _scatter,
     _ways,
+    _warpgroups,
     _slow_copies,
     _engines,
 )

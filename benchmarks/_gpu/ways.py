@@ -1,5 +1,6 @@
 """The ways to work out a product, as the autotuner finds them: right or wrong, and how long each
-takes, beside the one that the rule picks."""
+takes, beside the one that the rule picks. Half types once more with products by warpgroups, which
+are tried only where that is asked for."""
 
 from __future__ import annotations
 
@@ -23,13 +24,17 @@ from gpulayers.ops._kernels import kernels_for
 
 _IMAGES, _SIZE, _CHANNELS = 64, 32, 32
 _DENSE = 512, 2048, 512  # batch, inputs, outputs
+#: how the names of items end that try warpgroups
+GROUPS = ", warpgroups too"
 
 
 def items(xp: Any, _: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yield each product, and what makes its list."""
-    for precision in DTYPES:
-        for name, ask in _operations(precision).items():
-            yield f"{name} {precision}", lambda p=precision, a=ask: _ways(xp, p, a)
+    """Yield each product, and what makes its list; those that have not met a device last."""
+    for groups in (False, True):
+        for precision in DTYPES if not groups else ("fp16", "bf16"):
+            for name, ask in _operations(precision).items():
+                what = f"{name} {precision}{GROUPS if groups else ''}"
+                yield what, lambda p=precision, a=ask, g=groups: _ways(xp, p, a, g)
 
 
 def _operations(precision: str) -> dict[str, Callable[[Any, Numbers], object]]:
@@ -47,13 +52,16 @@ def _operations(precision: str) -> dict[str, Callable[[Any, Numbers], object]]:
     }
 
 
-def _ways(xp: Any, precision: str, ask: Callable[[Any, Numbers], Any]) -> dict[str, Any]:
+def _ways(
+    xp: Any, precision: str, ask: Callable[[Any, Numbers], Any], groups: bool
+) -> dict[str, Any]:
     """Microseconds of each candidate, or why it is out; which one the rule takes, and the best."""
     from gpulayers.cuda import tune
 
     engine = kernels_for(xp.empty(0, dtype="float32"))
     chosen: dict[Any, Any] = {}
-    with _tuned_apart(), in_precision(precision):
+    tried = "1" if groups else "0"
+    with _tuned_apart(), _environment("GPULAYERS_WARPGROUPS", tried), in_precision(precision):
         with tune.pinned(chosen):
             ask(engine, numbers_on(xp, precision))
         with tune.tuning() as run:
@@ -69,12 +77,20 @@ def _ways(xp: Any, precision: str, ask: Callable[[Any, Numbers], Any]) -> dict[s
 @contextlib.contextmanager
 def _tuned_apart() -> Iterator[None]:
     """What is found out here does not change what is timed elsewhere."""
-    name, before = "GPULAYERS_TUNE_DIR", os.environ.get("GPULAYERS_TUNE_DIR")
-    with tempfile.TemporaryDirectory(prefix="gpulayers-ways-") as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            del os.environ[name]
-            if before is not None:
-                os.environ[name] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="gpulayers-ways-") as folder,
+        _environment("GPULAYERS_TUNE_DIR", folder),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

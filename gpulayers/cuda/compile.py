@@ -77,7 +77,10 @@ def get_kernel(
         kernel = _loaded(job, together)
         if kernel is None:
             try:
-                kernel = _compiled(job, _options(dtype, constants), together)
+                options = _options(dtype, constants)
+                if table.KERNELS[name].only:  # CuPy says what every such device has
+                    options = (*options, f"-arch={job.architecture}")
+                kernel = _compiled(job, options, together)
             except OSError as error:
                 raise BackendError(
                     f"kernel {job.expression}: CuPy's cache cannot be used ({error}); set "
@@ -96,6 +99,13 @@ def _options(dtype: str, constants: str) -> tuple[str, ...]:
     return (*table.options(dtype), *([f"-DSPECIALISE={constants}"] if constants else []))
 
 
+def _architecture(spec: table.KernelSpec) -> str:
+    """That of the current device, with what no other has if a kernel needs it."""
+    import cupy
+
+    return f"sm_{cupy.cuda.Device().compute_capability}{'a' if spec.only else ''}"
+
+
 def job_of(name: str, dtype: str, index: str = "int32", constants: str = "") -> Job:
     """What there is to compile for `get_kernel` with these arguments, on the current device."""
     import cupy
@@ -106,7 +116,7 @@ def job_of(name: str, dtype: str, index: str = "int32", constants: str = "") -> 
         file=spec.file,
         expression=spec.expression(dtype, index),
         options=(*_options(dtype, constants), *_OPTIONS_OF_CUPY),
-        architecture=f"sm_{cupy.cuda.Device().compute_capability}",
+        architecture=_architecture(spec),
         nvrtc=".".join(str(part) for part in cupy.cuda.nvrtc.getVersion()),
     )
 

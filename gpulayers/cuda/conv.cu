@@ -6,6 +6,8 @@
 #include "fragments.cuh"
 #include "copies.cuh"
 #include "pipeline.cuh"
+#include "warpgroup.cuh"
+#include "group.cuh"
 #include "large.cuh"
 #include "conv.cuh"
 #include "conv_gradient.cuh"

@@ -5,6 +5,8 @@
 #include "fragments.cuh"
 #include "copies.cuh"
 #include "pipeline.cuh"
+#include "warpgroup.cuh"
+#include "group.cuh"
 #include "large.cuh"
 
 // c (rows, cols) = a (rows, terms) b (terms, cols); the numbers of a row or column lie a_row, a_term, ... apart.

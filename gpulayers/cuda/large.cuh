@@ -192,7 +192,9 @@ __device__ __forceinline__ void work_out(const Share& share, const Left& left, c
 {
     const int from = share.part * span;
     const int to = terms - from < span ? terms : from + span;
-    if constexpr (Tile::TENSOR) {
+    if constexpr (BY_GROUPS<Tile>) {
+        work_out_by_groups<T, Tile>(share, left, right, target, from, to);
+    } else if constexpr (Tile::TENSOR) {
         work_out_by_cores<T, Tile>(share, left, right, target, from, to);
     } else if constexpr (Tile::LARGE) {
         work_out_large<T, Tile>(share, left, right, target, from, to);

@@ -89,16 +89,30 @@ __device__ __forceinline__ unsigned char* pipeline_memory()
     return pipeline;
 }
 
+// Whether tiles are worked out by group.cuh, whose stages, of longer rows, begin at multiples of 1024.
+template <typename Tile>
+constexpr bool BY_GROUPS = false;
+
+template <typename Tile>
+__device__ __forceinline__ unsigned char* stages_of()
+{
+    unsigned char* const memory = pipeline_memory();
+    return Tile::ROW == LINE_BYTES ? memory + (0u - shared_address(memory)) % 1024 : memory;
+}
+
 // The winners of a thread's run wait behind all stages, 8 bytes each.
 template <typename Tile, int LINES>
 __device__ __forceinline__ unsigned char* place_of_winners(int stage, int slot)
 {
     const int number = (stage * OWN_RUNS<Tile, LINES> + slot) * TILE_BLOCK + static_cast<int>(threadIdx.x);
-    return pipeline_memory() + Tile::STAGES * STAGE_BYTES<Tile> + number * 8;
+    return stages_of<Tile>() + Tile::STAGES * STAGE_BYTES<Tile> + number * 8;
 }
 
 // What a thread knows of the runs that it asks for: what they have to do with their lines (with one line, where lines lie
-// together), and `quarters`: two bits for each run of the last stages, 8 bits a stage.
+// together), and `quarters`: two bits for each run of the last stages.
+template <typename Tile, int LINES>
+constexpr int QUARTER_BITS = 2 * OWN_RUNS<Tile, LINES>;
+
 template <typename Line, int COUNT>
 struct Asked {
     Line line[COUNT];
@@ -160,7 +174,7 @@ __device__ __forceinline__ void ask(const Factor& factor, Asked<Line, COUNT>& as
                                     part + Lies::place_of_run(own, run), stage, s);
         quarters |= static_cast<unsigned>(quarter) << (2 * s);
     }
-    asked.quarters = asked.quarters << 8 | quarters;
+    asked.quarters = asked.quarters << QUARTER_BITS<Tile, LINES> | quarters;
 }
 
 // Of this thread's runs of a stage, asked for `ago` stages before the last one, only what has won stays.
@@ -178,7 +192,7 @@ __device__ __forceinline__ void keep_own_winners(const Factor& factor, const Ask
         load_words(place, words);
         unsigned winners[RUN_BYTES / sizeof(T) / 4];
         load_words(place_of_winners<Tile, LINES>(stage, s), winners);
-        keep_winners<T>(words, winners, asked.quarters >> (8 * ago + 2 * s) & 3);
+        keep_winners<T>(words, winners, asked.quarters >> (QUARTER_BITS<Tile, LINES> * ago + 2 * s) & 3);
         *reinterpret_cast<uint4*>(place) = {words[0], words[1], words[2], words[3]};
     }
 }

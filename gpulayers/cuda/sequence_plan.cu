@@ -5,6 +5,8 @@
 #include "fragments.cuh"
 #include "copies.cuh"
 #include "pipeline.cuh"
+#include "warpgroup.cuh"
+#include "group.cuh"
 #include "large.cuh"
 
 template <typename T>

@@ -67,6 +67,9 @@ class KernelSpec:
         count on atomics, but sum nothing up with them.
     oldest : int
         The compute capability that it needs, 80 for 8.0; 0: any.
+    only : int
+        The one compute capability that it runs on, whose own instructions it has (90: it is
+        compiled for sm_90a); 0: any.
     runs : bool
         Whether its factors have to come in whole runs of 16 bytes, at addresses that are multiples
         of that.
@@ -84,6 +87,7 @@ class KernelSpec:
     counts: bool = False
     cooperative: bool = False
     oldest: int = 0
+    only: int = 0
     runs: bool = False
 
     def expression(self, dtype: str, index: str) -> str:
@@ -105,6 +109,10 @@ class KernelSpec:
             Index=INDEX_TYPES[index],
             Vec=VECTOR_BYTES // ITEM_SIZE[dtype],
         )
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a device of this compute capability, 90 for 9.0, can run it."""
+        return capability >= self.oldest and self.only in (0, capability)
 
     @property
     def instances(self) -> tuple[str, ...]:

@@ -306,16 +306,13 @@ def index_for(*sizes: int) -> str:
     return "int32" if max(sizes) <= INT32_LIMIT else "int64"
 
 
-def instances(
-    file: str, dtypes: Sequence[str] = tuple(C_TYPES), capability: int = 10**6
-) -> tuple[str, ...]:
-    """Return the name expressions of all kernels of `file` for these dtypes that a device of this
-    compute capability (90 for 9.0) can run, without repeats."""
+def instances(file: str, dtypes: Sequence[str] = tuple(C_TYPES)) -> tuple[str, ...]:
+    """Return the name expressions of all kernels of `file` for these dtypes, without repeats."""
     return tuple(
         dict.fromkeys(
             spec.expression(dtype, index)
             for spec in _SPECS
-            if spec.file == file and spec.oldest <= capability
+            if spec.file == file
             for dtype in spec.dtypes
             if dtype in dtypes
             for index in INDEX_TYPES

@@ -142,7 +142,10 @@ SPECS += (
         "sequence_weight_grad",
         "sequence_plan.cu",
         (*(ARRAY,) * 4, *(INT,) * 9),
-        without=("_narrow", "_tall", "_large", "_tensor_large"),
+        without=(
+            *("_narrow", "_tall", "_large", "_tensor_large"),
+            *("_warpgroup", "_warpgroup_large"),
+        ),
     ),
 )
 

@@ -1,6 +1,7 @@
 """The kernels of gemm.cu, conv.cu and conv_step.cu: each for every tile of a product.
 
-A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh). Which
+A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh,
+pipeline.cuh, group.cuh). Which
 of them a product goes by is `gpulayers.cuda.product.tile_of`'s rule, or what was measured.
 """
 
@@ -11,11 +12,22 @@ from typing import NamedTuple
 
 from gpulayers.cuda.spec import C_TYPES, MOST_BLOCKS, KernelSpec
 
-__all__ = ["FORMS", "REACH", "TENSOR_CORES", "TILES", "Tile", "stage_bytes", "tiled"]
+__all__ = [
+    "FORMS",
+    "REACH",
+    "TENSOR_CORES",
+    "TILES",
+    "WARPGROUPS",
+    "Tile",
+    "stage_bytes",
+    "tiled",
+]
 
 #: the compute capability from which the tensor cores take TF32, bfloat16 and float16 as they are
 #: given here
 TENSOR_CORES = 80
+#: the one whose warpgroups multiply from shared memory
+WARPGROUPS = 90
 
 
 class Tile(NamedTuple):
@@ -34,7 +46,11 @@ class Tile(NamedTuple):
     runs : bool
         Whether the factors have to come in whole runs of 16 bytes.
     stages : int
-        Of a pipeline, that shared memory holds at once (pipeline.cuh).
+        Of a pipeline, that shared memory holds at once (pipeline.cuh, group.cuh).
+    row : int
+        Bytes of a factor's line that a stage has.
+    only : int
+        As `KernelSpec` has it: by warpgroups.
     """
 
     name: str
@@ -44,12 +60,15 @@ class Tile(NamedTuple):
     tensor: bool = False
     runs: bool = False
     stages: int = 0
+    row: int = 64
+    only: int = 0
 
 
 _ALL = tuple(C_TYPES)
 _CORES = ("float32", "float16", "bfloat16")
+_HALVES = _CORES[1:]
 
-#: suffix of a kernel's name -> its tile
+#: suffix of a kernel's name -> its tile; the last two are tried only where `product` is told to
 TILES = {
     "": Tile("Wide", 64, 64, _ALL),
     "_narrow": Tile("Narrow", 256, 16, ("float32",)),
@@ -57,14 +76,16 @@ TILES = {
     "_large": Tile("Large", 128, 128, ("float32",), runs=True),
     "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True, stages=3),
     "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True, stages=4),
+    "_warpgroup": Tile("Warpgroup", 256, 64, _HALVES, True, True, 4, 128, WARPGROUPS),
+    "_warpgroup_large": Tile("WarpgroupLarge", 256, 128, _HALVES, True, True, 3, 128, WARPGROUPS),
 }
 #: columns of a product that the blocks of a grid reach along y, by any tile
 REACH = MOST_BLOCKS[1] * min(tile.cols for tile in TILES.values())
 
 
-#: bytes of a factor's line that a stage has, those of a run, and those of the codes that may come
-#: with one: which of a pooling window's four has won
-_ROW, _RUN, _CODES = 64, 16, 8
+#: bytes of a run, those of the codes that may come with one (which of a pooling window's four has
+#: won), and those at multiples of which a warpgroup's stages begin
+_RUN, _CODES, _PATTERN = 16, 8, 1024
 #: how the factors of `gemm` lie, by the layouts of its matrices (t: transposed): kernels of their
 #: own for tensor cores, as both lie otherwise, both are laid out anew
 FORMS = {"_nn": "Terms, Lines", "_nt": "Terms, Terms", "_tn": "Lines, Lines"}
@@ -72,8 +93,9 @@ FORMS = {"_nn": "Terms, Lines", "_nt": "Terms, Terms", "_tn": "Lines, Lines"}
 
 def stage_bytes(tile: Tile, codes: bool) -> int:
     """The shared memory of all stages of a tile; `codes`: a factor may be a pooled gradient."""
-    runs = max(tile.rows, tile.cols) * _ROW // _RUN
-    return tile.stages * ((tile.rows + tile.cols) * _ROW + codes * runs * _CODES)
+    runs = max(tile.rows, tile.cols) * tile.row // _RUN
+    stage = (tile.rows + tile.cols) * tile.row + codes * runs * _CODES
+    return tile.stages * stage + (_PATTERN if tile.only else 0)
 
 
 def tiled(
@@ -104,5 +126,6 @@ def tiled(
                 barriers=True,
                 counts=counts,
                 oldest=TENSOR_CORES if tile.tensor else 0,
+                only=tile.only,
                 runs=tile.runs,
             )

@@ -61,16 +61,30 @@ def test_decisions_follow_from_numbers(bench: SimpleNamespace) -> None:
                 "product 4096, bf16": {"measured": {"TFLOP/s": 350.0}},
                 "ldmatrix": {"measured": {"error": "lost"}},
             },
-            "ways": {"p": {"measured": {"rule": "a", "best": "b", "us": {"a": us, "b": 0.5}}}},
+            "ways": {
+                "p": {"measured": {"rule": "a", "best": "b", "us": {"a": us, "b": 0.5}}},
+                "p bf16, warpgroups too": {
+                    "measured": {
+                        "rule": "a",
+                        "best": "a",
+                        "us": {"a": us, "a_warpgroup": 0.5, "a_warpgroup_large": "spills"},
+                    }
+                },
+                "q bf16, warpgroups too": {"measured": {"error": "lost"}},
+            },
             "steps": {"lenet": {"fused": {"median_us": 9.0}, "mega": {"median_us": 10 * us}}},
         }
         return {d.what: d.therefore for d in bench.decide.decisions(values)}
 
     fast, slow = told(), told(us=2.0, rate=400.0)
-    assert fast["ldmatrix"] == slow["ldmatrix"] == "mend this before all else"
+    lost = {"ldmatrix", "q bf16, warpgroups too"}
+    for what in lost:
+        assert fast[what] == slow[what] == "mend this before all else"
     changed = {what for what in fast if fast[what] != slow[what]}
-    assert changed == set(fast) - {"ldmatrix"}
-    assert slow["mma.sync in bf16"].startswith("wgmma")
+    assert changed == set(fast) - lost
+    assert slow["mma.sync in bf16"].startswith("warpgroups")
+    assert slow["products by warps over those by warpgroups"].startswith("try")
+    assert fast["products by warps over those by warpgroups"].startswith("leave")
     assert fast["product of the instruction's speed, bf16"].startswith("the pipeline")
     assert slow["rule against the fastest candidate"].startswith("ship")
     assert (fast["lenet"], slow["lenet"]) == ("Trainer takes mega", "Trainer takes fused")
@@ -140,8 +154,14 @@ def test_the_ways_of_a_product_are_told(
     monkeypatch.setattr(quick.ways, "_DENSE", (256, 3, 5))
     before = os.environ["GPULAYERS_TUNE_DIR"]
     items = dict(quick.ways.items(emulated.xp, 1))
-    assert len(items) == 5 * 4
+    assert len(items) == 5 * 4 + 5 * 2
     found = items["dense_backward fp32"]()
     assert os.environ["GPULAYERS_TUNE_DIR"] == before
     assert found["shape"] == [256, 3, 5]
     assert found["us"][found["best"]] <= found["us"][found["rule"]]
+    monkeypatch.setattr(quick.ways, "_DENSE", (64, 8, 8))
+    for ending, tried in (("", False), (", warpgroups too", True)):
+        times = iter(range(99, 0, -1))
+        found = items[f"dense_backward fp16{ending}"]()
+        assert any("warpgroup" in way for way in found["us"]) == tried
+    assert "GPULAYERS_WARPGROUPS" not in os.environ

@@ -24,6 +24,8 @@ TILED = Geometry(3, 9, 8, 3, (2, 3), (1, 1), (1, 0, 1, 1))
 POOLED = Geometry(3, 7, 8, 3, (2, 3), (1, 1), (1, 0, 1, 1))
 LONG = Geometry(3, 13, 14, 2, (2, 1))
 RUNS = Geometry(3, 9, 10, 8, (2, 2), (1, 1), (1, 0, 1, 0))
+#: for the tiles of 256 rows: more pixels than those, more terms than a stage
+MANY = Geometry(2, 14, 13, 8, (5, 3), (1, 1), (2, 2, 1, 1))
 
 
 def _tile(name: str) -> str:
@@ -170,5 +172,9 @@ CASES = [
     ),
     functools.partial(
         backward, g=RUNS, name="conv2d_backward_tensor", dtype="bfloat16", pooled=True, parts=3
+    ),
+    *(  # pixels of all runs that a thread asks for
+        functools.partial(backward, g=MANY, name=f"conv2d_backward{tile}", dtype=d, pooled=True)
+        for tile, d in (("_warpgroup", "float16"), ("_warpgroup_large", "bfloat16"))
     ),
 ]

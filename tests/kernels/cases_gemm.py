@@ -140,12 +140,21 @@ CASES = [
         functools.partial(
             product, size=size, name=_of(tile, layout), layout=layout, dtype=d, **more
         )
-        for tile in ("_tensor", "_tensor_large")
+        for tile in ("_tensor", "_tensor_large", "_warpgroup", "_warpgroup_large")
         for d in ("float16", "bfloat16")
         for size, layout, more in (
             ((41, 136, 480), "nn", {"extras": True, "parts": 3, "apart": 8}),
             ((17, 8, 165), "tn", {"extras": True, "index": "int64"}),
             ((3, 136, 40), "nt", {}),
+        )
+    ),
+    *(  # lines of both warpgroups, and stages enough to come back to the first one twice
+        functools.partial(product, size=size, name=_of(tile, layout), layout=layout, dtype=d)
+        for tile, d, size, layout in (
+            ("_warpgroup", "bfloat16", (264, 72, 264), "tn"),
+            ("_warpgroup", "float16", (9, 72, 584), "nn"),
+            ("_warpgroup_large", "bfloat16", (260, 136, 264), "nt"),
+            ("_warpgroup_large", "float16", (9, 136, 456), "nn"),
         )
     ),
     *(
@@ -156,6 +165,8 @@ CASES = [
             ("_large", ("float32",)),
             ("_tensor", ("float32", "float16", "bfloat16")),
             ("_tensor_large", ("float32", "float16", "bfloat16")),
+            ("_warpgroup", ("float16", "bfloat16")),
+            ("_warpgroup_large", ("float16", "bfloat16")),
         )
         for d in dtypes
         for more in ({"dtype": d, "parts": 2}, {"dtype": d, "index": "int64", "masked": False})

@@ -121,12 +121,13 @@ class PtxLauncher:
 
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
-        together = self._together.get(spec.file, {})
+        together = {} if spec.only else self._together.get(spec.file, {})
         instances = tuple(together) if expression in together else (expression,)
         options = table.options(*sorted(together.values()) if expression in together else (dtype,))
         code = self.sources.get(spec.file) or load_source(spec.file)
         options = tuple(dict.fromkeys(options))
-        text, names = ptx.compile_ptx(code, instances, options, spec.file, self.architecture)
+        architecture = f"compute_{spec.only}a" if spec.only else self.architecture
+        text, names = ptx.compile_ptx(code, instances, options, spec.file, architecture)
         packed = spec.pack(dtype, index, args)
         self.steps += ptx.load(text, names[expression])(
             grid, (block or spec.block,), packed, shared_mem or spec.shared, spec.cooperative
@@ -140,7 +141,8 @@ def _launched(cases: Sequence[Callable[[Launcher], None]]) -> dict[str, dict[str
     class Noting:
         def launch(self, name: str, dtype: str, index: str, *_: Any, **__: Any) -> None:
             spec = table.KERNELS[name]
-            found.setdefault(spec.file, {})[spec.expression(dtype, index)] = dtype
+            if not spec.only:  # which is for an architecture of its own
+                found.setdefault(spec.file, {})[spec.expression(dtype, index)] = dtype
 
     for case in cases:
         with contextlib.suppress(AssertionError):  # nothing ran
@@ -167,8 +169,8 @@ class DeviceLauncher:
         from gpulayers.cuda.precision import capability
 
         spec = table.KERNELS[name]
-        if spec.oldest > capability():
-            pytest.skip(f"needs compute capability {spec.oldest / 10}")
+        if not spec.runs_on(capability()):
+            pytest.skip(f"needs compute capability {(spec.only or spec.oldest) / 10}")
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
         kernel: Any = get_kernel(name, dtype, index)

@@ -49,6 +49,22 @@ CHOSEN: list[Case] = [
         name="conv2d_backward_tensor",
         pooled=True,
     ),
+    # products by warpgroups: each way that factors lie, and winners
+    *(
+        _case(cases_gemm.product, size=size, name=name, layout=name[5:7], dtype=dtype)
+        for size, name, dtype in (
+            ((9, 72, 264), "gemm_nn_warpgroup", "float16"),
+            ((12, 72, 200), "gemm_nt_warpgroup_large", "bfloat16"),
+            ((264, 136, 136), "gemm_tn_warpgroup_large", "float16"),
+        )
+    ),
+    _case(
+        cases_conv_step.backward,
+        g=cases_conv_step.MANY,
+        name="conv2d_backward_warpgroup",
+        dtype="bfloat16",
+        pooled=True,
+    ),
     # blocks that wait for one another
     _case(cases_sequence.forward, kind="rnn", dtype="bfloat16", by="_tensor", **GROUPS),
     _case(cases_sequence.backward, kind="lstm", by="_tensor", **GROUPS),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulayers.errors import BackendError
+from gpulayers.errors import BackendError, ParameterError
 from gpulayers.ops.window import Window
 from tests.conftest import Backend
 from tests.kernels.test_tune import NARROW, WIDE, multiply
@@ -105,6 +105,67 @@ def test_tensor_cores_are_candidates_where_tf32_is_asked_for(
     assert any("tensor" in candidate.kernel for candidate in candidates)
     assert set(found.values()) == {""}
     assert "its work is not that of" in measured(cuda, key, candidates[0])[candidates[0].label]
+
+
+HALVES = {
+    "product": ("gemm_nn", (70, 72, 136), "float16"),
+    "product, turned": ("gemm_tn", (72, 136, 40), "bfloat16"),
+    "dense": ("dense_backward", (40, 64, 72), "bfloat16"),
+    "forward, pooled": ("conv2d_forward", (1, 0), "float16"),
+    "input": ("conv2d_input_grad", (0, 0), "bfloat16"),
+    "weight": ("conv2d_weight_grad", (1, 0, 0), "float16"),
+    "back, pooled": ("conv2d_backward", (0, 1, 1), "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_warpgroups_are_candidates_where_they_are_asked_for(
+    emulated: Backend, cuda: SimpleNamespace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ml_dtypes")
+    op, values, dtype = HALVES[name]
+    key = cuda.tune.Key(op, values, dtype)
+    if op.startswith("conv2d"):
+        key = conv_key(cuda, op, dtype, *values)._replace(shape=(2, 8, 6, 8, 16))
+    monkeypatch.setenv("GPULAYERS_WARPGROUPS", "1")
+    candidates = ways(cuda, key)
+    groups = {c.kernel for c in candidates if "warpgroup" in c.kernel}
+    assert {kernel.partition("_warpgroup")[2] for kernel in groups} == {"", "_large"}
+    assert "warpgroup" not in candidates[0].kernel, "the rule's"
+    found = measured(cuda, key, *candidates)
+    assert set(found.values()) == {""}
+    for variable, capability in (("0", "90"), ("1", "89"), ("1", "100")):
+        monkeypatch.setenv("GPULAYERS_WARPGROUPS", variable)
+        monkeypatch.setattr(emulated.xp.cuda.Device, "compute_capability", capability)
+        assert not any("warpgroup" in c.kernel for c in ways(cuda, key))
+
+
+def test_warpgroups_yes_or_no(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPULAYERS_WARPGROUPS", "yes")
+    with pytest.raises(ParameterError, match=r"GPULAYERS_WARPGROUPS=yes: expected 0 .* or 1"):
+        ways(cuda, cuda.tune.Key("gemm_nn", (70, 72, 136), "float16"))
+
+
+def test_they_are_compiled_for_the_architecture_that_has_them(
+    emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling = importlib.import_module("gpulayers.cuda.compile")
+    monkeypatch.setattr(compiling, "_kernels", {})
+    asked: list[tuple[str, ...]] = []
+    inner = emulated.xp.RawModule
+
+    class Module(inner):
+        def __init__(self, **arguments: Any) -> None:
+            asked.append(arguments["options"])
+            super().__init__(**arguments)
+
+    monkeypatch.setattr(emulated.xp, "RawModule", Module)
+    for name, own in (("gemm_nn_tensor", False), ("gemm_nn_warpgroup", True)):
+        assert compiling.job_of(name, "float16").architecture == ("sm_90a" if own else "sm_90")
+        compiling.get_kernel(name, "float16")
+        assert ("-arch=sm_90a" in asked[-1]) == own
 
 
 def test_a_wrong_candidate_is_not_taken_however_fast(

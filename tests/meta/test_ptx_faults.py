@@ -27,6 +27,9 @@ POOLED = _case(
     dtype="bfloat16",
     pooled=True,
 )
+GROUPS_OF_WARPS = _case(
+    cases_gemm.product, size=(9, 72, 584), name="gemm_nn_warpgroup", dtype="float16"
+)
 STATES = _case(cases_sequence.forward, kind="rnn", dtype="bfloat16", by="_tensor", **GROUPS)
 
 
@@ -69,6 +72,29 @@ FAULTS = {
         '"l"(from), "r"(there ? 16',
         '"l"(0xffffffff & reinterpret_cast<unsigned long long>(from)), "r"(there ? 16',
         "out-of-bounds",
+    ),
+    # of products by warpgroups
+    "no word to them that something is written": Fault(
+        "gemm.cu", GROUPS_OF_WARPS, "show_to_products();\n", "\n", "hidden-from-products"
+    ),
+    "no fence before them": Fault(
+        "gemm.cu", GROUPS_OF_WARPS, "begin_products();\n", "\n", "no-product-fence"
+    ),
+    "another swizzle": Fault(
+        "gemm.cu", GROUPS_OF_WARPS, "swizzled << 62", "swizzled << 63", "product-descriptor"
+    ),
+    "runs at places of their own": Fault(
+        "gemm.cu", GROUPS_OF_WARPS, "(run % 8 ^ row % 8)", "(run % 8)"
+    ),
+    "the first 8 terms twice": Fault(
+        "gemm.cu", GROUPS_OF_WARPS, "GROUP_PATTERN, GROUP_BYTES);", "0, GROUP_BYTES);"
+    ),
+    "a stage that is still multiplied asked for": Fault(
+        "gemm.cu",
+        GROUPS_OF_WARPS,
+        "wait_for_products<1>();",
+        "wait_for_products<3>();",
+        "product-source-changed",
     ),
     # of what is around them
     "states by the read-only path": Fault(

@@ -35,7 +35,8 @@ from gpulayers.cuda.compile import load_source
 from tests.support import sample
 from tests.support.cuda_on_cpu.toolchain import cuda_headers, locked
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+#: the last one is for the kernels that run on it alone
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "sm_90a")
 BUDGET_FILE = Path(__file__).parents[1] / "static" / "budget.json"
 CACHE_VARIABLE = "GPULAYERS_NVRTC_CACHE"
 #: what CuPy 14 adds to the options of every RawModule (cupy/cuda/compiler.py)
@@ -56,6 +57,7 @@ class Resources:
     double_instructions: int
     local_accesses: int
     tensor_products: int = 0  # of a warp
+    group_products: int = 0  # of a warpgroup
     wide_loads: int = 0  # of 16 bytes from global memory
     wide_copies: int = 0  # of 16 bytes from there to shared memory
 
@@ -209,6 +211,7 @@ def inspect_ptx(body: str) -> dict[str, int]:
         "atomics": count(r"\b(?:atom|red)\.\w"),
         "double_instructions": count(r"\.f64\s+%"),
         "tensor_products": count(r"\bmma\.sync"),
+        "group_products": count(r"\bwgmma\.mma_async"),
         "wide_loads": count(r"\bld\.global(?:\.nc)?\.v4\.[a-z]32"),
         "wide_copies": count(r"\bcp\.async\.cg\.shared\.global\b"),
         "local_accesses": count(r"\b(?:ld|st)\.local\b|^\s*\.local\b"),
@@ -228,7 +231,7 @@ class Job:
     @property
     def instances(self) -> tuple[str, ...]:
         """The kernels that the architecture can run and the tests meet."""
-        return sample.compiled(self.file, int(self.architecture.removeprefix("sm_")))
+        return sample.compiled(self.file, self.architecture)
 
     def run(self) -> Compiled:
         """Compiles, or finds the result of an earlier run in the cache."""
@@ -251,12 +254,17 @@ class Job:
 def tested() -> list[Job]:
     """What the tests compile: a source for the oldest or the newest architecture in turn, those
     with tensor cores for the newest; with every case each source for all of them."""
+    *usual, own = ARCHITECTURES
+    alone = [Job(file, own) for file in table.FILES if sample.compiled(file, own)]
     if sample.ALL:
-        return [Job(file, architecture) for architecture in ARCHITECTURES for file in table.FILES]
+        return [*(Job(file, each) for each in usual for file in table.FILES), *alone]
     newer = {spec.file for spec in table.KERNELS.values() if spec.oldest}
     return [
-        Job(file, ARCHITECTURES[-1 if file in newer or k % 2 else 0])
-        for k, file in enumerate(table.FILES)
+        *(
+            Job(file, usual[-1 if file in newer or k % 2 else 0])
+            for k, file in enumerate(table.FILES)
+        ),
+        *alone,
     ]
 
 
@@ -373,8 +381,8 @@ def _figures(compiled: dict[Job, Compiled]) -> str:
     lines = [f"{'registers':66}{titles}{'shared':>8}{'spills':>8}"]
     for file in table.FILES:
         for name in table.instances(file):
-            jobs = [compiled[Job(file, arch)].kernels for arch in ARCHITECTURES]
-            row = [kernels[name] for kernels in jobs if name in kernels]
+            jobs = [compiled.get(Job(file, arch), Compiled({}, "")) for arch in ARCHITECTURES]
+            row = [job.kernels[name] for job in jobs if name in job.kernels]
             registers = "".join(f"{figures.registers:5}" for figures in row).rjust(30)
             spills = max(figures.spill_bytes for figures in row)
             shared = max(figures.shared_bytes for figures in row)

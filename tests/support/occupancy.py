@@ -70,6 +70,7 @@ def _figures(budget: dict[str, Any], instance: str, architecture: str) -> tuple[
     """Registers of a thread and static shared bytes; None if it does not run there."""
     entry = budget["kernels"][instance]
     code = RUNS.get(architecture, architecture)
+    code = code if code in entry["registers"] else f"{code}a"
     registers = entry["registers"].get(code)
     return None if registers is None else (registers, entry["shared_bytes"][code])
 
@@ -113,6 +114,7 @@ HEADLINES: tuple[tuple[str, str, str, tuple[int, int] | None], ...] = (
     ("product, 128 x 128 tiles", "gemm_large", "float32", None),
     ("product, TF32", "gemm_nn_tensor_large", "float32", None),
     ("product, bfloat16", "gemm_nn_tensor", "bfloat16", None),
+    ("product, bfloat16, by warpgroups", "gemm_nn_warpgroup_large", "bfloat16", None),
     ("convolution", "conv2d_forward", "float32", None),
     ("its weights' gradient", "conv2d_weight_grad", "float32", None),
     ("convolution, TF32", "conv2d_forward_tensor", "float32", None),

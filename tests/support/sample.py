@@ -44,6 +44,13 @@ _SAMPLED = {
     ("conv2d_moments_tensor", "float16"),
     ("conv2d_backward", "float32"),
     ("conv2d_backward_tensor", "bfloat16"),
+    ("gemm_nn_warpgroup", "float16"),
+    ("gemm_nt_warpgroup_large", "bfloat16"),
+    ("gemm_tn_warpgroup", "bfloat16"),
+    ("gemm_nn_warpgroup_large", "float16"),
+    ("conv2d_forward_warpgroup", "bfloat16"),
+    ("conv2d_weight_grad_warpgroup_large", "float16"),
+    ("conv2d_backward_warpgroup", "float16"),
 }
 #: of those, what runs on the CPU and is not compiled by NVRTC: one code with gemm_tall, gemm_tensor
 _ONLY_RUN = {("gemm_large", "float32"), ("gemm_tensor_large", "float32")}
@@ -60,14 +67,16 @@ def dtypes_met(spec: table.KernelSpec) -> set[str]:
     return {dtype for dtype in spec.dtypes if met(spec, dtype)}
 
 
-def instances(file: str, capability: int = 10**6, large: bool | None = None) -> tuple[str, ...]:
-    """The name expressions of a source that the tests meet, on a device of this compute
-    capability; of the large tiles, of the others, or of both (None)."""
+def instances(
+    file: str, architecture: str | None = None, large: bool | None = None
+) -> tuple[str, ...]:
+    """The name expressions of a source that the tests meet, for an architecture or all; of the
+    large tiles, of the others, or of both (None)."""
     return tuple(
         dict.fromkeys(
             spec.expression(dtype, index)
             for spec in table.KERNELS.values()
-            if spec.file == file and spec.oldest <= capability and large in (None, spec.runs)
+            if spec.file == file and is_for(spec, architecture) and large in (None, spec.runs)
             for dtype in spec.dtypes
             if met(spec, dtype)
             for index in table.INDEX_TYPES
@@ -75,17 +84,26 @@ def instances(file: str, capability: int = 10**6, large: bool | None = None) -> 
     )
 
 
-def compiled(file: str, capability: int) -> tuple[str, ...]:
+def is_for(spec: table.KernelSpec, architecture: str | None) -> bool:
+    """Whether a kernel is compiled for an architecture, ``"sm_90"``; those that run on a single one
+    are for that one's own, ``"sm_90a"``. None: for any."""
+    if architecture is None:
+        return True
+    number = int(architecture.removeprefix("sm_").removesuffix("a"))
+    return architecture.endswith("a") == bool(spec.only) and spec.runs_on(number)
+
+
+def compiled(file: str, architecture: str) -> tuple[str, ...]:
     """Of those, the ones that NVRTC compiles for the tests: unless all are asked for, a kernel's
     dtypes with 32-bit and 64-bit indices in turn."""
     if ALL:
-        return instances(file, capability)
+        return instances(file, architecture)
     indices = tuple(table.INDEX_TYPES)
     return tuple(
         dict.fromkeys(
             spec.expression(dtype, indices[(place + k) % len(indices)])
             for place, spec in enumerate(table.KERNELS.values())
-            if spec.file == file and spec.oldest <= capability
+            if spec.file == file and is_for(spec, architecture)
             for k, dtype in enumerate(dtypes_compiled(spec))
         )
     )

@@ -85,7 +85,7 @@ def _calls(parts: Sequence[str]) -> str:
         numbers = re.findall(r"%(\d+)|(-?\b\d+\b)", rest)
         given = [operands[int(place)] if place else literal for place, literal in numbers]
         calls.append(f"emu_ptx_{re.sub(r'[.:]+', '_', opcode)}({', '.join(given)})")
-    return f"({', '.join(calls)})"
+    return f"({', '.join(calls) or 'void()'})"  # without one: a word to the compiler
 
 
 def _listed(part: str) -> list[str]:

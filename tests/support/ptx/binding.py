@@ -41,6 +41,7 @@ _METHODS = {
     "cvta": "_to_generic",
     "cp": "_copy",
     "mma": "_product",
+    "wgmma": "_of_warpgroup",
     "ldmatrix": "_matrices",
     "shfl": "_shuffle",
     "vote": "_vote",
@@ -140,6 +141,10 @@ class Binder(MemoryBinder, WarpBinder):
         self.shared.warp_barriers[np.unique(group.threads >> 5)] += 1
 
     def _fence(self, instruction: Instruction) -> Step:
+        if instruction.parts[1] == "proxy":
+            if instruction.parts[2:] != ("async", "shared::cta"):
+                raise UnknownError("another proxy")
+            return Step("plain", lambda group: self.shared.show_to_products(group.threads))
         return Step("plain", _nothing)
 
     # ------------------------------------------------------------------------ moves

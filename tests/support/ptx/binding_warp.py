@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from tests.support.ptx import warp
 from tests.support.ptx.formula import UnknownError
 from tests.support.ptx.memory import FaultError
 from tests.support.ptx.operands import Group, Operands, Step
-from tests.support.ptx.parse import Instruction, Pair, Vector
+from tests.support.ptx.parse import Immediate, Instruction, Pair, Vector
+from tests.support.ptx.warpgroup import Form
 
 __all__ = ["WarpBinder"]
 
 Array = np.ndarray[Any, Any]
+_GROUP_KINDS = (["f32", "bf16", "bf16"], ["f32", "f16", "f16"])
 
 
 class WarpBinder(Operands):
@@ -43,6 +46,50 @@ class WarpBinder(Operands):
             parts = ([self._rows(group, array) for array in arrays] for arrays in (a, b, c))
             for put, values in zip(puts, warp.multiply(shape, *parts), strict=True):
                 put(group, values.reshape(-1))
+
+        return Step("warp", multiply)
+
+    def _of_warpgroup(self, instruction: Instruction) -> Step:
+        """wgmma: a product, the end of a group, waiting for groups, a fence."""
+        what, *words = instruction.parts[1:]
+        if words[:2] != ["sync", "aligned"]:
+            raise UnknownError("another wgmma")
+        if what == "fence":
+            return Step("warp", lambda group: self.products.fence(group.threads))
+        if what == "commit_group":
+            return Step("warp", lambda group: self.products.commit(group.threads))
+        if what == "wait_group":
+            (pending,) = instruction.operands
+            if not isinstance(pending, Immediate):
+                raise UnknownError("a number of groups that is worked out")
+            return Step("warp", lambda group: self.products.wait(pending.value, group.threads))
+        found = re.fullmatch(r"m64n(\d+)k16", words[2])
+        if what != "mma_async" or found is None or words[3:] not in _GROUP_KINDS:
+            raise UnknownError("another wgmma")
+        sums, left, right, *flags = instruction.operands
+        values = [flag.value for flag in flags if isinstance(flag, Immediate)]
+        columns = int(found[1])
+        if not isinstance(sums, Vector) or len(sums.items) * 2 != columns:
+            raise UnknownError("fragments of another size")
+        if len(values) != 5 or values[:3] != [1, 1, 1]:  # adds to the sums; signs
+            raise UnknownError("another scale than 1")
+        form = Form(words[4], columns, bool(values[3]), bool(values[4]))
+        puts = [self.scattered(item, "f32") for item in sums.items]
+        before = [self.source(item, "f32") for item in sums.items]
+        descriptors = [self.source(item, "u64") for item in (left, right)]
+
+        def multiply(group: Group) -> None:
+            rows = np.stack([self._rows(group, array) for array in before], axis=1)
+            a, b = (self._rows(group, array) for array in descriptors)
+            warps = group.threads.reshape(-1, 32)
+            if (a != a[:, :1]).any() or (b != b[:, :1]).any():
+                raise FaultError("product-descriptor", "lanes differ in it", group.threads)
+            found = [
+                self.products.multiply(form, int(a[k, 0]), int(b[k, 0]), rows[k], warps[k])
+                for k in range(len(warps))
+            ]
+            for number, put in enumerate(puts):
+                put(group, np.concatenate([of_warp[number] for of_warp in found]))
 
         return Step("warp", multiply)
 

@@ -182,12 +182,17 @@ class Shared(Space):
         self.writer = np.full(self.size, _NOBODY, np.int64)  # barrier, warp's barrier, thread
         self.reader = np.full(self.size, _NOBODY, np.int64)  # barrier, warp
         self.under_way = np.zeros(self.size, np.bool_)
+        self.hidden = np.full(self.size, _NOBODY, np.int32)  # from products: who wrote it
         self.barriers = 1
         self.warp_barriers = np.zeros(-(-self.threads // 32), np.int64)
 
     def address(self, name: str) -> int:
         """That of a variable."""
         return self.base + self.places[name][0]
+
+    def show_to_products(self, threads: Array) -> None:
+        """fence.proxy.async: products see what these threads have written."""
+        self.hidden[np.isin(self.hidden, threads)] = _NOBODY
 
     def _conflicts(self, stamps: Array, threads: Array) -> Array:
         """Which bytes another thread has written with no barrier since."""
@@ -232,6 +237,7 @@ class Shared(Space):
         own = self.barriers << 32 | self.warp_barriers[threads >> 5] << 12 | threads
         new = np.broadcast_to(own[:, None], each.shape)
         self.writer[each] = new
+        self.hidden[each] = threads[:, None]
         wrong = self.writer[each] != new
         self._refuse(wrong, "race-in-block", "two threads write at once", offset, threads)
 

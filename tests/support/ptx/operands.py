@@ -17,6 +17,7 @@ from tests.support.ptx.formula import UnknownError
 from tests.support.ptx.memory import Generic, Global, Local, Shared
 from tests.support.ptx.parse import Address, Entry, Immediate, Name, Operand, Register
 from tests.support.ptx.types import NUMPY, REGISTER, is_float, is_signed, size_of
+from tests.support.ptx.warpgroup import Products
 
 __all__ = ["Group", "Operands", "Step"]
 
@@ -78,6 +79,7 @@ class Operands:
         )
         self.outside, self.shared, self.local = outside, shared, local
         self.copies = Copies(outside, shared, threads)
+        self.products = Products(shared, threads)
         self.generic = Generic(outside, shared, local)
         self.registers: dict[str, Array] = {}
         for name, kind in entry.registers.items():
@@ -90,6 +92,7 @@ class Operands:
             register[...] = _GARBAGE[register.itemsize]
         self.shared.reset()
         self.copies.reset()
+        self.products.reset()
 
     def source(self, operand: Operand, kind: str) -> Array:
         """An operand as numbers of a type; of a wider register the lowest bits."""

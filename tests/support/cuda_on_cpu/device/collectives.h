@@ -34,6 +34,14 @@ void emu_atomic(const void* address, int bytes, void* site);
 void emu_copy_async(unsigned to, const void* from, int bytes, int given, void* site);
 void emu_commit_copies(void);
 void emu_wait_copies(int pending, void* site);
+// Products of a warpgroup: 64 rows, `columns`, 16 terms, of factors that descriptors tell; a thread has half of the
+// columns' number of sums.
+void emu_group_multiply(int kind, int columns, float* const* sums, unsigned long long a, unsigned long long b,
+                        int a_by_lines, int b_by_lines, void* site);
+void emu_group_fence(void);
+void emu_group_commit(void);
+void emu_group_wait(int pending, void* site);
+void emu_show_to_products(void);
 // Addresses of dynamic shared memory as PTX has them, in 32 bits.
 unsigned emu_shared_address(const void* place, void* site);
 const void* emu_shared_place(unsigned address);

@@ -53,3 +53,29 @@ EMU_LDMATRIX_X4(trans_shared_b16, EMU_LDMATRIX_TRANS)
 EMU_MMA(m16n8k8_row_col_f32_tf32_tf32_f32, EMU_MMA_TF32)
 EMU_MMA(m16n8k16_row_col_f32_bf16_bf16_f32, EMU_MMA_BF16)
 EMU_MMA(m16n8k16_row_col_f32_f16_f16_f32, EMU_MMA_F16)
+
+// Products of a warpgroup: the sums, two descriptors, whether sums are added to, two signs, how the factors lie.
+#define EMU_WGMMA(columns, type, kind)                                                                           \
+    template <typename... Operands>                                                                              \
+    EMU_UNCHECKED static void emu_ptx_wgmma_mma_async_sync_aligned_m64n##columns##k16_f32_##type##_##type(       \
+        Operands&&... operands)                                                                                  \
+    {                                                                                                            \
+        static_assert(sizeof...(operands) == columns / 2 + 7, "operands of another product");                    \
+        void* const all[] = {(void*)&operands...};                                                               \
+        const auto descriptor = [&](int i) { return *(unsigned long long*)all[columns / 2 + i]; };               \
+        const auto flag = [&](int i) { return *(int*)all[columns / 2 + 2 + i]; };                                \
+        if (flag(0) != 1 || flag(1) != 1 || flag(2) != 1) emu_fail("wgmma", "another sign or scale than 1");     \
+        emu_group_multiply(kind, columns, (float* const*)all, descriptor(0), descriptor(1), flag(3), flag(4),    \
+                           __builtin_return_address(0));                                                         \
+    }
+EMU_WGMMA(64, bf16, EMU_MMA_BF16)
+EMU_WGMMA(128, bf16, EMU_MMA_BF16)
+EMU_WGMMA(64, f16, EMU_MMA_F16)
+EMU_WGMMA(128, f16, EMU_MMA_F16)
+EMU_INLINE void emu_ptx_wgmma_fence_sync_aligned() { emu_group_fence(); }
+EMU_INLINE void emu_ptx_wgmma_commit_group_sync_aligned() { emu_group_commit(); }
+EMU_UNCHECKED static void emu_ptx_wgmma_wait_group_sync_aligned(int pending)
+{
+    emu_group_wait(pending, __builtin_return_address(0));
+}
+EMU_INLINE void emu_ptx_fence_proxy_async_shared_cta() { emu_show_to_products(); }

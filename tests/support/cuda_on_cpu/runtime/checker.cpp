@@ -14,6 +14,8 @@ void checker_fence() {}
 void checker_atomic(uintptr_t, unsigned, uintptr_t) {}
 void checker_copy_begins(uintptr_t, unsigned, uintptr_t, unsigned, uintptr_t) {}
 void checker_copy_ends(uintptr_t, unsigned, uintptr_t) {}
+void checker_product_reads(uintptr_t, unsigned, uintptr_t) {}
+void checker_show_to_products() {}
 }  // namespace emu
 #else
 
@@ -74,6 +76,8 @@ struct BlockState {
     std::unordered_map<uint32_t, Sight> own;  // of single ones, until the next __syncthreads
     Shadow dynamic_shadow;
     std::vector<uint16_t> copying;  // of each byte of it: 1 + the thread whose copy to it is under way, or 0
+    std::vector<uint8_t> hidden;    // of each byte of it: whether a product may not yet see what was written
+    std::vector<std::vector<uint32_t>> hidden_by;  // these bytes, by the thread that has written
 };
 static std::map<uint64_t, BlockState> blocks;  // those of a cooperative launch run at the same time
 static BlockState* here;
@@ -138,6 +142,8 @@ void checker_begin_block(uint64_t number)
     here->fences.assign(thread_count(), Fence{});
     here->dynamic_shadow = shadow.cells ? shadow : make_shadow(dynamic_shared_bytes);
     here->copying.assign(dynamic_shared_bytes, 0);
+    here->hidden.assign(dynamic_shared_bytes, 0);
+    here->hidden_by.assign(thread_count(), {});
 }
 
 void checker_enter_block(uint64_t number) { here = &blocks[number]; }
@@ -339,6 +345,15 @@ static void check_copies(size_t offset, unsigned bytes, AccessType type, uintptr
     }
 }
 
+// What a thread writes, or its copies, products see after its fence.proxy.async and a barrier.
+static void hide_from_products(size_t offset, unsigned bytes)
+{
+    for (size_t byte = offset; byte < offset + bytes; ++byte) {
+        here->hidden[byte] = 1;
+        here->hidden_by[current->id].push_back((uint32_t)byte);
+    }
+}
+
 static void access_argument(size_t k, uintptr_t address, unsigned bytes, AccessType type, uintptr_t site)
 {
     if (type == AccessType::READ) ++counters.global_loads, counters.global_load_bytes += bytes;
@@ -395,6 +410,7 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType type, uintptr_
         if (offset < 0 || offset + (long)bytes > size)
             out_of_shared_bounds("dynamic shared memory", offset, size, bytes, type, site);
         check_copies(offset, bytes, type, site);
+        if (type != AccessType::READ) hide_from_products(offset, bytes);
         access_shared(here->dynamic_shadow, offset, bytes, type, site);
         return maybe_preempt();
     }
@@ -439,6 +455,24 @@ void checker_copy_ends(uintptr_t to, unsigned bytes, uintptr_t site)
     const size_t offset = to - (uintptr_t)dynamic_shared;
     for (size_t byte = offset; byte < offset + bytes; ++byte) here->copying[byte] = 0;
     checker_access(to, bytes, AccessType::WRITE, site);
+}
+
+void checker_show_to_products()
+{
+    for (const uint32_t byte : here->hidden_by[current->id]) here->hidden[byte] = 0;
+    here->hidden_by[current->id].clear();
+}
+
+void checker_product_reads(uintptr_t address, unsigned bytes, uintptr_t site)
+{
+    const size_t offset = address - (uintptr_t)dynamic_shared;
+    for (size_t byte = offset; byte < offset + bytes; ++byte) {
+        if (!here->hidden[byte]) continue;
+        report("hidden-from-products", (void*)site, nullptr,
+               "a product reads byte %zu of dynamic shared memory, written without fence.proxy.async since", byte);
+        break;
+    }
+    checker_access(address, bytes, AccessType::READ, site);
 }
 
 }  // namespace emu

@@ -5,6 +5,7 @@
 //   checker.cpp   judges memory accesses: bounds, races, uninitialised reads (flavour "check" only)
 //   hooks.cpp     where the compiled kernel reports them
 //   copies.cpp    asynchronous copies to shared memory
+//   warpgroup.cpp products of a warpgroup
 //   launch.cpp    the entry point, the loop over blocks, problem reports
 #pragma once
 #include <cstddef>
@@ -65,6 +66,16 @@ struct Copy {  // asked for, and not yet waited for
     unsigned char bytes[16];
     unsigned count, group;
 };
+struct Product {  // of a warpgroup, begun and not yet waited for
+    uint64_t a, b;
+    unsigned columns;
+    bool a_by_lines, b_by_lines;
+    unsigned group;
+    void* site;
+    std::vector<uint16_t> left, right;  // what this thread's sums take of the factors
+    std::vector<float*> sums;
+    std::vector<float> results;
+};
 struct Thread {
     void* stack_pointer;
     char* stack;
@@ -75,6 +86,9 @@ struct Thread {
     CollectiveWait collective;
     std::vector<Copy> copies;
     unsigned groups;  // of copies, closed so far
+    std::vector<Product> products;
+    unsigned product_groups;
+    bool products_may_begin;
 };
 
 constexpr size_t STACK_BYTES = 256 << 10;
@@ -123,6 +137,7 @@ uint64_t steps_forward();  // how often something happened other than waiting
 // tensor.cpp
 void multiply_fragments(int kind, EmuFragments* lanes);  // the sums replace each lane's c
 void exchange_rows(int kind, EmuMatrices* lanes);        // words of the matrices replace each lane's row
+float half_number(int kind, uint16_t bits);              // of the type that EMU_MMA_BF16 or EMU_MMA_F16 multiply
 
 // launch.cpp
 void report(const char* kind, const void* site, const void* other_site, const char* format, ...)
@@ -140,5 +155,7 @@ void checker_access(uintptr_t address, unsigned bytes, AccessType, uintptr_t sit
 void checker_atomic(uintptr_t address, unsigned bytes, uintptr_t site);
 void checker_copy_begins(uintptr_t to, unsigned bytes, uintptr_t from, unsigned given, uintptr_t site);
 void checker_copy_ends(uintptr_t to, unsigned bytes, uintptr_t site);
+void checker_product_reads(uintptr_t address, unsigned bytes, uintptr_t site);
+void checker_show_to_products();
 
 }  // namespace emu

@@ -218,6 +218,9 @@ void start_block()
         thread.id = id;
         thread.copies.clear();
         thread.groups = 0;
+        thread.products.clear();
+        thread.product_groups = 0;
+        thread.products_may_begin = false;
         thread.index = uint3{id % blockDim.x, id / blockDim.x % blockDim.y, id / (blockDim.x * blockDim.y)};
         ready.push_back(id);
     }

@@ -29,6 +29,8 @@ static float unpacked(int kind, uint32_t word, int half)
     return kind == EMU_MMA_BF16 ? from_bits(bits << 16) : from_half(bits);
 }
 
+float half_number(int kind, uint16_t bits) { return unpacked(kind, bits, 0); }
+
 // PTX ISA, "Matrix fragments for mma.m16n8k8" (.tf32) and "... mma.m16n8k16" (.f16, .bf16): with g = lane / 4 and
 // t = lane % 4, word i of A is at row g + 8 (i % 2), word i of B at column g, and both at word t + 4 i' of the terms
 // (i' = i / 2 for A, i for B); number i of C at row g + 8 (i / 2) and column 2 t + i % 2.
