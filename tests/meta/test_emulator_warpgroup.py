@@ -36,9 +36,11 @@ extern "C" __global__ void product(const uint4* factors, float* c, int a_start, 
     for (int i = 0; i < 32; ++i) s[i] = i;
     FENCE;
     for (int i = 0; i < 2; ++i)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.TYPE.TYPE {REGISTERS}, %32, %33, 1, 1, 1, %34, %35;"
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.TYPE.TYPE "
+                     "{REGISTERS}, %32, %33, 1, 1, 1, %34, %35;"
                      : OPERANDS
-                     : "l"(descriptor(memory, a_start)), "l"(descriptor(memory + 512, b_start)), "n"(A_LINES), "n"(B_LINES));
+                     : "l"(descriptor(memory, a_start)), "l"(descriptor(memory + 512, b_start)),
+                       "n"(A_LINES), "n"(B_LINES));
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     CHANGE;
     WAIT;
