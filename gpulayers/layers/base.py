@@ -7,7 +7,7 @@ formula (`_forward`) and its gradient (`_backward`), next to each other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpulayers import backend
@@ -89,14 +89,18 @@ class LayerBase(LayerState, ABC):
         ------
         ShapeError, DTypeError, BackendError
             If the input does not fit; the message says what was expected.
+        MemoryError
+            If there is too little of it (CuPy's and NumPy's own, with a note that names the layer).
         """
         before = None if self.is_initialized else self._sizes()
-        X = self._check_input(X)
+        given = X
         try:
+            X = self._check_input(X)
             Y, saved = self._forward(X, training=retain_derived and self.trainable)
-        except Exception:
+        except Exception as error:
             if before is not None:  # do not hold on to sizes of an input that did not fit
                 self._restore_sizes(before)
+            _say_where(error, f"{self._name}.forward", "an input", given)
             raise
         if Y is X:  # nothing was computed, and the result is the caller's
             Y = X.copy()
@@ -150,7 +154,11 @@ class LayerBase(LayerState, ABC):
         params = retain_grads and self.trainable
         dLdXs: list[Array | None] = []
         for dLdy, retained in zip(self._check_gradients(dLdY), self._retained, strict=True):
-            dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
+            try:
+                dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
+            except MemoryError as error:
+                _say_where(error, f"{self._name}.backward", "a gradient", dLdy)
+                raise
             if params:  # those that the step has not added itself
                 self._accumulate(grads)
             if dLdX is dLdy:
@@ -330,3 +338,11 @@ class LayerBase(LayerState, ABC):
         if dtype is not None and array.dtype != dtype:
             array = array.astype(dtype)
         return array if array.flags.c_contiguous else backend.xp_of(array).ascontiguousarray(array)
+
+
+def _say_where(error: Exception, who: str, what: str, arrays: Any) -> None:
+    """Add to an error for want of memory which call of which layer it was: CuPy names bytes."""
+    if isinstance(error, MemoryError):
+        several: Sequence[Any] = arrays if is_sequence(arrays) else [arrays]
+        sizes = ", ".join(f"{getattr(a, 'shape', '?')} {getattr(a, 'dtype', '')}" for a in several)
+        error.add_note(f"{who}: of {what} of shape {sizes}; a smaller batch needs less memory")
