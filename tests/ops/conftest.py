@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpulayers.ops import use_engine
+from tests.conftest import Backend, switched_to
 from tests.support.compare import assert_same_bits
 
 
@@ -49,3 +50,10 @@ def eighths(shape: tuple[int, ...], seed: int, spread: int = 16) -> np.ndarray:
     """Multiples of 1/8 in [-spread/8, spread/8]: exact in every floating dtype, many ties."""
     numbers = np.random.default_rng(seed).integers(-spread, spread, shape, endpoint=True)
     return np.asarray(numbers / 8.0)
+
+
+@pytest.fixture(params=["numpy", pytest.param("compiled", marks=pytest.mark.compiled)])
+def fast(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each fast implementation on the CPU: for operations on whole sequences."""
+    with switched_to(request.param) as chosen:
+        yield chosen
