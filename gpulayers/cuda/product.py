@@ -3,7 +3,6 @@ stream, and what follows a product (bias, ReLU, its slope) in the same pass."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import cupy
@@ -12,8 +11,8 @@ from gpulayers.backend import Array
 from gpulayers.cuda import precision, table
 from gpulayers.cuda.compile import launch, launch_elements
 from gpulayers.cuda.table_tiles import FORMS, REACH, TILES, Tile
-from gpulayers.cuda.tune import Candidate, Key, choose
-from gpulayers.errors import BackendError, ParameterError
+from gpulayers.cuda.tune import Candidate, Key, choose, switched_on
+from gpulayers.errors import BackendError
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.reference import Reference
 
@@ -28,6 +27,8 @@ _FEWEST_TERMS = 64
 _NARROW, _WIDE = 16, 64
 # times more that a larger tile may cover than a smaller one
 _WORTH = 1.25
+# 1: products by warpgroups are candidates; they have not met a device, and a fault of theirs would
+# end the process
 WARPGROUPS_TRIED = "GPULAYERS_WARPGROUPS"
 # spans of terms are cut in whole runs, of which a half type's is the longest
 _RUN = 8
@@ -65,6 +66,8 @@ def tiles_of(name: str, dtype: Any, runs: bool) -> list[str]:
     ------
     BackendError
         If the precision is one that the device does not have.
+    ParameterError
+        If ``GPULAYERS_WARPGROUPS`` is neither 0 nor 1.
     """
     cores = precision.takes_tensor_cores(name, dtype)
     return [
@@ -72,26 +75,11 @@ def tiles_of(name: str, dtype: Any, runs: bool) -> list[str]:
         for suffix, tile in TILES.items()
         if (spec := table.KERNELS.get(kernel_of(name, suffix))) is not None
         and spec.runs_on(precision.capability())
-        and (not tile.only or warpgroups_tried())
+        and (not tile.only or switched_on(WARPGROUPS_TRIED))
         and dtype.name in tile.dtypes
         and (cores or not tile.tensor)
         and (runs or not tile.runs)
     ]
-
-
-def warpgroups_tried() -> bool:
-    """Whether products by warpgroups are among the candidates: ``GPULAYERS_WARPGROUPS=1``. They
-    have not met a device yet, and a fault of theirs would end the process.
-
-    Raises
-    ------
-    ParameterError
-        If the variable is neither 0 nor 1.
-    """
-    value = os.environ.get(WARPGROUPS_TRIED) or "0"
-    if value not in ("0", "1"):
-        raise ParameterError(f"{WARPGROUPS_TRIED}={value}: expected 0 (off) or 1 (on)")
-    return value == "1"
 
 
 def kernel_of(name: str, suffix: str) -> str:

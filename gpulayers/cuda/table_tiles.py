@@ -66,7 +66,22 @@ class Tile(NamedTuple):
 
 _ALL = tuple(C_TYPES)
 _CORES = ("float32", "float16", "bfloat16")
-_HALVES = _CORES[1:]
+
+
+def _by_groups(name: str, cols: int, stages: int) -> Tile:
+    """Of half types, on the one capability that has such instructions."""
+    return Tile(
+        name,
+        rows=256,
+        cols=cols,
+        dtypes=("float16", "bfloat16"),
+        tensor=True,
+        runs=True,
+        stages=stages,
+        row=128,
+        only=WARPGROUPS,
+    )
+
 
 #: suffix of a kernel's name -> its tile; the last two are tried only where `product` is told to
 TILES = {
@@ -76,8 +91,8 @@ TILES = {
     "_large": Tile("Large", 128, 128, ("float32",), runs=True),
     "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True, stages=3),
     "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True, stages=4),
-    "_warpgroup": Tile("Warpgroup", 256, 64, _HALVES, True, True, 4, 128, WARPGROUPS),
-    "_warpgroup_large": Tile("WarpgroupLarge", 256, 128, _HALVES, True, True, 3, 128, WARPGROUPS),
+    "_warpgroup": _by_groups("Warpgroup", cols=64, stages=4),
+    "_warpgroup_large": _by_groups("WarpgroupLarge", cols=128, stages=3),
 }
 #: columns of a product that the blocks of a grid reach along y, by any tile
 REACH = MOST_BLOCKS[1] * min(tile.cols for tile in TILES.values())

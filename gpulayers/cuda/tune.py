@@ -26,7 +26,7 @@ from gpulayers.cuda.tune_key import Candidate, Key
 from gpulayers.cuda.tune_table import Entry, Machine, Table, folder, shipped
 from gpulayers.errors import ParameterError
 
-__all__ = ["Candidate", "Key", "choose", "describe", "forget", "pinned", "tuning"]
+__all__ = ["Candidate", "Key", "choose", "describe", "forget", "pinned", "switched_on", "tuning"]
 
 _log = logging.getLogger("gpulayers")
 
@@ -53,10 +53,21 @@ def enabled() -> bool:
     ParameterError
         If the variable is neither 0 nor 1.
     """
-    value = os.environ.get(ENVIRONMENT) or "0"
+    return switched_on(ENVIRONMENT) or _tuning.get() is not None
+
+
+def switched_on(variable: str) -> bool:
+    """Whether a variable of the environment is 1; 0 or nothing is no.
+
+    Raises
+    ------
+    ParameterError
+        If it is anything else.
+    """
+    value = os.environ.get(variable) or "0"
     if value not in ("0", "1"):
-        raise ParameterError(f"{ENVIRONMENT}={value}: expected 0 (off) or 1 (on)")
-    return value == "1" or _tuning.get() is not None
+        raise ParameterError(f"{variable}={value}: expected 0 (off) or 1 (on)")
+    return value == "1"
 
 
 class pinned:  # noqa: N801 - read as an adjective, like contextlib.suppress
