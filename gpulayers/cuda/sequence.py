@@ -161,11 +161,16 @@ def back(
     W, lying = weights.recurrent, (width, h, 1)
     if isinstance(way, Way) and way.streamed:  # neighbouring threads read neighbouring numbers
         W, lying = cupy.ascontiguousarray(W.T), (1, h * h, h)
-    states_read = {"rnn": (), "lstm": trace.states[1:], "gru": trace.states}[kind]
-    kept = (*(array for array in trace.kept if array is not None), *states_read)
+    kept = {
+        "rnn": trace.kept[:1],
+        "lstm": (*trace.kept[:1], *trace.states[1:]),
+        "gru": (*trace.kept[:2], *trace.states),
+    }[kind]
     given = (None,) * count if last is None else last
     some = sum((state is not None) << k for k, state in enumerate(given))
     flags = dA is not None, some, trace.mask is not None, truncate or 0
+    # of a pass ahead on the CPU, moved here since, they may lie in memory otherwise
+    kept = tuple(a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in kept)
     arrays = (dA, *kept, W, _bytes(trace.mask), *given, dZ, *states)
     _run(way, trace.X, arrays, (n_t, n, h), lying, (*flags, *rule))
     return dZ, states

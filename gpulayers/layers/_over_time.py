@@ -13,6 +13,7 @@ from gpulayers.errors import BackendError, DTypeError, ShapeError
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._sequence import Cell, Recurrent
 from gpulayers.layers._state import Saved, _moved
+from gpulayers.layers._steps import Steps
 from gpulayers.layers.base import Backward
 from gpulayers.ops import sequence
 from gpulayers.ops.sequence import SequenceGradients, Trace, Weights
@@ -212,9 +213,9 @@ class OverTime(Recurrent):
         self._showing = saved
         states, n_t = saved["states"], len(saved["X"])
         for name, state in zip(self._states, states, strict=True):
-            self.derived_variables[name] = [state[t] for t in range(n_t + 1)]
+            self.derived_variables[name] = Steps(state)
         for name, values in self._shown_of(saved["kept"]).items():
-            self.derived_variables[name] = [values[t] for t in range(n_t)]
+            self.derived_variables[name] = Steps(values)
         self.derived_variables.update(
             n_timesteps=n_t, current_step=n_t, **dict.fromkeys(self._accumulators)
         )

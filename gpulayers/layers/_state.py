@@ -10,6 +10,7 @@ from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import ActivationInitializer, OptimizerInitializer
 from gpulayers.layers._assigned import check_assignments
+from gpulayers.layers._steps import Steps
 
 Saved = dict[str, Any]
 
@@ -271,7 +272,10 @@ def _moved(value: Any, name: str) -> Any:
     if is_dict(value):
         return {key: _moved(v, name) for key, v in value.items()}
     if is_sequence(value):
-        return type(value)(_moved(v, name) for v in value)
+        moved = [_moved(v, name) for v in value]
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
+    if isinstance(value, Steps):
+        return [_moved(v, name) for v in value]
     try:
         return backend.to_backend(value, name)
     except DTypeError:  # a number, a window, None

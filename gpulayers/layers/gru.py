@@ -184,7 +184,8 @@ class GRU(OverTime, _GRUStep):
     Attributes
     ----------
     parameters : Wz, Wr, Wn (n_out + n_in, n_out), bz, br, bn, ba (1, n_out)
-    derived_variables : those of `GRUCell`, of the sequences last gone through
+    derived_variables : those of `GRUCell`, of the sequences last gone through; what is of every
+        step is a list in all but its type, whose items are cut out when they are looked at
     cell : GRUCell
         A cell with the same parameters and gradients, to go step by step.
 

@@ -202,7 +202,8 @@ class LSTM(OverTime, _LSTMStep):
     Attributes
     ----------
     parameters : Wf, Wu, Wc, Wo (n_out + n_in, n_out), bf, bu, bc, bo (1, n_out)
-    derived_variables : those of `LSTMCell`, of the sequences last gone through
+    derived_variables : those of `LSTMCell`, of the sequences last gone through; what is of every
+        step is a list in all but its type, whose items are cut out when they are looked at
     cell : LSTMCell
         A cell with the same parameters and gradients, to go step by step.
 

@@ -143,7 +143,8 @@ class RNN(OverTime, _SimpleStep):
     Attributes
     ----------
     parameters : Waa (n_out, n_out), Wax (n_in, n_out), ba, bx (n_out, 1)
-    derived_variables : those of `RNNCell`, of the sequences last gone through
+    derived_variables : those of `RNNCell`, of the sequences last gone through; what is of every
+        step is a list in all but its type, whose items are cut out when they are looked at
     cell : RNNCell
         A cell with the same parameters and gradients, to go step by step.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections.abc import MutableSequence
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_what_is_shown(make: Any, backend: Backend) -> None:
     assert derived.keys() == empty.keys()
     assert (derived["n_timesteps"], derived["current_step"], derived["Gc"]) == (N_T, N_T, [])
     for name, arrays in expected.items():
-        assert isinstance(derived[name], list)
+        assert isinstance(derived[name], MutableSequence)
         assert len(derived[name]) == len(arrays)
         for got, wanted in zip(derived[name], arrays, strict=True):
             assert_close(got, wanted)

@@ -69,7 +69,7 @@ class CpuGated(CpuSequence):
         bias, at_once = weights.biases[0], is_tall(X)
         inputs = (bias[None], weights.input) if at_once else ()
         W = weights_for(X, sign, weights.recurrent, *inputs)
-        free = new_like(gates[0])
+        free, one = new_like(gates[0]), np.ones((), X.dtype)
         with threads.threaded_blas(), np.errstate(over="ignore"):
             if not at_once:
                 project_turned(X, stacked, weights.input, bias, sign, gates)
@@ -81,9 +81,9 @@ class CpuGated(CpuSequence):
                 else:
                     np.dot(W, A[t], out=free)
                     np.add(g, free, out=g)
-                _logistic_of_negative(g[: 2 * h])
+                _logistic_of_negative(g[: 2 * h], one)
                 np.tanh(candidate, out=candidate)
-                _logistic_of_negative(g[3 * h :])
+                _logistic_of_negative(g[3 * h :], one)
                 np.multiply(g[:h], C[t], out=old)
                 np.multiply(g[h : 2 * h], candidate, out=new)
                 np.add(old, new, out=c)
@@ -185,7 +185,7 @@ class CpuGated(CpuSequence):
         sign, bias = np.repeat(np.array([1, -1, -1], X.dtype), h), weights.biases[0]
         of_state = np.concatenate([np.zeros(2 * h, X.dtype), bias[3 * h :]])
         W = weights_for(X, np.roll(sign, -h), weights.recurrent, of_state[None])
-        from_state, product = new_like(gates[0]), new_like(M[0])
+        from_state, product, one = new_like(gates[0]), new_like(M[0]), np.ones((), X.dtype)
         with threads.threaded_blas(), np.errstate(over="ignore"):
             project_turned(X, stacked, weights.input, bias[: 3 * h], sign, gates)
             for t in range(n_t):
@@ -193,7 +193,7 @@ class CpuGated(CpuSequence):
                 np.dot(W, stacked[t, : h + 1], out=from_state)
                 np.add(zr, from_state[: 2 * h], out=zr)
                 np.copyto(m, from_state[2 * h :])
-                _logistic_of_negative(zr)
+                _logistic_of_negative(zr, one)
                 np.multiply(zr[h:], m, out=product)
                 np.add(candidate, product, out=candidate)
                 np.tanh(candidate, out=candidate)
@@ -323,8 +323,9 @@ def _gru_factors(g: Array, M: Array, old: Array) -> Array:
     return d
 
 
-def _logistic_of_negative(z: Array) -> None:
-    """1 / (1 + exp(z)), in place; where exp overflows it is 0."""
+def _logistic_of_negative(z: Array, one: Array) -> None:
+    """1 / (1 + exp(z)), in place; where exp overflows it is 0. `one` is an array () of z's dtype:
+    NumPy takes it a third of a microsecond faster than a number."""
     np.exp(z, out=z)
-    np.add(z, 1, out=z)
-    np.divide(1, z, out=z)
+    np.add(z, one, out=z)
+    np.divide(one, z, out=z)

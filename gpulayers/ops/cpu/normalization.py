@@ -221,16 +221,21 @@ class CpuNormalization(ReferenceNormalization):
         dX = workspace.empty(dY.shape, dY.dtype)
         cut = _Rows(dX)
         gain, one = cut.tiled(scaler), ones(max(cut.steps), dY.dtype)
+        average = (scaler / length)[:, None]  # of what is yet to be multiplied by the scaler
         sums = [np.zeros((2, length)) for _ in cut.parts]
 
         def work(i: int, part: slice) -> None:
             dscaler, dintercept = sums[i]
             for block, free in cut.each(i, part):
                 d, x, out = dY[block], X_hat[block], dX[block]
-                dscaler += np.einsum("ij,ij->j", d, x)
+                np.multiply(d, x, out=free)
+                dscaler += one[: len(d)] @ free
                 dintercept += one[: len(d)] @ d
+                mean, of_products = cut.columns(i, len(d))
+                np.matmul(d, average, out=mean)
+                np.matmul(free, average, out=of_products)
                 np.multiply(cut.wide(d), gain, out=cut.wide(out))
-                cut.carry_back(i, block, out, x, inv_std[block], free, out)
+                cut.carry_back(i, block, out, x, inv_std[block], free)
 
         _run(work, cut.parts, cut.length)
         for more in sums[1:]:
@@ -252,8 +257,12 @@ class CpuNormalization(ReferenceNormalization):
 
         def work(i: int, part: slice) -> None:
             for block, free in cut.each(i, part):
-                d, x, out = dx_hat[block], x_hat[block], dx[block]
-                cut.carry_back(i, block, d, x, scale[block], free, out)
+                d, x = dx_hat[block], x_hat[block]
+                mean, of_products = cut.columns(i, len(d))
+                np.matmul(d, cut.average, out=mean)
+                np.vecdot(d, x, out=of_products[:, 0])
+                np.multiply(of_products, cut.average[0], out=of_products)
+                cut.carry_back(i, block, d, x, scale[block], free)
 
         _run(work, cut.parts, cut.length)
         return dX
@@ -288,11 +297,14 @@ class _Rows:
 
     def __init__(self, rows: Array) -> None:
         m, self.length = rows.shape
+        self._rows = rows
         self.k, self.parts, self.steps = _cut(m, self.length, shares_at_most())
         free = (max(self.steps), self.length)
         self._free = [workspace.empty(free, rows.dtype) for _ in self.parts]
-        self._column = [np.empty((free[0], 1), rows.dtype) for _ in self.parts]
-        self._average = averaging(self.length, rows.dtype)
+        self._column, self._of_products = (
+            [np.empty((free[0], 1), rows.dtype) for _ in self.parts] for _ in range(2)
+        )
+        self.average = averaging(self.length, rows.dtype)
         self._one = ones(self.length, rows.dtype)
         self._blas = _blas.serves([rows], [])
         if self._blas is not None:
@@ -309,6 +321,11 @@ class _Rows:
 
     def tiled(self, vector: Array) -> Array:
         return repeated(vector, self.k)
+
+    def columns(self, i: int, m: int) -> tuple[Array, Array]:
+        """A share's two columns (m, 1): what is taken off its rows, and what `carry_back`
+        multiplies x_hat by."""
+        return self._column[i][:m], self._of_products[i][:m]
 
     def _less_column(self, i: int, block: slice, rows: Array, out: Array) -> None:
         """out = rows - the share's column of numbers; `out`, which may be `rows`, is a block of
@@ -328,31 +345,22 @@ class _Rows:
         self, i: int, block: slice, x: Array, x_hat: Array, inv_std: Array, eps: Array
     ) -> None:
         """A block of rows of x into x_hat and inv_std."""
-        np.matmul(x, self._average, out=self._column[i][: len(x)])
+        np.matmul(x, self.average, out=self._column[i][: len(x)])
         self._less_column(i, block, x, out=x_hat)
         np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
-        np.multiply(inv_std, self._average[0], out=inv_std)
+        np.multiply(inv_std, self.average[0], out=inv_std)
         np.add(inv_std, eps, out=inv_std)
         np.sqrt(inv_std, out=inv_std)
         np.divide(x.dtype.type(1), inv_std, out=inv_std)
         np.multiply(x_hat, inv_std, out=x_hat)
 
     def carry_back(
-        self,
-        i: int,
-        block: slice,
-        d: Array,
-        x_hat: Array,
-        inv_std: Array,
-        free: Array,
-        out: Array,
+        self, i: int, block: slice, d: Array, x_hat: Array, inv_std: Array, free: Array
     ) -> None:
-        """out = inv_std * (d - mean(d) - x_hat * mean(d * x_hat)); `out` may be `d`."""
-        column = self._column[i][: len(d)]
-        np.vecdot(d, x_hat, out=column[:, 0])
-        np.multiply(column, self._average[0], out=column)
-        np.multiply(x_hat, column, out=free)
-        np.matmul(d, self._average, out=column)
+        """inv_std * (d - mean(d) - x_hat * mean(d * x_hat)) into the result, where `d` may be; the
+        averages are those in the share's columns."""
+        out = self._rows[block]
+        np.multiply(x_hat, self._of_products[i][: len(d)], out=free)
         self._less_column(i, block, d, out=out)
         np.subtract(out, free, out=out)
         np.multiply(out, inv_std, out=out)

@@ -146,13 +146,21 @@ def _hit(labels: Array, classes: int) -> Array:
 
 def _few_cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array] | None:
     """Losses and probabilities in as few calls as can be; None where a label is out of range."""
+    m, classes = logits.shape
     probs = workspace.empty(logits.shape, logits.dtype)
-    np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), out=probs)
-    picked = probs[_hit(labels, logits.shape[1])]
-    if len(picked) < len(labels):
+    near = _near_zero(logits)
+    if near:
+        np.exp(logits, out=probs)
+    else:
+        np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), out=probs)
+    of_label = probs[_hit(labels, classes)]
+    if len(of_label) < m:
         return None
-    np.exp(probs, out=probs)
-    total = np.add.reduce(probs, axis=1, keepdims=True)
-    np.divide(probs, total, out=probs)
-    losses = np.log(total[:, 0])
-    return np.subtract(losses, picked, out=losses), probs
+    if not near:
+        np.exp(probs, out=probs)
+    total = probs.dot(ones(classes, logits.dtype))
+    losses = np.log(total / of_label if near else total)
+    if not near:
+        np.subtract(losses, of_label, out=losses)
+    np.divide(probs, total[:, None], out=probs)
+    return losses, probs
