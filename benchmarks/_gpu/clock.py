@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 WARM_UP, STEPS, REPEATS = 20, 200, 7
 _LONGEST = 0.5  # seconds of one repeat: of slow steps there are fewer in it
 _LEAST = 10
+_BYTES, _COPIES = 1 << 26, 100  # which a GPU takes milliseconds for
 
 
 class Budget:
@@ -68,13 +70,25 @@ def wall(
     }
 
 
-def milliseconds(xp: Any, run: Callable[[], Any], launches: int = 20, groups: int = 7) -> float:
-    """Median time of one call, between events on CuPy's current stream."""
+def milliseconds(
+    xp: Any,
+    run: Callable[[], Any],
+    launches: int = 20,
+    groups: int = 7,
+    ahead: Callable[[], Any] | None = None,
+) -> float:
+    """Median time of one call, between events on CuPy's current stream.
+
+    `ahead` keeps the device busy while the calls are queued: else a kernel that takes less time
+    than its call is timed as the call.
+    """
     for _ in range(3):
         run()
     times = []
     for _ in range(groups):
         start, end = xp.cuda.Event(), xp.cuda.Event()
+        if ahead is not None:
+            ahead()
         start.record()
         for _ in range(launches):
             run()
@@ -82,3 +96,39 @@ def milliseconds(xp: Any, run: Callable[[], Any], launches: int = 20, groups: in
         end.synchronize()
         times.append(xp.cuda.get_elapsed_time(start, end) / launches)
     return statistics.median(times)
+
+
+def alone(xp: Any, runs: Sequence[Callable[[], Any]], launches: int = 20) -> float:
+    """Median milliseconds that the device takes for one of these calls, which take turns: they are
+    launched as one graph, or, where that cannot be captured, behind what keeps it busy."""
+    from gpulayers.cuda.graph import Recorder, launch
+    from gpulayers.errors import BackendError
+
+    for run in runs:  # kernels are compiled and chosen
+        run()
+
+    def several() -> None:
+        for i in range(launches):
+            runs[i % len(runs)]()
+
+    recorder = Recorder()
+    try:
+        graph = recorder.capture("the calls", several)
+    except BackendError:  # CuPy's cuBLAS
+        return milliseconds(xp, several, launches=1, ahead=_busy(xp)) / launches
+    return milliseconds(xp, lambda: launch(graph), launches=1) / launches
+
+
+@functools.cache
+def _busy(xp: Any) -> Callable[[], None]:
+    """Launches copies that keep the device busy for some milliseconds."""
+    from gpulayers.cuda.graph import Recorder, launch
+
+    recorder, (source, target) = Recorder(), (xp.zeros(_BYTES, "uint8") for _ in range(2))
+
+    def copy() -> None:
+        for _ in range(_COPIES):
+            xp.copyto(target, source)
+
+    graph = recorder.capture("copies", copy)
+    return lambda _=(recorder, source, target): launch(graph)  # with what the graph needs

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from gpulayers.cuda import table
-from gpulayers.cuda.cubins import Job, Store
+from gpulayers.cuda.cubins import Job, Store, compile_all
 from gpulayers.errors import BackendError
 
 _log = logging.getLogger("gpulayers")
@@ -75,6 +75,9 @@ def get_kernel(
         job = job_of(name, dtype, index, constants)
         together = table.KERNELS[name].cooperative
         kernel = _loaded(job, together)
+        if kernel is None and table.KERNELS[name].only and _takes_one_architecture():
+            compile_all([job], Store(), 1)
+            kernel = _loaded(job, together)
         if kernel is None:
             try:
                 options = _options(dtype, constants)
@@ -104,6 +107,13 @@ def _architecture(spec: table.KernelSpec) -> str:
     import cupy
 
     return f"sm_{cupy.cuda.Device().compute_capability}{'a' if spec.only else ''}"
+
+
+def _takes_one_architecture() -> bool:
+    """Whether the compiler takes ``-arch`` only once: CuPy names one, too."""
+    import cupy
+
+    return cupy.cuda.nvrtc.getVersion() < (12, 9)
 
 
 def job_of(name: str, dtype: str, index: str = "int32", constants: str = "") -> Job:

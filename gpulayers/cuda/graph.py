@@ -8,6 +8,7 @@ from typing import Any
 
 import cupy
 
+from gpulayers.cuda.arena import Arena
 from gpulayers.errors import BackendError
 
 __all__ = ["Recorder", "launch"]
@@ -17,18 +18,23 @@ class Recorder:
     """Captures on a stream of its own, in memory of its own.
 
     What a captured function allocates and lets go of is used by every replay, so it must not go to
-    anybody else: the recorder's pool serves captures alone. Keep the recorder as long as its
-    graphs. (CuPy has no pool that belongs to a graph.)
+    anybody else: the recorder's arena serves captures alone. Keep the recorder as long as its
+    graphs, and of each graph the arrays that are to be read: let go of, they go to the next one.
     """
 
     def __init__(self) -> None:
-        self._pool = cupy.cuda.MemoryPool()
+        self._arena = Arena()
+        self._mark = self._arena.mark()  # what came later is of a capture that failed
         self._stream = cupy.cuda.Stream(non_blocking=True)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the captures take."""
-        return self._pool.total_bytes()
+        return self._arena.nbytes
+
+    def tidy(self) -> None:
+        """Give the device back what a capture that failed has left."""
+        self._arena.back_to(self._mark)
 
     def capture(self, what: str, run: Callable[[], object]) -> Any:
         """Return the graph of what `run` launches; nothing is computed meanwhile.
@@ -40,14 +46,17 @@ class Recorder:
         MemoryError
             If there is not enough memory, even after CuPy's pool gave back what it keeps for reuse.
         """
+        self.tidy()
         try:
-            return self._captured(what, run)
+            found = self._captured(what, run)
         except MemoryError:
             cupy.get_default_memory_pool().free_all_blocks()
-            return self._captured(what, run)
+            found = self._captured(what, run)
+        self._mark = self._arena.mark()
+        return found
 
     def _captured(self, what: str, run: Callable[[], object]) -> Any:
-        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+        with cupy.cuda.using_allocator(self._arena.malloc), self._stream:
             self._stream.begin_capture()
             try:
                 run()

@@ -151,6 +151,8 @@ def _wrong(
             outputs = [_on_host(array) for array in work.run(inputs)]
     except GPULayersError as error:
         return str(error)
+    finally:
+        pool.free_all_blocks()  # CuPy's pools do not when they go
     if len(choices) > 1:
         return f"its work is not that of {key}, but of {list(choices)[1]}"
     unit = _ROUNDING[key.dtype]

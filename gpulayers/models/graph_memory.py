@@ -23,7 +23,7 @@ def shortage(plan: GraphNetwork, n: int, source: Any) -> DeviceMemoryError:
     rest grows with their number.
     """
     name = plan.network.name
-    free = _free_bytes()
+    free = _free_bytes(plan)
     text = f"{name}: not enough GPU memory for a step of {n} examples"
     try:
         few, more = (_arena_bytes(plan, m, source) for m in _SAMPLES)
@@ -39,14 +39,15 @@ def shortage(plan: GraphNetwork, n: int, source: Any) -> DeviceMemoryError:
     )
 
 
-def _free_bytes() -> int:
+def _free_bytes(plan: GraphNetwork) -> int:
     """What the device, or the limit of CuPy's pool, has left."""
     cupy: Any = backend.module("cupy")
     pool = cupy.get_default_memory_pool()
     pool.free_all_blocks()
     free = int(cupy.cuda.runtime.memGetInfo()[0])
     limit = pool.get_limit()
-    return min(free, limit - pool.used_bytes()) if limit else free
+    held = pool.used_bytes() + plan.arena_bytes
+    return min(free, max(0, limit - held)) if limit else free
 
 
 def _arena_bytes(plan: GraphNetwork, n: int, source: Any) -> int:

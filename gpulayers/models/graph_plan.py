@@ -243,14 +243,17 @@ class GraphNetwork(CompiledNetwork):
                     f"{self.network.name}, batches of {len(program.X)}: the step",
                     lambda: self._launch(program, update),
                 )
+                program.results[update] = program.outputs
         if update and update_all is not None:
             update_all.prepare(None, counted=False)
         if self._draws is not None:
             self._draws.prepare()
         if fresh:
+            self._recorder.tidy()
             with self._settings(fresh):
                 self._launch(program, update)
         else:
+            program.outputs = program.results[update]
             graph.launch(program.graphs[update])
         if update_all is not None:
             update_all.was_counted()

@@ -34,4 +34,6 @@ class Program:
         self.sections: Any = None
         self.grads: list[Any] = []
         self.draws = 0  # blocks of random words that it takes
+        # with the update or without, and what each leaves in `outputs`
         self.graphs: dict[bool, Any] = {}
+        self.results: dict[bool, Any] = {}

@@ -115,7 +115,7 @@ class ResidentNetwork(GraphNetwork):
         for key in [k for k, known in self._programs.items() if known is program]:
             del self._programs[key]
         program.X = program.labels = program.work = program.outputs = None
-        program.grads = []
+        program.grads, program.graphs, program.results = [], {}, {}
 
     def _fetch(self, program: Program) -> None:
         from gpulayers.cuda import feed  # needs CuPy

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Backend
+from tests.support import fake_cupy
 
 
 def test_a_lost_device_costs_one_item(
@@ -94,7 +95,7 @@ def test_decisions_follow_from_numbers(bench: SimpleNamespace) -> None:
 def quick(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Small arrays, and a clock that says half a millisecond."""
     clock = lambda xp, run, **_: run() is None or 0.5  # noqa: E731
-    monkeypatch.setattr(bench.kernels, "milliseconds", clock)
+    monkeypatch.setattr(bench.kernels, "alone", lambda xp, runs: [run() for run in runs] and 0.5)
     monkeypatch.setattr(bench.micro, "milliseconds", clock)
     small = {"_SIZE": 4, "_CHANNELS": 4, "_SIDE": 8, "_STEPS": 2, "_INPUTS": 3}
     for name, value in small.items():
@@ -121,6 +122,31 @@ def test_every_kernel_is_checked_and_timed(quick: SimpleNamespace, emulated: Bac
     wrong = lambda e, _: quick.kernels.Work((1,), 8, lambda: one * len(type(e).__name__))  # noqa: E731
     with pytest.raises(ArithmeticError, match="off by"):
         quick.kernels.measure_case(emulated.xp, quick.kernels.Case("x", "fp32", wrong), 1e9)
+
+
+@pytest.mark.emulated
+def test_kernels_are_timed_without_the_host(
+    bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one graph, each set of arrays in its turn; what refuses to be captured, behind others."""
+    monkeypatch.setattr(bench.clock, "_BYTES", 1 << 10)
+    events = fake_cupy.count
+    xp, calls = emulated.xp, list[int]()
+    y, a = xp.zeros(4, "float32"), xp.ones((4, 4), "float32")
+
+    def by_kernel(i: int) -> None:
+        calls.append(i)
+        xp.add(y, 1, out=y)
+
+    runs = [lambda i=i: by_kernel(i) for i in range(3)]
+    with events() as seen:
+        assert bench.clock.alone(xp, runs, launches=7) > 0
+    assert calls == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert seen["graph_launch"] == 3 + 7
+    assert emulated.asnumpy(y).tolist() == [3 + 7 * 10] * 4
+    with events() as seen:
+        assert bench.clock.alone(xp, [lambda: xp.matmul(a, a)], launches=7) > 0
+    assert seen["graph_launch"] == 7, "of copies, before each measurement"
 
 
 @pytest.mark.emulated

@@ -168,6 +168,25 @@ def test_they_are_compiled_for_the_architecture_that_has_them(
         assert ("-arch=sm_90a" in asked[-1]) == own
 
 
+@pytest.mark.parametrize("version", [(12, 8), (12, 9)])
+def test_an_older_compiler_is_not_asked_by_way_of_cupy(
+    emulated: Backend,
+    cuda: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, int],
+) -> None:
+    """Before 12.9 it refuses a second ``-arch``, and CuPy names one."""
+    compiling = importlib.import_module("gpulayers.cuda.compile")
+    monkeypatch.setattr(compiling, "_kernels", {})
+    monkeypatch.setattr(emulated.xp.cuda.nvrtc, "getVersion", lambda: version)
+    ahead: list[Any] = []
+    monkeypatch.setattr(compiling, "compile_all", lambda jobs, *_: ahead.extend(jobs))
+    compiling.get_kernel("gemm_nn_tensor", "float16")
+    assert not ahead
+    compiling.get_kernel("gemm_nn_warpgroup", "float16")
+    assert [job.architecture for job in ahead] == ["sm_90a"] * (version < (12, 9))
+
+
 def test_a_wrong_candidate_is_not_taken_however_fast(
     emulated: Backend, cuda: SimpleNamespace
 ) -> None:

@@ -28,7 +28,9 @@ CLASSES = {
     "cupy.cuda.Event": cuda.Event,
     "cupy.cuda.Graph": cuda.Graph,
     "cupy.cuda.MemoryPointer": memory.MemoryPointer,
+    "cupy.cuda.Memory": memory.Memory,
     "cupy.cuda.MemoryPool": memory.MemoryPool,
+    "cupy.cuda.PythonFunctionAllocator": memory.PythonFunctionAllocator,
     "cupy.cuda.Stream": cuda.Stream,
 }
 # What every Python class may have without being asked.

@@ -154,7 +154,7 @@ def test_memory_that_a_graph_has_lost_is_caught(emulated: Backend, fault: str) -
         plan._draws.state = xp.zeros(4, dtype="uint64")
         words = "an array that is gone"
     elif fault == "arena":
-        with xp.cuda.using_allocator(plan._recorder._pool.malloc):
+        with xp.cuda.using_allocator(plan._recorder._arena.malloc):
             taken = xp.zeros(100, dtype="float32")
         words = "memory that its pool has given to others"
         assert taken.size == 100

@@ -212,7 +212,8 @@ class Device:
 
     @property
     def mem_info(self) -> tuple[int, int]:
-        return memory.TOTAL_MEMORY - memory.default_pool.total_bytes(), memory.TOTAL_MEMORY
+        held = memory.default_pool.total_bytes() + memory.unpooled.used_bytes()
+        return memory.TOTAL_MEMORY - held, memory.TOTAL_MEMORY
 
     def use(self) -> Device:
         state.device = self.id
@@ -274,8 +275,10 @@ def make_cuda() -> ModuleType:
         Device=Device,
         Event=Event,
         Graph=Graph,
+        Memory=memory.Memory,
         MemoryPointer=memory.MemoryPointer,
         MemoryPool=memory.MemoryPool,
+        PythonFunctionAllocator=memory.PythonFunctionAllocator,
         Stream=Stream,
         alloc=memory.alloc,
         get_allocator=memory.get_allocator,

@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.fake_cupy.state import poison, state
+from tests.support.fake_cupy.state import CUDARuntimeError, poison, state
 
 ALIGNMENT = 512  # CuPy's pool rounds every block up to this and aligns it so
 
 
 class OutOfMemoryError(MemoryError):
     """cupy.cuda.memory.OutOfMemoryError."""
+
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        text = f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes"
+        super().__init__(f"{text}, limit set to: {limit:,} bytes)." if limit else f"{text}).")
 
 
 def rounded(nbytes: int) -> int:
@@ -35,10 +39,7 @@ class MemoryPool:
     def _take(self, nbytes: int) -> None:
         size = rounded(nbytes)
         if self._limit and self._used + size > self._limit:
-            raise OutOfMemoryError(
-                f"Out of memory allocating {size:,} bytes "
-                f"(allocated so far: {self._used:,} bytes, limit set to: {self._limit:,} bytes)."
-            )
+            raise OutOfMemoryError(size, self._used, self._limit)
         self.given_out += state.recording is None
         self._used += size
         self._total = max(self._total, self._used)
@@ -73,6 +74,7 @@ class MemoryPool:
 TOTAL_MEMORY = 16 << 30
 default_pool = MemoryPool()
 pinned_pool = MemoryPool()
+unpooled = MemoryPool()  # what `Memory` took; its limit is the device's own memory
 _allocator: Callable[[int], MemoryPointer] = default_pool.malloc
 
 
@@ -88,10 +90,11 @@ class Block:
         self.size, self._pool = nbytes, pool
         raw = np.empty(nbytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
-        self.bytes = raw[start : start + nbytes]
-        self.ptr = self.bytes.ctypes.data
-        self.device_id = state.device
-        blocks[id(raw)] = self
+        self._lies(raw, raw[start : start + nbytes])
+
+    def _lies(self, owner: np.ndarray, part: np.ndarray) -> None:
+        self.bytes, self.ptr, self.device_id = part, part.ctypes.data, state.device
+        blocks[id(owner)] = self
 
     @property
     def pool(self) -> MemoryPool:
@@ -100,6 +103,63 @@ class Block:
     def __del__(self) -> None:
         if hasattr(self, "bytes"):
             self._pool._give(self.size)
+
+
+class Memory(Block):
+    """Memory of the device's own, outside any pool. Parts of it go to others by their addresses
+    (`PythonFunctionAllocator`)."""
+
+    def __init__(self, size: int) -> None:
+        try:
+            super().__init__(int(size), unpooled)
+        except OutOfMemoryError as error:
+            raise CUDARuntimeError(2, "cudaErrorMemoryAllocation", "out of memory") from error
+        self.given_out = 0  # parts that went to somebody outside a capture
+        _segments[self.ptr] = self
+
+
+_segments: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+
+
+class _Part(Block):
+    """What an allocator in Python cut out of a `Memory`."""
+
+    def __init__(self, size: int, malloc: Callable[..., int], free: Callable[..., None]) -> None:
+        self.size, self._free = size, free
+        if not size:  # nothing is asked for, and nothing can be wrong with it
+            self.bytes = np.empty(0, np.uint8)
+            self.ptr, self.device_id = self.bytes.ctypes.data, state.device
+            return
+        address = malloc(size, state.device)
+        end = address + size
+        found = [s for s in _segments.values() if s.ptr <= address and end <= s.ptr + s.size]
+        if not found:
+            raise ValueError(f"{size} bytes at {address} lie in no memory of the device")
+        segment = found[0]
+        self._segment = weakref.ref(segment)
+        segment.given_out += state.recording is None
+        # by way of a memoryview, so that the part is the owner of its bytes
+        start = address - segment.ptr
+        part = np.frombuffer(memoryview(segment.bytes)[start : start + size], np.uint8)
+        self._lies(part, part)
+
+    @property
+    def pool(self) -> Any:
+        return self._segment()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_segment"):
+            self._free(self.ptr, self.device_id)
+
+
+class PythonFunctionAllocator:
+    """Asks functions of Python's for an address, and tells them when its memory is done with."""
+
+    def __init__(self, malloc_func: Callable[..., int], free_func: Callable[..., None]) -> None:
+        self._malloc_func, self._free_func = malloc_func, free_func
+
+    def malloc(self, size: int) -> MemoryPointer:
+        return MemoryPointer(_Part(int(size), self._malloc_func, self._free_func), 0)
 
 
 class MemoryPointer:

@@ -33,8 +33,10 @@ CLASSES = (
     "cupy.cuda.Device",
     "cupy.cuda.Event",
     "cupy.cuda.Graph",
+    "cupy.cuda.Memory",
     "cupy.cuda.MemoryPool",
     "cupy.cuda.MemoryPointer",
+    "cupy.cuda.PythonFunctionAllocator",
     "cupy.cuda.Stream",
     "cupy.ufunc",
 )
