@@ -8,7 +8,7 @@ import pytest
 from gpulayers.errors import DTypeError, ShapeError
 from gpulayers.ops import normalization
 from tests.ops.conftest import Engine, eighths
-from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, scrambled
+from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, host, scrambled
 from tests.support.naive import normalization as naive
 
 SHAPES = [(2, 1), (7, 3), (12, 33), (130, 5)]
@@ -253,6 +253,29 @@ def test_layer_normalisation(engine: Engine, shape: tuple[int, int], dtype: str)
     assert_close(dscaler, (dY * gold_X_hat).sum(axis=0), factor=5)
     assert_close(dintercept, dY.sum(axis=0))
     assert {a.dtype for a in (dX, dscaler, dintercept)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("value", [255.0, 1.0 / 3.0, -1e5])
+def test_layer_normalisation_of_constant_rows(engine: Engine, value: float) -> None:
+    """1/sqrt(eps) magnifies what the mean of a long row is off by."""
+    X = engine.array(np.full((5, 2352), value), "float32")
+    scaler, intercept = (engine.array(np.full(2352, v), "float32") for v in (2.0, 0.5))
+    Y, X_hat, _ = normalization.layernorm_forward(X, scaler, intercept, 1e-5)
+    by_last_axis, _ = normalization.standardize_forward(X, (1,), 1e-5)
+    most = 300 * 1e-7 * abs(value)  # of a mean that is right to its last bit
+    for found in (X_hat, by_last_axis):
+        assert abs(host(found)).max() <= most
+    assert abs(host(Y) - 0.5).max() <= 2 * most
+
+
+def test_layer_normalisation_of_rows_that_are_nearly_constant(engine: Engine) -> None:
+    X = (1000 + 1e-2 * np.random.default_rng(0).standard_normal((6, 2352))).astype("float32")
+    X[3] -= 1000  # among rows that are not
+    wide = X.astype("float64")
+    gold = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    one = engine.array(np.ones(2352), "float32")
+    _, X_hat, _ = normalization.layernorm_forward(engine.array(X), one, one, 1e-5)
+    assert abs(host(X_hat) - gold).max() < 2e-2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gpulayers.errors import DTypeError, ShapeError
-from gpulayers.ops import recurrent
+from gpulayers.ops import recurrent, sequence
 from tests.ops.conftest import Engine, eighths
 from tests.ops.test_activation import BUILT_IN, Cubic
-from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, scrambled
+from tests.support.compare import LAYOUTS, assert_close, assert_same_bits, host, scrambled
 from tests.support.naive import recurrent as naive
 
 shapes = pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 130), (0, 2)], ids=str)
@@ -110,3 +110,13 @@ def test_wrong_calls(engine: Engine) -> None:
         backward(X, b, X, tanh)
     with pytest.raises(DTypeError, match="accumulator is float16, but dA is float64"):
         backward(X, X.astype("float16"), X, tanh)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 1, 4), (2, 3, 1)], ids=str)
+def test_time_comes_last_in_a_new_array(engine: Engine, shape: tuple[int, int, int]) -> None:
+    """Also where nothing has to be moved: what a user writes there must not reach the states."""
+    X = engine.array(eighths(shape, 1))
+    Y = sequence.time_last(X)
+    assert_same_bits(Y, host(X).transpose(1, 2, 0))
+    Y[...] = 7
+    assert (host(X) != 7).all()

@@ -32,6 +32,7 @@ BLOCK = (
     1 << 18
 )  # elements that a pass takes at a time: memory is slow, and calls wait for one another
 _ALONE = 1 << 13  # numbers of a matrix whose product with a vector BLAS leaves to one thread
+_ALIKE = 2.0**-20  # variance by squared mean below which a row's numbers are all but the same
 _LONGEST = 1 << 14  # numbers of a row whose float32 sum by BLAS is as exact as NumPy's
 
 
@@ -341,14 +342,24 @@ class _Rows:
         n = self.length
         self._blas.ger(_blas.ROWS, m, n, -1.0, column, 1, one, 1, result, n)
 
+    def _variance(self, x_hat: Array, out: Array) -> None:
+        np.vecdot(x_hat, x_hat, out=out[:, 0])
+        np.multiply(out, self.average[0], out=out)
+
     def standardize(
         self, i: int, block: slice, x: Array, x_hat: Array, inv_std: Array, eps: Array
     ) -> None:
         """A block of rows of x into x_hat and inv_std."""
-        np.matmul(x, self.average, out=self._column[i][: len(x)])
+        mean, bound = self.columns(i, len(x))
+        np.matmul(x, self.average, out=mean)
         self._less_column(i, block, x, out=x_hat)
-        np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
-        np.multiply(inv_std, self.average[0], out=inv_std)
+        self._variance(x_hat, inv_std)
+        np.multiply(mean, mean, out=bound)
+        np.multiply(bound, _ALIKE, out=bound)
+        if np.less(inv_std, bound).any():  # what the mean is off by is not small any more
+            np.matmul(x_hat, self.average, out=mean)
+            self._less_column(i, block, x_hat, out=x_hat)
+            self._variance(x_hat, inv_std)
         np.add(inv_std, eps, out=inv_std)
         np.sqrt(inv_std, out=inv_std)
         np.divide(x.dtype.type(1), inv_std, out=inv_std)

@@ -37,7 +37,7 @@ class ReferenceSequence(ReferenceRecurrent, ReferenceConv):
         return xp_of(X).ascontiguousarray(X.transpose(2, 0, 1))
 
     def time_last(self, X: Array) -> Array:
-        return xp_of(X).ascontiguousarray(X.transpose(1, 2, 0))
+        return xp_of(X).array(X.transpose(1, 2, 0), order="C")  # a copy, whatever X's strides
 
     def joined(self, arrays: list[Array], axis: int) -> Array:
         return xp_of(arrays[0]).concatenate(arrays, axis=axis)
