@@ -7,15 +7,17 @@ so the first use of a layer costs little; CuPy keeps the machine code on disk, i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from importlib import resources
 from typing import Any
 
 from gpulayers.cuda import table
-from gpulayers.cuda.cubins import Job, Store, compile_all
+from gpulayers.cuda.cubins import Job, Store, compile_all, processors
 from gpulayers.errors import BackendError
 
 _log = logging.getLogger("gpulayers")
@@ -43,6 +45,38 @@ def load_source(file: str) -> str:
 
 
 _kernels: dict[tuple[int, str, str, str, str], Callable[..., None]] = {}
+Launch = tuple[str, str, str, str]  # name, dtype, index and constants, as `get_kernel` takes them
+
+
+class _Gathering(threading.local):
+    launches: list[Launch] | None = None  # None: they are launched
+
+
+_gathering = _Gathering()
+
+
+@contextlib.contextmanager
+def gathered() -> Generator[list[Launch]]:
+    """Launch nothing for a ``with`` block, in this thread: the list says what it would be."""
+    before, found = _gathering.launches, list[Launch]()
+    _gathering.launches = found
+    try:
+        yield found
+    finally:
+        _gathering.launches = before
+
+
+def side_by_side(launches: Sequence[Launch]) -> None:
+    """Compile the kernels of these launches at the same time, if there are several that are neither
+    loaded nor on disk, and processors for them. What does not compile is left to `get_kernel`."""
+    import cupy
+
+    device = cupy.cuda.Device().id
+    jobs = [job_of(*each) for each in dict.fromkeys(launches) if (device, *each) not in _kernels]
+    store = Store()
+    missing = [job for job in jobs if store.find(job) is None]
+    if min(len(missing), processors()) > 1:
+        compile_all(missing, store)
 
 
 def get_kernel(
@@ -226,6 +260,9 @@ def launch(
             )
     spec.check_grid(grid)
     packed = spec.pack(dtype.name, index, args)
+    if _gathering.launches is not None:
+        _gathering.launches.append((name, dtype.name, index, constants))
+        return
     kernel: Any = get_kernel(name, dtype.name, index, constants)
     shared = shared or spec.shared
     # Beyond the usual size, to which a kernel's own arrays count too, only what was asked for;

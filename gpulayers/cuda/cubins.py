@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,8 +23,9 @@ from typing import Any, NamedTuple
 
 from gpulayers.cuda import tune_worker
 from gpulayers.cuda.tune_table import folder, write
+from gpulayers.threads import physical_cores
 
-__all__ = ["Cubin", "Job", "Store", "compile_all", "nvrtc_path"]
+__all__ = ["Cubin", "Job", "Store", "compile_all", "nvrtc_path", "processors"]
 
 _log = logging.getLogger("gpulayers")
 
@@ -163,7 +163,7 @@ def compile_all(jobs: Sequence[Job], store: Store, processes: int | None = None)
     missing = [job for job in dict.fromkeys(jobs) if store.find(job) is None]
     if library is None or not missing:
         return []
-    count = max(1, min(processes or _processors(), len(missing)))
+    count = max(1, min(processes or processors(), len(missing)))
     shares = [missing[i::count] for i in range(count)]
     with ThreadPoolExecutor(count) as pool:
         answers = list(pool.map(functools.partial(_run, library), shares))
@@ -183,8 +183,9 @@ def compile_all(jobs: Sequence[Job], store: Store, processes: int | None = None)
     return failed
 
 
-def _processors() -> int:
-    return min(os.cpu_count() or 1, MOST_PROCESSES)
+def processors() -> int:
+    """How many processes compile at most."""
+    return min(physical_cores(), MOST_PROCESSES)
 
 
 def _run(library: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A network prepared for training on a GPU: the step as one CUDA graph.
 
-A batch of a size that is new runs launch by launch, which compiles the kernels; the next one of
+A batch of a size that is new runs launch by launch, its kernels compiled before; the next one of
 that size is captured, and from then on a step is the launch of its graph.
 """
 

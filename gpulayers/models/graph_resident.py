@@ -13,6 +13,7 @@ from gpulayers.errors import (
     ParameterError,
     ShapeError,
 )
+from gpulayers.models.graph_ahead import compile_ahead
 from gpulayers.models.graph_memory import shortage
 from gpulayers.models.graph_plan import GraphNetwork
 from gpulayers.models.graph_program import Program
@@ -97,6 +98,8 @@ class ResidentNetwork(GraphNetwork):
             return
         counts = self._flat.counts() if self._flat is not None else None
         try:
+            if program.outputs is None:
+                compile_ahead(self, program, update)
             super()._execute(program, update)
         except BaseException as error:
             n, short = len(program.X), isinstance(error, MemoryError)

@@ -244,7 +244,7 @@ def test_without_memory_the_rule_stays(
     emulated: Backend, cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def inputs(self: Any) -> None:
-        raise fake_cupy.cupy.cuda.memory.OutOfMemoryError("out of memory")
+        raise fake_cupy.cupy.cuda.memory.OutOfMemoryError(1 << 30, 0)
 
     monkeypatch.setattr(cuda.tune_work.Gemm, "inputs", inputs)
     with cuda.tune.tuning():
