@@ -39,6 +39,14 @@ def check_assignments(cls: Any) -> None:
     cls.__init__ = init
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a hyperparameter are equal; arrays are so if they are one."""
+    try:
+        return a is b or bool(a == b)
+    except ValueError:
+        return False
+
+
 class Assigned:
     """An attribute in the layer's own dict (there is no `__get__`, so reading costs nothing), that
     is checked when it is assigned to a layer that is built.
@@ -63,7 +71,7 @@ class Assigned:
             if self.name in layer._told:
                 layer._check_told()
             layer._check_hyperparameters()
-            if read is None and values[self.name] != before.get(self.name):
+            if read is None and not same(values[self.name], before.get(self.name)):
                 layer._refuse_resizing(self.name, before.get(self.name))
         except Exception as error:
             values.clear()

@@ -16,6 +16,7 @@ from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.layers import _arguments as check
+from gpulayers.layers._assigned import same
 from gpulayers.layers._state import LayerState, native
 from gpulayers.layers._where import named
 
@@ -119,14 +120,7 @@ class Fitting(LayerState):
     def _settle(self, home: str) -> Any:
         """Return the parameters' dtype (None without any). They move to the backend of the first
         input; later inputs must come to them."""
-        seen, held = self._seen, self.parameters
-        if seen is not None:
-            for name, ref in seen.refs.items():
-                if ref() is not held.get(name):  # somebody has assigned another one
-                    seen = None
-                    break
-        if seen is None:
-            self._seen = seen = self._look()
+        seen = self._looked()
         if seen.home not in (None, home):
             if self._placed:
                 raise BackendError(
@@ -136,6 +130,18 @@ class Fitting(LayerState):
             self.to(home)
         self._placed = True
         return seen.dtype
+
+    def _looked(self) -> Seen:
+        """What is known of the parameters; those that somebody has assigned are looked at."""
+        seen, held = self._seen, self.parameters
+        if seen is not None:
+            for name, ref in seen.refs.items():
+                if ref() is not held.get(name):
+                    break
+            else:
+                return seen
+        self._seen = seen = self._look()
+        return seen
 
     def _look(self) -> Seen:
         """Look whether the parameters are arrays that fit (ShapeError, DTypeError, BackendError).
@@ -205,10 +211,10 @@ class Fitting(LayerState):
         value, gradients = getattr(self, name), dict(self.gradients)
         try:
             self._init_params()  # nothing is left to draw: it checks the shapes
-            told = getattr(self, name)
+            fits = same(getattr(self, name), value)
         except ShapeError:
-            told = None
-        if told != value:
+            fits = False
+        if not fits:
             self.gradients.update(gradients)
             raise ParameterError(
                 f"{self._name}: {name} is {before}, and the parameters are made for it, so it "

@@ -176,6 +176,7 @@ class Cell(Recurrent):
                 f"{self._name}: no step is left to go back through; call forward(X) with "
                 "retain_derived=True once for each backward"
             )
+        self._looked()  # a parameter may have been assigned since the forward pass
         retained = self._retained[step - 1]
         params = retain_grads and self.trainable
         dLdA = self._check_gradient(dLdY, retained)

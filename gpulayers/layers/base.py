@@ -160,6 +160,7 @@ class LayerBase(Fitting, ABC):
         self, step: Callable[..., Backward], dLdY: Any, retain_grads: bool, input_grad: bool
     ) -> Any:
         params = retain_grads and self.trainable
+        self._looked()  # a parameter may have been assigned since the forward pass
         dLdXs: list[Array | None] = []
         for dLdy, retained in zip(self._check_gradients(dLdY), self._retained, strict=True):
             try:

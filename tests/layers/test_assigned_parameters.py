@@ -59,6 +59,18 @@ def test_what_does_not_fit_is_named(case: Case, backend: Backend) -> None:
 
 
 @with_learning_cases
+def test_between_forward_and_backward(case: Case, numpy_backend: Backend) -> None:
+    layer = harness.fresh(case, numpy_backend, "float32")
+    Y = harness.forward(layer, harness.input_of(case, numpy_backend, "float32"))
+    name, array = next(iter(layer.parameters.items()))
+    layer.parameters[name] = np.ones((*array.shape, 2), np.float32)
+    with pytest.raises(ShapeError, match=f"{layer._name}: parameter '{name}' must have shape"):
+        layer.backward(harness.gradient_like(Y, numpy_backend))
+    layer.parameters[name] = array.copy()
+    layer.backward(harness.gradient_like(Y, numpy_backend))
+
+
+@with_learning_cases
 def test_all_of_another_dtype(case: Case, backend: Backend) -> None:
     """Then the layer computes in it, its gradients too."""
     layer = harness.fresh(case, backend, "float32")

@@ -155,3 +155,20 @@ def test_sizes_that_an_input_tells_are_integers(
     layer.set_params({name: np.int64(3)})
     assert type(getattr(layer, name)) is int
     layer.set_params({name: None})
+
+
+class Weighted(layers.FullyConnected):
+    """A layer with an array among its settings."""
+
+    _hyper = (*layers.FullyConnected._hyper, "importance")
+
+    def __init__(self, n_out: int, importance: Any) -> None:
+        super().__init__(n_out)
+        self.importance = importance
+
+
+def test_a_setting_that_is_an_array(numpy_backend: Backend) -> None:
+    layer = Weighted(2, np.ones(3))
+    layer.forward(X)
+    layer.importance = new = np.zeros(3)
+    assert layer.importance is new
