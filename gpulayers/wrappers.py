@@ -181,19 +181,24 @@ class WrapperBase(ABC):
         ParameterError, ShapeError, DTypeError
             As `LayerBase.set_params`; also for other wrappers than these. Nothing is changed then.
         """
-        values = dict(summary_dict)
+        name = type(self).__name__
+        values = check.group(name, summary_dict)
         values.pop("layer_wrappers", None)
         given = values.pop("wrappers", None)
         if "hyperparameters" in values:
-            values["hyperparameters"] = dict(values["hyperparameters"] or {})
+            values["hyperparameters"] = check.group(name, values, "hyperparameters")
             given = values["hyperparameters"].pop("wrappers", given)
         chain, found = list(self._chain()), []
         if given is not None:
+            if not is_sequence(given):
+                raise ParameterError(
+                    f"{name}: 'wrappers' in the summary must be a list of dicts, got {given!r}"
+                )
             mine = [type(w).__name__ for w in chain]
             theirs = [_described(entry)[0] for entry in given]
             if theirs != mine:
                 raise ParameterError(
-                    f"{type(self).__name__}: got the summary of a layer with the wrappers "
+                    f"{name}: got the summary of a layer with the wrappers "
                     f"{theirs}, this one has {mine}"
                 )
             pairs = zip(chain, given, strict=True)

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from gpulayers._types import is_sequence
-from gpulayers.errors import ParameterError, suggest
+from gpulayers import backend
+from gpulayers._types import is_mapping, is_sequence
+from gpulayers.errors import DTypeError, ParameterError, suggest
+from gpulayers.initializers import WeightInitializer
 from gpulayers.ops.window import Window
 
 
@@ -66,9 +68,54 @@ def plain(value: Any) -> Any:
         return value  # the check that follows names it
 
 
+def weights(layer: str, act_fn: Any, init: Any) -> WeightInitializer:
+    """Return what draws the weights in the mode `init`."""
+    modes = WeightInitializer.MODES
+    if not isinstance(init, str) or init not in modes:  # an array compares with each
+        raise ParameterError(
+            f"{layer}: init: unknown mode {init!r}, expected one of {', '.join(modes)}"
+            + (suggest(init, modes) if isinstance(init, str) else "")
+        )
+    return WeightInitializer(str(act_fn), mode=init)
+
+
+NOT_NONE = "expected a numpy or cupy array, got None"
+
+
+def array(layer: str, what: str, value: Any) -> str:
+    """Return the backend of an array."""
+    if value is None:
+        raise DTypeError(f"{layer}: {what}: {NOT_NONE}")
+    return backend.home_of(layer, what, value)
+
+
+def floating(layer: str, what: str, value: Any) -> str:
+    """Return the backend of a floating array."""
+    home = array(layer, what, value)
+    dtype = value.dtype
+    if not backend.is_floating(dtype):
+        kinds = " (float16, bfloat16, float32 or float64)" if dtype.kind == "f" else ""
+        raise DTypeError(
+            f"{layer}: {what} must have a floating dtype{kinds}, got {dtype}; "
+            "convert it, e.g. with .astype('float32')"
+        )
+    return home
+
+
 def pair(value: Any) -> Any:
     """Return one number for both axes as a pair; anything else unchanged."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def group(layer: str, summary: Any, name: str = "") -> dict[str, Any]:
+    """Return a copy of a summary, or of its group `name`: a dict, or None for nothing."""
+    value = summary.get(name) if name else summary
+    if name and value is None:
+        return {}
+    if not is_mapping(value):
+        what = f"{name!r} in the summary must be" if name else "expected a summary,"
+        raise ParameterError(f"{layer}: {what} a dict, got {type(value).__name__}")
+    return dict(value)
 
 
 # The window depends on the image size only through 'same', 'causal' and the check that it fits;

@@ -16,12 +16,15 @@ _READ = {
 }
 
 
-def check_assignments(cls: type) -> None:
+def check_assignments(cls: Any) -> None:
     """Have a class of layers check what is assigned to its arguments (those in `_hyper`, and the
-    optimizer) once the constructor is through."""
+    optimizer), and to the sizes that an input tells, once the constructor is through."""
     arguments = inspect.signature(cls.__init__).parameters
-    for name in (*getattr(cls, "_hyper", ()), "optimizer"):
-        if name in arguments and not hasattr(cls, name):
+    sizes = (*("n_in", "n_out", "in_ch", "out_ch"), *(cls._size or ())[:1])
+    told = (name for name in dict.fromkeys(sizes) if name in cls._hyper and name not in arguments)
+    cls._told = tuple(told)
+    for name in (*cls._hyper, "optimizer"):
+        if (name in arguments or name in cls._told) and not hasattr(cls, name):
             setattr(cls, name, Assigned(name))
     constructor: Any = cls.__dict__.get("__init__")
     if constructor is None:
@@ -34,6 +37,14 @@ def check_assignments(cls: type) -> None:
             self._is_built = True
 
     cls.__init__ = init
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a hyperparameter are equal; arrays are so if they are one."""
+    try:
+        return a is b or bool(a == b)
+    except ValueError:
+        return False
 
 
 class Assigned:
@@ -57,7 +68,11 @@ class Assigned:
         try:
             read = _READ.get(self.name)
             values[self.name] = value if read is None else read(value)()
+            if self.name in layer._told:
+                layer._check_told()
             layer._check_hyperparameters()
+            if read is None and not same(values[self.name], before.get(self.name)):
+                layer._refuse_resizing(self.name, before.get(self.name))
         except Exception as error:
             values.clear()
             values.update(before)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.initializers import ActivationInitializer
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._sequence import Recurrent
 
 
@@ -28,7 +29,7 @@ class Gated(Recurrent):
 
     def _check_hyperparameters(self) -> None:
         self.gate_fn = ActivationInitializer(self.gate_fn)()
-        WeightInitializer(str(self.gate_fn), mode=self.init)
+        check.weights(self._name, self.gate_fn, self.init)
         super()._check_hyperparameters()
 
     @property

@@ -177,8 +177,10 @@ class OverTime(Recurrent):
         """The dicts are changed, never replaced."""
         for name in ("parameters", "gradients", "derived_variables", "optimizer", "trainable"):
             setattr(self.cell, name, getattr(self, name))
-        for name in self.cell._hyper:
-            setattr(self.cell, name, getattr(self, name))
+        for name in self.cell._hyper:  # they are checked, and of the shared parameters
+            vars(self.cell)[name] = getattr(self, name)
+        if self._shapes:
+            self.cell._shapes = self._shapes
         self.cell._placed = True
 
     def _has_been_assigned(self) -> None:

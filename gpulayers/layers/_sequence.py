@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -42,7 +42,7 @@ class Recurrent(LayerBase):
 
     def _check_hyperparameters(self) -> None:
         self.n_out = check.integer(self._name, "n_out", self.n_out)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     # ---- what a family adds
 
@@ -176,6 +176,7 @@ class Cell(Recurrent):
                 f"{self._name}: no step is left to go back through; call forward(X) with "
                 "retain_derived=True once for each backward"
             )
+        self._looked()  # a parameter may have been assigned since the forward pass
         retained = self._retained[step - 1]
         params = retain_grads and self.trainable
         dLdA = self._check_gradient(dLdY, retained)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from gpulayers import backend
-from gpulayers._types import is_dict, is_mapping, is_sequence
+from gpulayers._types import is_dict, is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import ActivationInitializer, OptimizerInitializer
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._assigned import check_assignments
 from gpulayers.layers._steps import Steps
 
@@ -32,8 +35,11 @@ class LayerState:
     _size: ClassVar[tuple[str, int] | None] = None  # attribute told by an input axis: ("n_in", 1)
     _params: ClassVar[tuple[str, ...]] = ()
     _hyper: ClassVar[tuple[str, ...]] = ()  # attributes listed in `hyperparameters`
+    _told: ClassVar[tuple[str, ...]] = ()  # those of them that are sizes and no arguments
     _kind: ClassVar[str | None] = None  # hyperparameters["layer"] where it is not the class name
     _keeps_input: ClassVar[bool] = True
+    _shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})  # of the parameters made
+    _seen: Any = None  # the parameters that were found to fit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -66,6 +72,22 @@ class LayerState:
 
     def _check_hyperparameters(self) -> None:
         """Check and normalise the attributes named in `_hyper` (ParameterError)."""
+
+    def _check_told(self) -> None:
+        """Check the sizes that are no arguments (ParameterError): an input told them, or will."""
+        for name in self._told:
+            value = getattr(self, name)
+            if value is not None:
+                least = 1 if self._size is not None and self._size[0] == name else 0
+                setattr(self, name, check.integer(self._name, name, value, least))
+
+    def _is_complete(self) -> bool:
+        """Whether all parameters are there, and the size that the first input tells."""
+        return (
+            bool(self.parameters)
+            and all(p is not None for p in self.parameters.values())
+            and (self._size is None or getattr(self, self._size[0]) is not None)
+        )
 
     # ---- describing, restoring
 
@@ -135,13 +157,11 @@ class LayerState:
 
     def _flattened(self, summary_dict: dict[str, Any]) -> dict[str, Any]:
         """One dict of parameters and hyperparameters, all of them known."""
-        if not is_mapping(summary_dict):
-            raise ParameterError(
-                f"{self._name}: expected a summary, a dict, got {type(summary_dict).__name__}"
-            )
-        values = dict(summary_dict)
-        for group in ("parameters", "hyperparameters"):
-            values.update(values.pop(group, None) or {})
+        values = check.group(self._name, summary_dict)
+        for name in ("parameters", "hyperparameters"):
+            group = check.group(self._name, values, name)
+            values.pop(name, None)
+            values.update(group)
         mine = self._kind or self._name
         kind = values.pop("layer", mine)
         if kind != mine:
@@ -157,6 +177,8 @@ class LayerState:
 
     def _assign(self, values: dict[str, Any]) -> None:
         arrays = {name: values.pop(name) for name in self.parameters if name in values}
+        built = self.__dict__.get("_is_built", False)
+        self._is_built = False  # they are checked together, when all are there
         for name, value in values.items():
             if name == "act_fn":
                 if value != (None if self.act_fn is None else str(self.act_fn)):
@@ -165,7 +187,9 @@ class LayerState:
                 self.optimizer = OptimizerInitializer(value)().copy()
             else:
                 setattr(self, name, value)
+        self._check_told()
         self._check_hyperparameters()
+        self._is_built = built
 
         in_place: list[tuple[Array, Array]] = []
         for name, value in arrays.items():
@@ -183,12 +207,8 @@ class LayerState:
             else:
                 self.parameters[name] = array
                 self.gradients.pop(name, None)
-        complete = all(p is not None for p in self.parameters.values())
-        if (
-            self.parameters
-            and complete
-            and (self._size is None or getattr(self, self._size[0]) is not None)
-        ):
+        self._seen = None
+        if self._is_complete():
             self._init_params()  # nothing is left to draw: it checks the shapes
             self.is_initialized = True
         for current, array in in_place:
@@ -245,8 +265,7 @@ class LayerState:
         """The dtype of the parameters, in the machine's byte order; None without or before them."""
         for parameter in self.parameters.values():
             if parameter is not None:
-                dtype = parameter.dtype
-                return dtype if dtype.isnative else dtype.newbyteorder("=")
+                return native(parameter.dtype)
         return None
 
     @property
@@ -265,6 +284,11 @@ class LayerState:
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def native(dtype: Any) -> Any:
+    """`dtype` in the machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
 def _moved(value: Any, name: str) -> Any:

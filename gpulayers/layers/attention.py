@@ -8,7 +8,6 @@ from typing import Any
 from gpulayers._types import is_list
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ShapeError
-from gpulayers.initializers import WeightInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -73,7 +72,7 @@ class DotProductAttention(LayerBase):
     def _check_hyperparameters(self) -> None:
         self.scale = check.choice(self._name, "scale", self.scale, (True, False))
         self.dropout_p = check.number(self._name, "dropout_p", self.dropout_p, 0, 1, "[")
-        WeightInitializer("Identity", mode=self.init)
+        check.weights(self._name, "Identity", self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"attention_weights": [], "dropout_mask": []}
@@ -158,7 +157,6 @@ class DotProductAttention(LayerBase):
                 "with the same leading dimensions and n_k, d_k >= 1, got shapes "
                 f"{Q.shape}, {K.shape}, {V.shape}"
             )
-        self.is_initialized = True
         return tuple(self._converted(x, None) for x in X)
 
     def _factor(self, Q: Array) -> Any:

@@ -7,20 +7,22 @@ formula (`_forward`) and its gradient (`_backward`), next to each other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from gpulayers import backend
 from gpulayers._types import is_sequence
 from gpulayers.backend import Array
-from gpulayers.errors import BackendError, DTypeError, FrozenLayerError, ShapeError
-from gpulayers.layers._state import LayerState, Retained, Saved
+from gpulayers.errors import BackendError, FrozenLayerError, ShapeError
+from gpulayers.layers._fitting import Fitting
+from gpulayers.layers._state import Retained, Saved, native
+from gpulayers.layers._where import say_where
 from gpulayers.ops._checks import changeable
 
 Backward = tuple[Array | None, dict[str, Array]]
 
 
-class LayerBase(LayerState, ABC):
+class LayerBase(Fitting, ABC):
     """Base class of the layers.
 
     Parameters
@@ -92,16 +94,22 @@ class LayerBase(LayerState, ABC):
         MemoryError
             If there is too little of it (CuPy's and NumPy's own, with a note that names the layer).
         """
-        before = None if self.is_initialized else self._sizes()
+        if not self.is_initialized:
+            with self._first_pass() as is_first:
+                if is_first:
+                    return self._pass(X, retain_derived)
+        return self._pass(X, retain_derived)
+
+    def _pass(self, X: Array, retain_derived: bool) -> Array:
         given = X
         try:
             X = self._check_input(X)
             Y, saved = self._forward(X, training=retain_derived and self.trainable)
         except Exception as error:
-            if before is not None:  # do not hold on to sizes of an input that did not fit
-                self._restore_sizes(before)
-            _say_where(error, f"{self._name}.forward", "an input", given)
-            raise
+            other = say_where(error, f"{self._name}.forward", "an input", given)
+            if other is None:
+                raise
+            raise other from error
         if Y is X:  # nothing was computed, and the result is the caller's
             Y = X.copy()
         if retain_derived:
@@ -152,12 +160,13 @@ class LayerBase(LayerState, ABC):
         self, step: Callable[..., Backward], dLdY: Any, retain_grads: bool, input_grad: bool
     ) -> Any:
         params = retain_grads and self.trainable
+        self._looked()  # a parameter may have been assigned since the forward pass
         dLdXs: list[Array | None] = []
         for dLdy, retained in zip(self._check_gradients(dLdY), self._retained, strict=True):
             try:
                 dLdX, grads = step(dLdy, retained.saved, params=params, inputs=input_grad)
             except MemoryError as error:
-                _say_where(error, f"{self._name}.backward", "a gradient", dLdy)
+                say_where(error, f"{self._name}.backward", "a gradient", dLdy)
                 raise
             if params:  # those that the step has not added itself
                 self._accumulate(grads)
@@ -226,49 +235,6 @@ class LayerBase(LayerState, ABC):
 
     # ---- checks
 
-    def _create(
-        self,
-        name: str,
-        shape: tuple[int | None, ...],
-        init: Callable[..., Array] | None = None,
-        learned: bool = True,
-    ) -> None:
-        """Draw parameter `name` (zeros without `init`), unless it was loaded, and its gradient."""
-        value = self.parameters[name]
-        if value is None:
-            dtype = self.dtype or backend.default_dtype()
-            xp = backend.module(self.home or self._first_home)
-            value = xp.zeros(shape, dtype=dtype) if init is None else init(shape, dtype, xp)
-            self.parameters[name] = value
-        elif value.shape != shape:
-            raise ShapeError(
-                f"{self._name}: parameter {name!r} must have shape {shape}, got {value.shape}"
-            )
-        if learned and name not in self.gradients:
-            self.gradients[name] = backend.xp_of(value).zeros_like(value)
-
-    def _sizes(self) -> tuple[dict[str, Any], Any]:
-        """What the first input fills in."""
-        return dict(self.parameters), getattr(self, self._size[0]) if self._size else None
-
-    def _restore_sizes(self, before: tuple[dict[str, Any], Any]) -> None:
-        """Back to before the first input."""
-        self.parameters.update(before[0])
-        if self._size is not None:
-            setattr(self, self._size[0], before[1])
-        self.gradients.clear()
-        self.is_initialized = False
-
-    def _check_array(self, what: str, array: Any) -> str:
-        """Return the backend of a floating array."""
-        home = backend.home_of(self._name, what, array)
-        if not backend.is_floating(array.dtype):
-            raise DTypeError(
-                f"{self._name}: {what} must have a floating dtype, got {array.dtype}; "
-                "convert it, e.g. with .astype('float32')"
-            )
-        return home
-
     def _check_input(self, X: Any) -> Array:
         """Return X checked, in the layer's dtype, C-contiguous; create parameters at the first."""
         home = self._check_array("the input", X)
@@ -282,21 +248,23 @@ class LayerBase(LayerState, ABC):
                     f"{self._name}: expected an input {self._axes} with "
                     f"{attribute} {'>= 1' if known is None else f'= {known}'}, got shape {X.shape}"
                 )
-        if self.home not in (None, home):
-            if self._placed:
-                raise BackendError(
-                    f"{self._name}: the parameters are {self.home} arrays, the input is a {home} "
-                    f"array; move one: layer.to({home!r}) or gpulayers.backend.to_backend(...)"
-                )
-            self.to(home)
+        dtype = self._settle(home)
         if not self.is_initialized:
             self._first_home = home
             if self._size is not None:
                 setattr(self, self._size[0], X.shape[self._size[1]])
             self._init_params()
-            self.is_initialized = True
-        self._placed = True
-        return self._converted(X, self.dtype)
+            self._seen = None
+            dtype = self._settle(home)
+        return self._converted(X, dtype)
+
+    def _ready(self, X: Any) -> Array:
+        """`_check_input`, for what is no forward pass and yet may come first."""
+        if not self.is_initialized:
+            with self._first_pass() as is_first:
+                if is_first:
+                    return self._check_input(X)
+        return self._check_input(X)
 
     def _check_gradients(self, dLdY: Any) -> list[Array]:
         """Return the gradients as a list that fits the retained inputs."""
@@ -333,16 +301,8 @@ class LayerBase(LayerState, ABC):
     def _converted(array: Array, dtype: Any) -> Array:
         """`array` in `dtype` (None: its own, in the machine's byte order) and C-contiguous; itself
         if it is that already."""
-        if dtype is None and not array.dtype.isnative:
-            dtype = array.dtype.newbyteorder("=")
-        if dtype is not None and array.dtype != dtype:
+        if dtype is None:
+            dtype = native(array.dtype)
+        if array.dtype != dtype:
             array = array.astype(dtype)
         return array if array.flags.c_contiguous else backend.xp_of(array).ascontiguousarray(array)
-
-
-def _say_where(error: Exception, who: str, what: str, arrays: Any) -> None:
-    """Add to an error for want of memory which call of which layer it was: CuPy names bytes."""
-    if isinstance(error, MemoryError):
-        several: Sequence[Any] = arrays if is_sequence(arrays) else [arrays]
-        sizes = ", ".join(f"{getattr(a, 'shape', '?')} {getattr(a, 'dtype', '')}" for a in several)
-        error.add_note(f"{who}: of {what} of shape {sizes}; a smaller batch needs less memory")

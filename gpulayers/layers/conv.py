@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers._types import is_sequence
 from gpulayers.activations import Identity
 from gpulayers.backend import Array, xp_of
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.errors import ParameterError
+from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -90,13 +92,13 @@ class Conv2D(LayerBase):
         self.dilation = check.plain(self.dilation)
         pad = 0 if self.pad == "same" else self.pad
         Window.make(self.kernel_shape, self.stride, pad, self.dilation, name=self._name)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"Z": [], "out_rows": [], "out_cols": []}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (*self.kernel_shape, self.in_ch, self.out_ch), weights)
         self._create("b", (1, 1, 1, self.out_ch))
 
@@ -224,14 +226,18 @@ class Conv1D(LayerBase):
         self.pad, self.stride = check.plain(self.pad), check.plain(self.stride)
         self.dilation = check.plain(self.dilation)
         pad = 0 if self.pad in ("same", "causal") else self.pad
+        if isinstance(pad, str) or (is_sequence(pad) and len(pad) != 2):
+            raise ParameterError(
+                f"{self._name}: pad must be an int, (left, right), 'same' or 'causal', got {pad!r}"
+            )
         Window.make_1d(self.kernel_width, self.stride, pad, self.dilation, name=self._name)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"Z": [], "out_rows": [], "out_cols": []}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (self.kernel_width, self.in_ch, self.out_ch), weights)
         self._create("b", (1, 1, self.out_ch))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ShapeError
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -85,13 +85,13 @@ class Deconv2D(LayerBase):
         self.pad, self.stride = check.plain(self.pad), check.plain(self.stride)
         pad = 0 if self.pad == "same" else self.pad
         Window.make(self.kernel_shape, self.stride, pad, name=self._name)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"Z": [], "out_rows": [], "out_cols": []}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (*self.kernel_shape, self.in_ch, self.out_ch), weights)
         self._create("b", (1, 1, 1, self.out_ch))
 

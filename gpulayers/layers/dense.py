@@ -7,7 +7,7 @@ from typing import Any
 from gpulayers.activations import Identity
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, ShapeError
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -65,26 +65,21 @@ class FullyConnected(LayerBase):
 
     def _check_hyperparameters(self) -> None:
         self.n_out = check.integer(self._name, "n_out", self.n_out)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"Z": []}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (self.n_in, self.n_out), weights)
         self._create("b", (1, self.n_out))
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Z = X W + b;  Y = act(Z)."""
         W, b = self.parameters["W"], self.parameters["b"].reshape(-1)
-        if W.shape != (self.n_in, self.n_out):  # somebody has assigned another one
-            raise ShapeError(
-                f"{self._name}: parameter 'W' must have shape {(self.n_in, self.n_out)}, "
-                f"got {W.shape}"
-            )
         act: object = self.act_fn
-        if type(act) is Identity and _plain(X, W, b) and len(b) == self.n_out:
+        if type(act) is Identity and _plain(X, W, b):
             Y = Z = kernels_for(X, W).dense_forward(X, W, b, False)
         else:
             Z = product(X, W)
@@ -153,7 +148,7 @@ class FullyConnected(LayerBase):
         NotImplementedError
             If the activation is a user's own without `grad2`.
         """
-        X = self._check_input(X)
+        X = self._ready(X)
         shape = (X.shape[0], self.n_out)
         U = self._check_pair("dLdy", dLdy, X.shape)
         dY = self._check_pair("dLdy_bwd", dLdy_bwd, shape)

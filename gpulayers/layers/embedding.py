@@ -9,7 +9,6 @@ from typing import Any
 from gpulayers import backend
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
-from gpulayers.initializers import WeightInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -78,10 +77,10 @@ class Embedding(LayerBase):
         self.n_out = check.integer(self._name, "n_out", self.n_out)
         self.vocab_size = check.integer(self._name, "vocab_size", self.vocab_size)
         self.pool = check.choice(self._name, "pool", self.pool, (None, "sum", "mean"))
-        WeightInitializer("Identity", mode=self.init)
+        check.weights(self._name, "Identity", self.init)
 
     def _init_params(self) -> None:
-        weights = WeightInitializer("Identity", mode=self.init)
+        weights = check.weights(self._name, "Identity", self.init)
         self._create("W", (self.vocab_size, self.n_out), weights)
 
     def forward(self, X: Any, retain_derived: bool = True) -> Array:
@@ -149,7 +148,7 @@ class Embedding(LayerBase):
         """
         if isinstance(ids, (list, tuple)):
             ids = self._uploaded(ids)
-        self._follow(self._check_ids("the ids", ids))
+        self._settle(self._check_ids("the ids", ids))
         return self._rows(ids)
 
     # ---- the formula
@@ -205,7 +204,7 @@ class Embedding(LayerBase):
         """Return an array of ids, or a list of vectors of them for a layer that pools."""
         if isinstance(X, (list, tuple)):
             return self._check_list(X)
-        self._follow(self._check_ids("the input", X))
+        self._settle(self._check_ids("the input", X))
         if X.ndim == 0 or (self.pool is not None and X.ndim != 2):
             raise ShapeError(
                 f"{self._name}: expected {'ids (n_ex, n_in)' if self.pool else 'an axis of ids'}, "
@@ -231,7 +230,7 @@ class Embedding(LayerBase):
                 raise ShapeError(
                     f"{self._name}: example {k} must be a vector of ids, got shape {x.shape}"
                 )
-        self._follow(homes.pop())
+        self._settle(homes.pop())
         if self.pool is not None:
             return list(X)
         lengths = {len(x) for x in X}
@@ -244,10 +243,7 @@ class Embedding(LayerBase):
 
     def _check_ids(self, what: str, ids: Any) -> str:
         """Return the backend of an integer array."""
-        try:
-            home = backend.backend_of(ids)
-        except DTypeError as error:
-            raise DTypeError(f"{self._name}: {what}: {error}") from None
+        home = check.array(self._name, what, ids)
         if ids.dtype.kind not in "iu":
             raise DTypeError(f"{self._name}: {what} must hold integer ids, got {ids.dtype}")
         return home
@@ -258,15 +254,6 @@ class Embedding(LayerBase):
             numbers = [operator.index(i) for i in ids]
         except TypeError:
             raise DTypeError(f"{self._name}: a list of ids must hold ints") from None
-        return xp_of(self.parameters["W"]).asarray(numbers, dtype="int64")
-
-    def _follow(self, home: str) -> None:
-        """W moves to the first input; later inputs must come to W."""
-        if home != self.home:
-            if self._placed:
-                raise BackendError(
-                    f"{self._name}: the parameters are {self.home} arrays, the input is a {home} "
-                    f"array; move one: layer.to({home!r}) or gpulayers.backend.to_backend(...)"
-                )
-            self.to(home)
-        self._placed = True
+        W = self.parameters["W"]
+        check.array(self._name, "parameter 'W'", W)
+        return xp_of(W).asarray(numbers, dtype="int64")

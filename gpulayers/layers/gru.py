@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gpulayers.backend import Array, xp_of
-from gpulayers.initializers import WeightInitializer
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._gated import Gated
 from gpulayers.layers._over_time import OverTime
 from gpulayers.layers._sequence import Cell
@@ -42,8 +42,8 @@ class _GRUStep(Gated):
     _back_blocks = 4
 
     def _init_params(self) -> None:
-        gates = WeightInitializer(str(self.gate_fn), mode=self.init)
-        candidate = WeightInitializer(str(self.act_fn), mode=self.init)
+        gates = check.weights(self._name, self.gate_fn, self.init)
+        candidate = check.weights(self._name, self.act_fn, self.init)
         shape = (self.n_out + (self.n_in or 0), self.n_out)
         for name in ("Wz", "Wr", "Wn"):
             self._create(name, shape, candidate if name == "Wn" else gates)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gpulayers.backend import Array
-from gpulayers.initializers import WeightInitializer
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._gated import Gated
 from gpulayers.layers._over_time import OverTime
 from gpulayers.layers._sequence import Cell
@@ -43,8 +43,8 @@ class _LSTMStep(Gated):
     _back_blocks = 4
 
     def _init_params(self) -> None:
-        gates = WeightInitializer(str(self.gate_fn), mode=self.init)
-        candidate = WeightInitializer(str(self.act_fn), mode=self.init)
+        gates = check.weights(self._name, self.gate_fn, self.init)
+        candidate = check.weights(self._name, self.act_fn, self.init)
         shape = (self.n_out + (self.n_in or 0), self.n_out)
         for g in _GATES:
             self._create(f"W{g}", shape, candidate if g == "c" else gates)

@@ -110,7 +110,6 @@ class _Merge(LayerBase):
                     f"{self._name}: the inputs must have one dtype; input 0 is {X[0].dtype}, "
                     f"input {i} is {x.dtype}"
                 )
-        self.is_initialized = True
         return [self._converted(x, None) for x in X]
 
     def _forward(self, X: Any, training: bool) -> tuple[Array, Saved]:

@@ -78,7 +78,7 @@ class Pool2D(LayerBase):
 
     def _forward(self, X: Array, training: bool) -> tuple[Array, Saved]:
         """Y[n, r, c, k] = max or mean over i, j of X_pad[n, r s + i, c s + j, k]."""
-        self.in_ch = self.out_ch = X.shape[3]
+        vars(self).update(in_ch=X.shape[3], out_ch=X.shape[3])  # unchecked: it is every pass
         window = check.window_2d(
             self.kernel_shape, self.stride, self.pad, 0, X.shape[1:3], self._name
         )
@@ -136,7 +136,7 @@ class GlobalAvgPool2D(LayerBase):
                 f"{self._name}: expected an input {self._axes} with rows and cols >= 1, "
                 f"got shape {X.shape}"
             )
-        self.in_ch = self.out_ch = ch
+        vars(self).update(in_ch=ch, out_ch=ch)  # unchecked: it is every pass
         wide = "float32" if X.dtype.itemsize == 2 else X.dtype
         Y = X.mean(axis=(1, 2), dtype=wide).astype(X.dtype, copy=False)
         return Y, {"x_shape": X.shape}

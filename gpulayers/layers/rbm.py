@@ -7,7 +7,6 @@ from typing import Any
 from gpulayers import random
 from gpulayers.activations import Sigmoid
 from gpulayers.backend import Array, xp_of
-from gpulayers.initializers import WeightInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -81,14 +80,14 @@ class RBM(LayerBase):
     def _check_hyperparameters(self) -> None:
         self.n_out = check.integer(self._name, "n_out", self.n_out)
         self.K = check.integer(self._name, "K", self.K)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         names = ("V", "p_H", "p_V_prime", "p_H_prime", "positive_grad", "negative_grad")
         return {name: [] for name in names}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (self.n_in, self.n_out), weights)
         self._create("b_in", (1, self.n_in))
         self._create("b_out", (1, self.n_out))
@@ -208,7 +207,7 @@ class RBM(LayerBase):
             If the input does not fit.
         """
         n_steps = check.integer(self._name, "n_steps", n_steps)
-        p_V = V = self._check_input(X)
+        p_V = V = self._ready(X)
         for _ in range(n_steps):
             p_V = self._p_visible(_draw(self._p_hidden(V)))
             V = _draw(p_V)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.backend import Array
-from gpulayers.initializers import WeightInitializer
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._over_time import OverTime
 from gpulayers.layers._sequence import Cell, Recurrent
 from gpulayers.ops import conv, recurrent, sequence
@@ -40,7 +40,7 @@ class _SimpleStep(Recurrent):
         self._check_hyperparameters()
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("Wax", (self.n_in, self.n_out), weights)
         self._create("Waa", (self.n_out, self.n_out), weights)
         self._create("ba", (self.n_out, 1))

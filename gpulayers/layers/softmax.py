@@ -58,7 +58,8 @@ class Softmax(LayerBase):
         """Y = exp(X - max) / sum exp(X - max); taking the maximum out avoids overflow."""
         if not -X.ndim <= self.dim < X.ndim:
             raise ShapeError(f"Softmax: expected an input with an axis {self.dim}, got {X.shape}")
-        self.n_in = self.n_out = X.shape[1] if X.ndim > 1 else X.shape[0]
+        size = X.shape[1] if X.ndim > 1 else X.shape[0]
+        vars(self).update(n_in=size, n_out=size)  # unchecked: it is every pass
         Y = softmax.softmax_forward(X, self.dim)
         return Y, {"Y": Y}
 

@@ -8,7 +8,7 @@ from typing import Any
 from gpulayers import random
 from gpulayers._types import is_dict
 from gpulayers.backend import Array, xp_of
-from gpulayers.initializers import ActivationInitializer, WeightInitializer
+from gpulayers.initializers import ActivationInitializer
 from gpulayers.layers import _arguments as check
 from gpulayers.layers._state import Saved
 from gpulayers.layers.base import Backward, LayerBase
@@ -85,13 +85,13 @@ class SparseEvolution(LayerBase):
         self.n_out = check.integer(self._name, "n_out", self.n_out)
         self.zeta = check.number(self._name, "zeta", self.zeta, 0, 1, "[]")
         self.epsilon = check.number(self._name, "epsilon", self.epsilon, 0, math.inf)
-        WeightInitializer(str(self.act_fn), mode=self.init)
+        check.weights(self._name, self.act_fn, self.init)
 
     def _new_derived(self) -> dict[str, Any]:
         return {"Z": []}
 
     def _init_params(self) -> None:
-        weights = WeightInitializer(str(self.act_fn), mode=self.init)
+        weights = check.weights(self._name, self.act_fn, self.init)
         self._create("W", (self.n_in, self.n_out), weights)
         self._create("b", (1, self.n_out))
         self._create("W_mask", (self.n_in, self.n_out), self._draw_mask, learned=False)
@@ -159,7 +159,7 @@ class SparseEvolution(LayerBase):
         if self.init.startswith("he"):
             return math.sqrt(2 / n_in)
         if self.init.startswith("glorot"):
-            gain = WeightInitializer(str(self.act_fn), mode=self.init).gain
+            gain = check.weights(self._name, self.act_fn, self.init).gain
             return gain * math.sqrt(2 / (n_in + n_out))
         return 1.0
 

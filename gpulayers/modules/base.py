@@ -19,10 +19,13 @@ from gpulayers.errors import (
     ShapeError,
     suggest,
 )
+from gpulayers.layers import _arguments as check
 from gpulayers.layers._group import LayerGroup
 from gpulayers.layers._state import _moved
 from gpulayers.layers.base import LayerBase
 from gpulayers.modules._fixed import fix_settings
+
+_GROUPS = ("parameters", "hyperparameters")
 
 
 class ModuleBase(LayerGroup):
@@ -193,15 +196,16 @@ class ModuleBase(LayerGroup):
         ShapeError, DTypeError
             If an array does not fit. After an error the module is as it was.
         """
+        summary_dict = check.group(self._name, summary_dict)
         copy.deepcopy(self)._assign(summary_dict)  # an error leaves this one alone
         self._assign(summary_dict)
         return self
 
     def _assign(self, summary_dict: dict[str, Any]) -> None:
         values = dict(summary_dict)
-        arrays: dict[str, Any] = values.pop("parameters", None) or {}
-        settings: dict[str, Any] = {**values, **(values.pop("hyperparameters", None) or {})}
-        settings.pop("hyperparameters", None)
+        arrays = check.group(self._name, values, "parameters")
+        settings = check.group(self._name, values, "hyperparameters")
+        settings = {n: v for n, v in values.items() if n not in _GROUPS} | settings
         kind = settings.pop("layer", self._name)
         if kind != self._name:
             raise ParameterError(f"{self._name}: got the summary of a {kind!r}")
@@ -222,7 +226,8 @@ class ModuleBase(LayerGroup):
             type(self).__init__(self, **{n: v for n, v in arguments.items() if n in accepted})
             if frozen:
                 self.freeze()
-        self._assign_components(arrays.get("components") or {}, settings.get("components") or {})
+        groups = (check.group(self._name, held, "components") for held in (arrays, settings))
+        self._assign_components(*groups)
 
     def _assign_components(self, arrays: dict[str, Any], settings: dict[str, Any]) -> None:
         parts = self._parts()
@@ -233,9 +238,10 @@ class ModuleBase(LayerGroup):
                     f"{suggest(name, parts)}"
                 )
         for name, part in parts.items():
-            summary = {"parameters": dict(arrays.get(name) or {})}
+            summary = {"parameters": check.group(self._name, arrays, name)}
             if name in settings:
-                summary["hyperparameters"] = _own_state(settings[name], summary["parameters"])
+                given = check.group(self._name, settings, name)
+                summary["hyperparameters"] = _own_state(given, summary["parameters"])
             with self._named(name):
                 part.set_params(summary)
 

@@ -17,6 +17,10 @@ class _Direction(LSTM):
 
     _kind = "LSTMCell"
 
+    @property
+    def _name(self) -> str:
+        return "LSTM"  # in messages: this class is nobody's business
+
 
 class BidirectionalLSTM(ModuleBase):
     """Two `LSTM` over one sequence, the second from its end; their outputs are merged.

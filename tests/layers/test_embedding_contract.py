@@ -241,7 +241,7 @@ def test_a_step_neither_waits_nor_copies(pool: str | None, emulated: Backend) ->
         (None, np.ones((2, 3)), DTypeError, "the input must hold integer ids, got float64"),
         (None, np.ones((2, 3), bool), DTypeError, "the input must hold integer ids, got bool"),
         (None, "text", DTypeError, "the input: expected a numpy or cupy array, got str"),
-        (None, None, DTypeError, "the input: expected at least one array, got none"),
+        (None, None, DTypeError, "the input: expected a numpy or cupy array, got None"),
     ],
 )
 def test_bad_inputs(

@@ -315,7 +315,7 @@ def test_weights_that_were_assigned_may_lie_anyhow(layout: str, backend: Backend
     for name, wrong, message in (
         ("W", W[:200], r"parameter 'W' must have shape \(300, 32\), got \(200, 32\)"),
         ("W", W[:, :16], r"parameter 'W' must have shape \(300, 32\), got \(300, 16\)"),
-        ("b", np.ones((1, 16)), r"b must have \(32,\) elements"),
+        ("b", np.ones((1, 16)), r"parameter 'b' must have shape \(1, 32\), got \(1, 16\)"),
     ):
         layer.parameters[name] = backend.asarray(wrong.astype(dtype))
         with pytest.raises(ShapeError, match=message):
