@@ -33,7 +33,7 @@ network = gpulayers.models.lenet()
 export_onnx(network, "lenet.onnx", input_shape=(28, 28, 1))
 ```
 
-writes a model that every ONNX runtime reads (opset {opset}; `pip install "gpulayers[onnx]"`).
+writes a model that every ONNX runtime reads (opset {opset}; `pip install onnx`).
 Inputs and outputs are laid out as in gpulayers, channels last; the batch may have any size. It is
 the network in evaluation: dropout is left out, batch normalisation uses its running statistics.
 Inside, ONNX's convolutions want channels first: a Transpose is written only where the order really

@@ -21,8 +21,9 @@ def is_floating(dtype: Any) -> bool:
     return np.dtype(dtype).name in _FLOATS
 
 
-def _float_dtype(value: Any, source: str) -> np.dtype:
-    if value == "bfloat16":
+def float_dtype(value: Any, source: str) -> np.dtype:
+    """Return the floating dtype that `value` names; ParameterError, by `source`, for any other."""
+    if isinstance(value, str) and value == "bfloat16":
         try:
             import ml_dtypes  # pyright: ignore[reportMissingImports] # CuPy's own choice too
         except ImportError:
@@ -31,8 +32,8 @@ def _float_dtype(value: Any, source: str) -> np.dtype:
             ) from None
         return np.dtype(ml_dtypes.bfloat16)
     try:
-        dtype = np.dtype(value)
-    except TypeError:
+        dtype = None if value is None else np.dtype(value)  # NumPy takes None for float64
+    except (TypeError, ValueError):
         dtype = None
     if dtype is None or not is_floating(dtype):
         raise ParameterError(
@@ -55,7 +56,7 @@ def set_default_dtype(dtype: Any) -> None:
     ParameterError
         If it is not a floating dtype.
     """
-    _default_dtype.set(_float_dtype(dtype, "set_default_dtype"))
+    _default_dtype.set(float_dtype(dtype, "set_default_dtype"))
 
 
 def default_dtype() -> np.dtype:
@@ -63,5 +64,5 @@ def default_dtype() -> np.dtype:
     dtype = _default_dtype.get()
     if dtype is None:
         name = os.environ.get("GPULAYERS_DTYPE") or "float32"
-        dtype = _float_dtype(name.strip().lower(), "GPULAYERS_DTYPE")
+        dtype = float_dtype(name.strip().lower(), "GPULAYERS_DTYPE")
     return dtype

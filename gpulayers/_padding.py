@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from gpulayers import _spec
 from gpulayers.backend import Array, xp_of
 from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.ops import _checks as check
 from gpulayers.ops.window import Window
 
 
@@ -81,7 +83,7 @@ def calc_pad_dims_1D(
     rank(name, "X_shape", X_shape, 3, "(n_ex, l_in, in_ch)")
     window = Window.make_1d(kernel_width, stride, 0, dilation, name=name)
     left, right = _pad_for(name, X_shape[1], l_out, window.span[1], window.stride[1])
-    return (left + right, 0) if causal else (left, right)
+    return (left + right, 0) if _spec.flag(name, "causal", causal) else (left, right)
 
 
 def _pad_for(name: str, size: int, out: Any, span: int, stride: int) -> tuple[int, int]:
@@ -119,12 +121,15 @@ def pad2D(
     ------
     ShapeError, ParameterError, DTypeError
     """
-    xp = xp_of(X)
+    check.array("pad2D", "X", X)
     rank("pad2D", "X", X.shape, 4, "(n_ex, rows, cols, in_ch)")
+    xp = xp_of(X)
     if isinstance(pad, str) and (kernel_shape is None or stride is None):
         raise ParameterError(f"pad2D: pad={pad!r} needs kernel_shape and stride")
     # without 'same' the padding is that of any kernel
-    kernel, step = ((1, 1), 1) if kernel_shape is None else (kernel_shape, stride or 1)
+    kernel, step = (
+        ((1, 1), 1) if kernel_shape is None else (kernel_shape, 1 if stride is None else stride)
+    )
     size = (X.shape[1], X.shape[2]) if isinstance(pad, str) else None
     top, bottom, left, right = Window.make(kernel, step, pad, dilation, size, "pad2D").pad
     padded = xp.pad(X, ((0, 0), (top, bottom), (left, right), (0, 0)))
@@ -155,12 +160,15 @@ def pad1D(
     ------
     ShapeError, ParameterError, DTypeError
     """
-    xp = xp_of(X)
+    check.array("pad1D", "X", X)
     rank("pad1D", "X", X.shape, 3, "(n_ex, l_in, in_ch)")
+    xp = xp_of(X)
     named = isinstance(pad, str)
     if named and (kernel_width is None or stride is None):
         raise ParameterError(f"pad1D: pad={pad!r} needs kernel_width and stride")
-    kernel, step = (1, 1) if kernel_width is None else (kernel_width, stride or 1)
+    kernel, step = (
+        (1, 1) if kernel_width is None else (kernel_width, 1 if stride is None else stride)
+    )
     length = X.shape[1] if named else None
     _, _, left, right = Window.make_1d(kernel, step, pad, dilation, length, "pad1D").pad
     return xp.pad(X, ((0, 0), (left, right), (0, 0))), (left, right)
@@ -182,8 +190,9 @@ def dilate(X: Array, d: int) -> Array:
     ------
     ShapeError, ParameterError, DTypeError
     """
-    xp = xp_of(X)
+    check.array("dilate", "X", X)
     rank("dilate", "X", X.shape, 4, "(n_ex, rows, cols, in_ch)")
+    xp = xp_of(X)
     step = integer("dilate", "d", d, 0) + 1
     n_ex, rows, cols, in_ch = X.shape
     out = max(step * (rows - 1) + 1, 0), max(step * (cols - 1) + 1, 0)
@@ -193,8 +202,9 @@ def dilate(X: Array, d: int) -> Array:
 
 
 def rank(name: str, what: str, shape: Any, ndim: int, axes: str) -> None:
-    if len(shape) != ndim:
-        raise ShapeError(f"{name}: {what} must be {axes}, got {tuple(shape)}")
+    sizes = _spec.sizes(shape)
+    if sizes is None or len(sizes) != ndim:
+        raise ShapeError(f"{name}: {what} must be {axes}, got {shape!r}")
 
 
 def integer(name: str, what: str, value: Any, minimum: int) -> int:

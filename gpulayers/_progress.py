@@ -134,7 +134,7 @@ def make_display(stream: IO[str] | None = None) -> Display:
         from rich.console import Console
     except ImportError:
         lines = Lines(stream)
-        lines.message('no progress bar: rich is not installed (pip install "gpulayers[train]")')
+        lines.message("no progress bar: rich is not installed (pip install rich)")
         return lines
     console = Console(file=stream, force_jupyter=notebook)
     if notebook or (console.is_terminal and not console.is_dumb_terminal):

@@ -215,6 +215,19 @@ def integer(owner: str, name: str, value: Any, low: int) -> int:
     return int(number)
 
 
+def sizes(shape: Any) -> tuple[int, ...] | None:
+    """Return the entries of a shape as Python integers; None if it is no series of integers >= 0.
+
+    The caller says in its error what shape it wants.
+    """
+    try:
+        entries: list[Any] = [plain(size) for size in shape]
+    except TypeError:
+        return None
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in entries)
+    return tuple(entries) if whole else None
+
+
 def flag(owner: str, name: str, value: Any) -> bool:
     """Return `value` if it is True or False; ParameterError otherwise."""
     value = plain(value)

@@ -280,7 +280,15 @@ def to_backend(array: Array, name: str) -> Array:
     DTypeError
         If `array` is no array.
     """
-    source, target = xp_of(array), module(name)
+    return _moved("to_backend", array, name)
+
+
+def _moved(caller: str, array: Array, name: str) -> Array:
+    try:
+        source = xp_of(array)
+    except DTypeError as error:
+        raise DTypeError(f"{caller}: {error}") from None
+    target = module(name)
     if source is target:
         return array
     if target is np:
@@ -290,12 +298,12 @@ def to_backend(array: Array, name: str) -> Array:
 
 def to_cpu(array: Array) -> np.ndarray:
     """Return `array` as a NumPy array (copied from the GPU if it lives there)."""
-    return to_backend(array, "numpy")
+    return _moved("to_cpu", array, "numpy")
 
 
 def to_gpu(array: Array) -> Array:
     """Return `array` as a CuPy array; BackendError where CuPy cannot start."""
-    return to_backend(array, "cupy")
+    return _moved("to_gpu", array, "cupy")
 
 
 def asarray(value: Any, dtype: Any = None) -> Array:

@@ -1,6 +1,7 @@
 """Errors that gpulayers raises; each also is the built-in exception a caller would expect.
 
-A message says where (the layer or operation), what was expected and what came.
+A message says where (the layer or operation), what was expected and what came. Raised besides are
+ImportError for a package that is not installed, and MemoryError, NumPy's own among them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class DataError(GPULayersError, ValueError):
 
 class CheckpointError(GPULayersError, ValueError):
     """A saved model cannot be read: missing, truncated, corrupted or written by something else."""
+
+
+class UnreadableError(CheckpointError):
+    """A file is missing, truncated, corrupted or no file of a checkpoint's format."""
 
 
 class InterchangeError(GPULayersError, ValueError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpulayers import backend
+from gpulayers import _spec, backend
+from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import DTypeError, GradientError, ParameterError
 
@@ -18,7 +20,7 @@ _STREAM = 0x67726164
 
 def check_gradients(
     layer: Any,
-    X: Array,
+    X: Array | list[Array],
     *,
     step: float = 1e-6,
     tolerance: float = 1e-5,
@@ -41,9 +43,11 @@ def check_gradients(
         With `forward`, `backward`, `parameters`, `gradients`, `flush_gradients`; float64, because
         differences in float32 tell three digits at the best. One without its sizes yet is created
         in float64. What it has retained before is flushed; the parameters come back as they were.
-    X : array, floating
-        One input, as `forward` takes it. Keep it away from kinks (ReLU at zero, ties in max
-        pooling): there is no gradient there.
+    X : array, or list of arrays
+        The input as `forward` takes it; for a layer of several inputs (`Add`, attention) a list of
+        them. Floating, and taken in float64; or integers, such as the ids of an `Embedding`, which
+        have no gradient: only that of the parameters is checked then. Keep it away from kinks (ReLU
+        at zero, ties in max pooling): there is no gradient there.
     step : float
         h.
     tolerance : float
@@ -56,7 +60,8 @@ def check_gradients(
     Returns
     -------
     errors : dict of str to float
-        For ``"X"`` and each parameter the largest error found, relative as above.
+        For ``"X"`` (of a list ``"X[0]"``, ``"X[1]"`` ...) and each parameter the largest error
+        found, relative as above.
 
     Raises
     ------
@@ -64,10 +69,11 @@ def check_gradients(
         If an error is above `tolerance`, or a gradient is missing, not finite, or of another shape
         than its array; the message names the entry and both values.
     DTypeError
-        If the layer computes in another dtype than float64.
+        If the layer computes in another dtype than float64, or X holds no arrays of numbers.
     ParameterError
-        If two forward passes differ (dropout: there is nothing to differentiate), or for a bad
-        `step`, `tolerance` or `entries`.
+        If two forward passes differ (dropout: there is nothing to differentiate), `layer` is none
+        or does not take so many inputs, it has several outputs (`LSTMCell`: check `LSTM`), or for a
+        bad `step`, `tolerance`, `entries` or `seed`.
 
     Examples
     --------
@@ -77,11 +83,18 @@ def check_gradients(
     >>> sorted(errors), max(errors.values()) < 1e-8
     (['W', 'X', 'b'], True)
     """
-    _check_numbers(step, tolerance, entries)
-    X = backend.xp_of(X).array(X, dtype=np.float64)  # a copy: entries of it are moved
-    name = type(layer).__name__
+    _check_numbers(step, tolerance, entries, seed)
+    name = _name_of(layer)
+    inputs = _inputs(X)
+    arguments = _arguments(name, layer, inputs, is_sequence(X))
     before = {key: array.copy() for key, array in _flat(layer.parameters).items()}
-    Y = _forward(layer, X)
+    Y = _forward(layer, arguments)
+    if not hasattr(Y, "dtype"):
+        got = f"{len(Y)} outputs" if is_sequence(Y) else "no array"
+        raise ParameterError(
+            f"check_gradients: {name}.forward returns {got}, expected one array; of a cell check "
+            "the layer that runs it over time, such as LSTM"
+        )
     if Y.dtype != np.float64:
         raise DTypeError(
             f"check_gradients: {name} computes in {Y.dtype}, expected float64; create it after "
@@ -91,24 +104,24 @@ def check_gradients(
     rng = np.random.default_rng([seed, _STREAM])
     xp = backend.xp_of(Y)
     R = xp.asarray(rng.standard_normal(Y.shape))
-    if not bool((_forward(layer, X) == Y).all()):
+    if not bool((_forward(layer, arguments) == Y).all()):
         raise ParameterError(
             f"check_gradients: two forward passes of {name} differ; turn off what is random"
         )
-    layer.forward(X)
-    dX = layer.backward(R)
-    found = {"X": dX, **{key: grad.copy() for key, grad in _flat(layer.gradients).items()}}
+    layer.forward(*arguments)
+    moved, found = _of_inputs(name, inputs, is_sequence(X), layer.backward(R))
+    found |= {key: grad.copy() for key, grad in _flat(layer.gradients).items()}
     parameters = _flat(layer.parameters)
     for key, array in parameters.items():  # of a layer that got its sizes here
         before.setdefault(key, array.copy())
 
     def loss() -> float:
-        return float((_forward(layer, X) * R).sum())
+        return float((_forward(layer, arguments) * R).sum())
 
     errors: dict[str, float] = {}
     try:
         for key, grad in found.items():
-            array = X if key == "X" else parameters[key]
+            array = moved[key] if key in moved else parameters[key]
             if getattr(grad, "shape", None) != array.shape:
                 got = "nothing" if grad is None else f"shape {grad.shape}"
                 raise GradientError(
@@ -176,21 +189,86 @@ def _compare(
     return worst
 
 
-def _forward(layer: Any, X: Array) -> Array:
+def _forward(layer: Any, arguments: list[Any]) -> Any:
     """The outputs in training mode, with nothing retained; sizes are created in float64."""
     before = backend.default_dtype()
     backend.set_default_dtype("float64")
     try:
-        Y = layer.forward(X)
+        Y = layer.forward(*arguments)
     finally:
         backend.set_default_dtype(before)
     layer.flush_gradients()
     return Y
 
 
-def _check_numbers(step: float, tolerance: float, entries: int | None) -> None:
+def _name_of(layer: Any) -> str:
+    wanted = ("forward", "backward", "parameters", "gradients", "flush_gradients")
+    missing = [what for what in wanted if not hasattr(layer, what)]
+    if isinstance(layer, type) or missing:
+        why = "a class" if isinstance(layer, type) else f"without {', '.join(missing)}"
+        raise ParameterError(
+            f"check_gradients: expected a layer, module or network, got {layer!r}, {why}"
+        )
+    return type(layer).__name__
+
+
+def _inputs(X: Any) -> list[Array]:
+    """Copies of the inputs, since entries of them are moved: floating ones in float64."""
+    copies: list[Array] = []
+    for i, given in enumerate(X if is_sequence(X) else [X]):
+        what = f"X[{i}]" if is_sequence(X) else "X"
+        backend.home_of("check_gradients", what, given)
+        if backend.is_floating(given.dtype):
+            copies.append(backend.xp_of(given).array(given, dtype=np.float64))
+        elif given.dtype.kind in "iub":
+            copies.append(given.copy())
+        else:
+            raise DTypeError(
+                f"check_gradients: {what} must be floating or integer, got {given.dtype}"
+            )
+    return copies
+
+
+def _arguments(name: str, layer: Any, inputs: list[Array], listed: bool) -> list[Any]:
+    """What `forward` is called with: a list that it takes whole, or one argument for each input."""
+    wanted = _required(layer.forward)
+    if len(wanted) == 1:
+        return [inputs] if listed else inputs
+    if len(wanted) != len(inputs):
+        got = f"a list of {len(inputs)}" if listed else "one array"
+        raise ParameterError(
+            f"check_gradients: {name}.forward takes {len(wanted)} inputs ({', '.join(wanted)}), "
+            f"expected a list of them, got {got}"
+        )
+    return inputs
+
+
+def _required(method: Callable[..., Any]) -> list[str]:
+    """The arguments without a default value."""
+    parameters = inspect.signature(method).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
+
+
+def _of_inputs(
+    name: str, inputs: list[Array], listed: bool, gradients: Any
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The floating inputs and their gradients, by name."""
+    given: list[Any] = list(gradients) if listed and is_sequence(gradients) else [gradients]
+    floating = [backend.is_floating(array.dtype) for array in inputs]
+    if len(given) != len(inputs) and any(floating):
+        raise GradientError(
+            f"{name}: backward gives {len(given)} gradients, there are {len(inputs)} inputs"
+        )
+    names = [f"X[{i}]" if listed else "X" for i in range(len(inputs))]
+    moved = {names[i]: inputs[i] for i, is_moved in enumerate(floating) if is_moved}
+    return moved, {names[i]: given[i] for i, is_moved in enumerate(floating) if is_moved}
+
+
+def _check_numbers(step: float, tolerance: float, entries: int | None, seed: int) -> None:
+    name = "check_gradients"
     for what, value in (("step", step), ("tolerance", tolerance)):
-        if not (math.isfinite(value) and value > 0):
-            raise ParameterError(f"check_gradients: {what} must be positive, got {value!r}")
-    if entries is not None and entries < 1:
-        raise ParameterError(f"check_gradients: entries must be positive or None, got {entries!r}")
+        _spec.real(name, what, value, 0.0, open_low=True)
+    if entries is not None:
+        _spec.integer(name, "entries", entries, 1)
+    _spec.integer(name, "seed", seed, 0)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpulayers import _spec, backend, random
 from gpulayers import activations as act
+from gpulayers._dtypes import float_dtype
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError, ShapeError, suggest
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, OptimizerBase, RMSProp
@@ -173,32 +174,41 @@ def calc_fan(weight_shape: tuple[int, ...]) -> tuple[int, int]:
     Raises
     ------
     ShapeError
-        For another number of axes.
+        For another number of axes, or a size that is no integer >= 0.
     """
-    if len(weight_shape) not in (2, 3, 4):
+    return _fans("calc_fan", weight_shape)
+
+
+def _fans(name: str, weight_shape: Any) -> tuple[int, int]:
+    sizes = _spec.sizes(weight_shape)
+    if sizes is None or len(sizes) not in (2, 3, 4):
         raise ShapeError(
-            "calc_fan: expected (n_in, n_out), (width, in_ch, out_ch) or "
-            f"(rows, cols, in_ch, out_ch), got {tuple(weight_shape)}"
+            f"{name}: expected (n_in, n_out), (width, in_ch, out_ch) or (rows, cols, in_ch, "
+            f"out_ch), integers >= 0, got {weight_shape!r}"
         )
-    *kernel, n_in, n_out = (int(n) for n in weight_shape)
+    *kernel, n_in, n_out = sizes
     taps = math.prod(kernel)
     return n_in * taps, n_out * taps
 
 
-def _finish(drawn: np.ndarray, dtype: Any, xp: ModuleType | None) -> Array:
-    dtype = backend.default_dtype() if dtype is None else np.dtype(dtype)
+def _kind(name: str, dtype: Any, xp: Any) -> np.dtype:
+    """The dtype of new weights; checked, with the library, before anything is drawn."""
+    if xp is not None and not hasattr(xp, "ndarray"):
+        raise ParameterError(f"{name}: xp must be the module numpy or cupy, got {xp!r}")
+    return backend.default_dtype() if dtype is None else float_dtype(dtype, f"{name}: dtype")
+
+
+def _finish(drawn: np.ndarray, dtype: np.dtype, xp: ModuleType | None) -> Array:
     xp = backend.module(backend.current_backend()) if xp is None else xp
     return xp.asarray(drawn.astype(dtype))
 
 
-def _uniform(bound: float, shape: tuple[int, ...], dtype: Any, xp: ModuleType | None) -> Array:
+def _uniform(
+    name: str, bound: float, shape: tuple[int, ...], dtype: Any, xp: ModuleType | None
+) -> Array:
+    dtype = _kind(name, dtype, xp)
     u = random.default_generator().uniform(shape, np.float64, np)
     return _finish(bound * (2.0 * u - 1.0), dtype, xp)
-
-
-def _normal(std: float, shape: tuple[int, ...], dtype: Any, xp: ModuleType | None) -> Array:
-    drawn = random.default_generator().normal(shape, 0.0, std, np.float64, np)
-    return _finish(drawn, dtype, xp)
 
 
 def he_uniform(
@@ -218,10 +228,12 @@ def he_uniform(
     Raises
     ------
     ShapeError
-        For another number of axes.
+        As `calc_fan`.
+    ParameterError
+        If dtype is not floating.
     """
-    fan_in, _ = calc_fan(weight_shape)
-    return _uniform(math.sqrt(6.0 / max(fan_in, 1)), weight_shape, dtype, xp)
+    fan_in, _ = _fans("he_uniform", weight_shape)
+    return _uniform("he_uniform", math.sqrt(6.0 / max(fan_in, 1)), weight_shape, dtype, xp)
 
 
 def he_normal(
@@ -231,8 +243,9 @@ def he_normal(
 
     As in numpy-ml the cut lowers the standard deviation by 12 %; no correction is made.
     """
-    fan_in, _ = calc_fan(weight_shape)
-    return truncated_normal(0.0, math.sqrt(2.0 / max(fan_in, 1)), weight_shape, dtype, xp)
+    name = "he_normal"
+    fan_in, _ = _fans(name, weight_shape)
+    return _truncated(name, 0.0, math.sqrt(2.0 / max(fan_in, 1)), weight_shape, dtype, xp)
 
 
 def glorot_uniform(
@@ -243,10 +256,12 @@ def glorot_uniform(
 ) -> Array:
     """Draw from U(-b, b) with b = gain * sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio, 2010).
 
-    Other arguments as `he_uniform`.
+    Other arguments and errors as `he_uniform`; gain is a finite number >= 0.
     """
-    fans = max(sum(calc_fan(weight_shape)), 1)
-    return _uniform(gain * math.sqrt(6.0 / fans), weight_shape, dtype, xp)
+    name = "glorot_uniform"
+    fans = max(sum(_fans(name, weight_shape)), 1)
+    gain = _spec.real(name, "gain", gain, 0.0)
+    return _uniform(name, gain * math.sqrt(6.0 / fans), weight_shape, dtype, xp)
 
 
 def glorot_normal(
@@ -257,10 +272,12 @@ def glorot_normal(
 ) -> Array:
     """Draw from N(0, gain^2 * 2 / (fan_in + fan_out)) cut at two standard deviations.
 
-    Other arguments as `he_uniform`; the cut as in `he_normal`.
+    Other arguments and errors as `glorot_uniform`; the cut as in `he_normal`.
     """
-    fans = max(sum(calc_fan(weight_shape)), 1)
-    return truncated_normal(0.0, gain * math.sqrt(2.0 / fans), weight_shape, dtype, xp)
+    name = "glorot_normal"
+    fans = max(sum(_fans(name, weight_shape)), 1)
+    gain = _spec.real(name, "gain", gain, 0.0)
+    return _truncated(name, 0.0, gain * math.sqrt(2.0 / fans), weight_shape, dtype, xp)
 
 
 def truncated_normal(
@@ -275,12 +292,29 @@ def truncated_normal(
     Parameters
     ----------
     mean, std : float
+        Finite; std >= 0.
     out_shape : tuple of int
+        Of any number of axes.
     dtype, xp :
         As `he_uniform`.
+
+    Raises
+    ------
+    ParameterError
     """
+    return _truncated("truncated_normal", mean, std, out_shape, dtype, xp)
+
+
+def _truncated(
+    name: str, mean: float, std: float, out_shape: Any, dtype: Any, xp: ModuleType | None
+) -> Array:
+    mean, std = _spec.real(name, "mean", mean), _spec.real(name, "std", std, 0.0)
+    dtype = _kind(name, dtype, xp)
+    sizes = _spec.sizes((out_shape,) if isinstance(_spec.plain(out_shape), int) else out_shape)
+    if sizes is None:
+        raise ParameterError(f"{name}: out_shape must be integers >= 0, got {out_shape!r}")
     generator = random.default_generator()
-    drawn = generator.normal(out_shape, 0.0, 1.0, np.float64, np)
+    drawn = generator.normal(sizes, 0.0, 1.0, np.float64, np)
     flat = drawn.reshape(-1)
     beyond = np.flatnonzero(np.abs(flat) > 2.0)
     while beyond.size:
@@ -305,7 +339,7 @@ class WeightInitializer:
     Raises
     ------
     ParameterError
-        If the mode is unknown.
+        If the mode is unknown, or the activation neither a string nor an object.
     """
 
     MODES = (
@@ -322,6 +356,11 @@ class WeightInitializer:
             raise ParameterError(
                 f"WeightInitializer: unknown mode {mode!r}, expected one of "
                 f"{', '.join(self.MODES)}" + suggest(str(mode), self.MODES)
+            )
+        if not isinstance(act_fn_str, (str, act.ActivationBase)):
+            raise ParameterError(
+                "WeightInitializer: act_fn_str must be an activation or its name, such as 'relu', "
+                f"got {act_fn_str!r}"
             )
         self.act_fn_str = str(act_fn_str)
         self.mode = mode
@@ -341,7 +380,9 @@ class WeightInitializer:
             case "glorot_uniform":
                 return glorot_uniform(weight_shape, self.gain, dtype, xp)
             case "std_normal":
-                return _normal(1.0, weight_shape, dtype, xp)
+                kind = _kind("WeightInitializer", dtype, xp)
+                drawn = random.default_generator().normal(weight_shape, 0.0, 1.0, np.float64, np)
+                return _finish(drawn, kind, xp)
             case _:
                 return truncated_normal(0.0, 1.0, weight_shape, dtype, xp)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import backend
+from gpulayers import _spec, backend
+from gpulayers._dtypes import float_dtype
 from gpulayers.backend import Array
 from gpulayers.errors import CheckpointError, ParameterError
 from gpulayers.ops import random as _ops
@@ -74,11 +75,18 @@ class Generator:
         self.key, self.counter = key, counter
 
     def spawn(self, index: int) -> Generator:
-        """Return an independent generator: same seed, stream moved on by ``index + 1``."""
-        return Generator(self.key[0], (self.key[1] + 1 + int(index)) % _WORD)
+        """Return an independent generator: same seed, stream moved on by ``index + 1``.
+
+        ParameterError if `index` is no integer >= 0."""
+        index = _spec.integer("Generator.spawn", "index", index, 0)
+        return Generator(self.key[0], (self.key[1] + 1 + index) % _WORD)
 
     def _take(self, words: int) -> int:
-        """Reserve `words` 64-bit words and return the counter they start at."""
+        """Reserve `words` 64-bit words and return the counter they start at.
+
+        Everything that a draw is given has been checked by then: an error leaves the state as it
+        is.
+        """
         start = self.counter
         self.counter += -(-words // 4)
         return start
@@ -106,14 +114,21 @@ class Generator:
         Returns
         -------
         array of `shape`: the same bits on both backends.
+
+        Raises
+        ------
+        ParameterError
+            If shape is neither an integer >= 0 nor a tuple of them, dtype not floating, or xp no
+            array library. Nothing is drawn then.
         """
-        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        dtype = backend.default_dtype() if dtype is None else np.dtype(dtype)
-        n = math.prod(shape)
+        return self._uniform("Generator.uniform", shape, dtype, xp)
+
+    def _uniform(self, name: str, shape: Any, dtype: Any, xp: ModuleType | None) -> Array:
+        sizes, dtype, library = _shape(name, shape), _dtype(name, dtype), _library(name, xp)
+        n = math.prod(sizes)
         words = n if dtype == np.float64 else -(-n // 2)
         start = self._take(words)
-        library = backend.module(backend.current_backend()) if xp is None else xp
-        return _ops.uniform(library, self.key, start, n, dtype).reshape(shape)
+        return _ops.uniform(library, self.key, start, n, dtype).reshape(sizes)
 
     def normal(
         self,
@@ -126,18 +141,19 @@ class Generator:
         """Draw normal numbers by the Box-Muller transform (Box & Muller, 1958).
 
         Computed in float64 and rounded once to `dtype`; between backends the last bit may differ,
-        since log and cos do. Parameters as `uniform`.
+        since log and cos do. Parameters and errors as `uniform`; mean a finite number, std one
+        >= 0.
         """
-        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        dtype = backend.default_dtype() if dtype is None else np.dtype(dtype)
-        n = math.prod(shape)
+        name = "Generator.normal"
+        sizes, dtype, library = _shape(name, shape), _dtype(name, dtype), _library(name, xp)
+        mean, std = _spec.real(name, "mean", mean), _spec.real(name, "std", std, 0.0)
+        n = math.prod(sizes)
         half = -(-n // 2)
-        library = backend.module(backend.current_backend()) if xp is None else xp
         u = self.uniform((2, half), np.float64, library)
         radius = library.sqrt(-2.0 * library.log1p(-u[0]))
         angle = (2.0 * math.pi) * u[1]
         pairs = library.stack([radius * library.cos(angle), radius * library.sin(angle)], axis=1)
-        return (mean + std * pairs.reshape(-1)[:n]).astype(dtype).reshape(shape)
+        return (mean + std * pairs.reshape(-1)[:n]).astype(dtype).reshape(sizes)
 
     def integers(
         self, low: int, high: int, shape: int | tuple[int, ...], xp: ModuleType | None = None
@@ -149,18 +165,52 @@ class Generator:
         Raises
         ------
         ParameterError
-            If ``high <= low`` or the range exceeds 2**53.
+            If low or high is no integer, ``high <= low``, the range exceeds 2**53, or as `uniform`.
         """
-        if not 0 < high - low <= 2**53:
-            raise ParameterError(f"integers: expected low < high <= low + 2**53, got {low}, {high}")
-        u = self.uniform(shape, np.float64, xp)
-        return (u * float(high - low)).astype(np.int64) + low
+        name = "Generator.integers"
+        first, last = _spec.plain(low), _spec.plain(high)
+        if not _is_whole(first) or not _is_whole(last) or not 0 < last - first <= 2**53:
+            raise ParameterError(
+                f"{name}: expected integers low < high <= low + 2**53, got {low!r}, {high!r}"
+            )
+        u = self._uniform(name, shape, np.float64, xp)
+        return (u * float(last - first)).astype(np.int64) + first
 
     def permutation(self, n: int) -> np.ndarray:
-        """Return 0..n-1 in random order: int64, on the host, the same on every backend."""
+        """Return 0..n-1 in random order: int64, on the host, the same on every backend.
+
+        ParameterError if `n` is no integer >= 0.
+        """
+        n = _spec.integer("Generator.permutation", "n", n, 0)
         start = self._take(n)
         keys = _ops.words(np, self.key, start, n)
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    """The sizes as Python integers."""
+    sizes = _spec.sizes((shape,) if _is_whole(_spec.plain(shape)) else shape)
+    if sizes is None:
+        raise ParameterError(
+            f"{name}: shape must be an integer >= 0 or a tuple of them, got {shape!r}"
+        )
+    return sizes
+
+
+def _dtype(name: str, dtype: Any) -> np.dtype:
+    return backend.default_dtype() if dtype is None else float_dtype(dtype, f"{name}: dtype")
+
+
+def _library(name: str, xp: Any) -> ModuleType:
+    if xp is None:
+        return backend.module(backend.current_backend())
+    if not hasattr(xp, "ndarray"):
+        raise ParameterError(f"{name}: xp must be the module numpy or cupy, got {xp!r}")
+    return xp
 
 
 _default = Generator(0)

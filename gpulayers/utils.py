@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gpulayers import random
+from gpulayers import _spec, random
 from gpulayers._padding import (
     calc_pad_dims_1D,
     calc_pad_dims_2D,
@@ -36,6 +36,7 @@ from gpulayers.initializers import (
     he_uniform,
     truncated_normal,
 )
+from gpulayers.ops import _checks as check
 from gpulayers.ops import conv
 from gpulayers.ops.window import Window
 
@@ -81,13 +82,15 @@ def minibatch(X: Array, batchsize: int = 256, shuffle: bool = True) -> tuple[Ite
     Raises
     ------
     ParameterError
-        If batchsize is no positive integer.
+        If batchsize is no positive integer, or shuffle no bool.
     DTypeError
         If X is no array.
     ShapeError
         If X has no axes.
     """
     size = integer("minibatch", "batchsize", batchsize, 1)
+    shuffle = _spec.flag("minibatch", "shuffle", shuffle)
+    check.array("minibatch", "X", X)
     xp = xp_of(X)
     if X.ndim == 0:
         raise ShapeError("minibatch: X must have shape (n_ex, ...), got ()")
@@ -156,6 +159,7 @@ def im2col(
     ------
     ShapeError, ParameterError, DTypeError
     """
+    check.array("im2col", "X", X)
     window = _window("im2col", X.shape, W_shape, stride, pad, dilation)
     n_ex, rows, cols, in_ch = X.shape
     out = window.output_size(rows, cols)
@@ -189,6 +193,7 @@ def col2im(
     ------
     ShapeError, ParameterError, DTypeError
     """
+    check.array("col2im", "X_col", X_col)
     window = _window("col2im", X_shape, W_shape, stride, pad, dilation)
     n_ex, rows, cols, in_ch = X_shape
     out = window.output_size(rows, cols)
@@ -217,6 +222,7 @@ def conv2D(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0) -> Arra
     ------
     ShapeError, ParameterError, DTypeError, BackendError
     """
+    _arrays("conv2D", X, W)
     window = _window("conv2D", X.shape, W.shape, stride, pad, dilation)
     return conv.conv2d_forward(X, W, None, window)
 
@@ -237,6 +243,7 @@ def conv1D(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0) -> Arra
     ------
     ShapeError, ParameterError, DTypeError, BackendError
     """
+    _arrays("conv1D", X, W)
     rank("conv1D", "X", X.shape, 3, "(n_ex, l_in, in_ch)")
     _channels("conv1D", X.shape, W.shape)
     window = Window.make_1d(W.shape[0], stride, pad, dilation, X.shape[1], "conv1D")
@@ -245,6 +252,7 @@ def conv1D(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0) -> Arra
 
 def conv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0) -> Array:
     """`conv2D` in loops, to read: one output number at a time."""
+    _arrays("conv2D_naive", X, W)
     window = _window("conv2D_naive", X.shape, W.shape, stride, pad, dilation)
     (fr, fc), (sr, sc), (dr, dc) = window.kernel, window.stride, window.dilation
     n_ex, rows, cols, _ = X.shape
@@ -289,6 +297,7 @@ def deconv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0)
     ParameterError, DTypeError, BackendError
     """
     name = "deconv2D_naive"
+    _arrays(name, X, W)
     rank(name, "X", X.shape, 4, "(n_ex, rows, cols, in_ch)")
     _channels(name, X.shape, W.shape)
     (sr, sc) = Window.make((1, 1), stride, name=name).stride
@@ -316,6 +325,12 @@ def deconv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0)
 # ---- checks
 
 
+def _arrays(name: str, X: Any, W: Any) -> None:
+    check.array(name, "X", X)
+    check.array(name, "W", W)
+    check.one_library(name, X, W)
+
+
 def _window(name: str, X_shape: Any, W_shape: Any, stride: Any, pad: Any, dilation: Any) -> Window:
     rank(name, "X", X_shape, 4, "(n_ex, rows, cols, in_ch)")
     _channels(name, X_shape, W_shape)
@@ -324,8 +339,9 @@ def _window(name: str, X_shape: Any, W_shape: Any, stride: Any, pad: Any, dilati
 
 
 def _channels(name: str, X_shape: Any, W_shape: Any) -> None:
-    if len(X_shape) not in (3, 4) or len(W_shape) != len(X_shape) or W_shape[-2] != X_shape[-1]:
+    X, W = _spec.sizes(X_shape), _spec.sizes(W_shape)
+    if X is None or W is None or len(X) not in (3, 4) or len(W) != len(X) or W[-2] != X[-1]:
         raise ShapeError(
             f"{name}: expected X (n_ex, ..., in_ch) and W (kernel..., in_ch, out_ch) with 3 or 4 "
-            f"axes each, got {tuple(X_shape)} and {tuple(W_shape)}"
+            f"axes each, got {X_shape!r} and {W_shape!r}"
         )

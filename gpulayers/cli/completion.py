@@ -19,7 +19,7 @@ def run(options: Namespace) -> int:
     try:
         import shtab
     except ImportError:
-        raise GPULayersError('completion needs shtab: pip install "gpulayers[train]"') from None
+        raise GPULayersError("completion needs shtab: pip install shtab") from None
     parser, _ = make_parser()
     choices = _choices()
     for command in subparsers(parser).values():

@@ -64,7 +64,7 @@ def make_app(look: Look, digits: Split | None = None) -> Flask:
     try:
         from flask import Flask, jsonify, request
     except ImportError:
-        raise GPULayersError('the demo needs Flask: pip install "gpulayers[demo]"') from None
+        raise GPULayersError("the demo needs Flask: pip install flask") from None
     from werkzeug.exceptions import HTTPException
 
     app = Flask("gpulayers.demo", static_folder="static", static_url_path="/static")

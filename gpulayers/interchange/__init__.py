@@ -1,7 +1,8 @@
 """Networks and arrays, to and from other libraries: ONNX, PyTorch's weights, DLPack.
 
-Nothing here is needed to train; `import gpulayers` loads none of it. ONNX export needs the extra
-``gpulayers[onnx]``, the others need nothing: PyTorch's weights come and go as plain arrays.
+Nothing here is needed to train; `import gpulayers` loads none of it. ONNX export needs the
+package onnx (the extra ``onnx``), the others need nothing: PyTorch's weights come and go as plain
+arrays.
 """
 
 from gpulayers.interchange.dlpack import from_dlpack, to_dlpack

@@ -22,7 +22,7 @@ from gpulayers.errors import InterchangeError, ShapeError
 
 Shape = tuple[int | None, ...]  # None: known only when the model runs
 
-MISSING = 'ONNX export needs the package onnx: pip install "gpulayers[onnx]"'
+MISSING = "ONNX export needs the package onnx: pip install onnx"
 
 
 def require_onnx() -> ModuleType:

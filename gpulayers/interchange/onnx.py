@@ -62,8 +62,11 @@ def export_onnx(
     ShapeError, DTypeError, ParameterError
         As `onnx_model`.
     """
+    try:
+        path = Path(path)
+    except TypeError:
+        raise ParameterError(f"ONNX export: expected the path of a file, got {path!r}") from None
     model = onnx_model(network, input_shape, uint8_input=uint8_input)
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
     return path
@@ -160,7 +163,7 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
 
 def _shapes(input_shape: Any) -> list[tuple[int, ...]]:
     """One shape, or a list of them, as a list."""
-    shapes = shapes_of(input_shape)
+    shapes = shapes_of(input_shape, "ONNX export")
     for shape in shapes:
         for size in shape:
             if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.activations import ActivationBase
-from gpulayers.backend import Array, xp_of
+from gpulayers.backend import Array, home_of, xp_of
 from gpulayers.errors import ParameterError, ShapeError
 from gpulayers.losses._base import ObjectiveBase, library_of, pair, wide
 
@@ -55,9 +55,17 @@ class SquaredError(ObjectiveBase):
         Raises
         ------
         ShapeError, DTypeError, BackendError
+        ParameterError
+            If act_fn is no activation object.
         """
         name = "SquaredError.grad"
         targets = pair(name, y, y_pred)
+        home_of(name, "z", z)
+        if isinstance(act_fn, type) or not callable(getattr(act_fn, "grad", None)):
+            raise ParameterError(
+                f"{name}: act_fn must be an activation object, such as activations.Tanh(), got "
+                f"{act_fn!r}"
+            )
         xp = xp_of(y_pred, z)
         if z.shape != y_pred.shape:
             raise ShapeError(f"{name}: z must have y_pred's shape {y_pred.shape}, got {z.shape}")

@@ -10,6 +10,7 @@ from gpulayers._progress import Display, make_display
 from gpulayers._types import is_dict
 from gpulayers.backend import Array, home_of, is_floating
 from gpulayers.errors import DTypeError, NotInitializedError, ParameterError, ShapeError, suggest
+from gpulayers.models._shown import Shown
 
 Part = OrderedDict[str, Any]
 Callback = Callable[[Any, int], Any]
@@ -19,7 +20,8 @@ class Model:
     """A model of several chains of layers, each an ordered dictionary, such as ``model.encoder``.
 
     `parameters`, `gradients` and `derived_variables` are numpy-ml's nested dictionaries:
-    ``model.parameters["components"]["encoder"]["FC4"]["W"]`` is a live array.
+    ``model.parameters["components"]["encoder"]["FC4"]["W"]`` is a live array. The dictionaries are
+    read only down to those of the layers.
     """
 
     _parts: ClassVar[tuple[str, ...]]
@@ -38,20 +40,27 @@ class Model:
             for name, chain in self._chains().items()
         }
 
+    def _shown(self, what: str, more: dict[str, Any] | None = None) -> Shown:
+        """As `_collected`, read only."""
+        name = f"{type(self).__name__}.{what}"
+        how = f'write into the arrays, ....{what}["components"][part][layer][key][...] = array'
+        parts = {part: Shown(layers, name, how) for part, layers in self._collected(what).items()}
+        return Shown({**(more or {}), "components": Shown(parts, name, how)}, name, how)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """``{"components": {part: {layer: {name: array}}}}``, the live arrays."""
-        return {"components": self._collected("parameters")}
+        return self._shown("parameters")
 
     @property
     def gradients(self) -> dict[str, Any]:
         """As `parameters`."""
-        return {"components": self._collected("gradients")}
+        return self._shown("gradients")
 
     @property
     def derived_variables(self) -> dict[str, Any]:
         """Intermediate values of the model, and under "components" those of its layers."""
-        return {**getattr(self, "_dv", {}), "components": self._collected("derived_variables")}
+        return self._shown("derived_variables", getattr(self, "_dv", {}))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -70,7 +79,7 @@ class Model:
         """
         return {
             "layer": type(self).__name__,
-            "parameters": self.parameters,
+            "parameters": {"components": self._collected("parameters")},
             "hyperparameters": self.hyperparameters,
         }
 

@@ -67,11 +67,12 @@ def example(network: Any, input_shape: Any, n: int = 1) -> list[Array]:
     return [backend.module(home).zeros((n, *shape), dtype) for shape in shapes_of(input_shape)]
 
 
-def shapes_of(input_shape: Any) -> list[tuple[Any, ...]]:
-    """One shape, or a list of shapes, as a list of shapes."""
+def shapes_of(input_shape: Any, owner: str = "input_shape") -> list[tuple[Any, ...]]:
+    """One shape, or a list of shapes, as a list of shapes; an error names the owner."""
     if not is_sequence(input_shape):
         raise ParameterError(
-            f"expected the shape of one input, a tuple such as (28, 28, 1), got {input_shape!r}"
+            f"{owner}: expected the shape of one input, a tuple such as (28, 28, 1), got "
+            f"{input_shape!r}"
         )
     given: list[Any] = list(input_shape)
     if given and all(isinstance(shape, (list, tuple)) for shape in given):

@@ -8,6 +8,7 @@ from typing import Any
 from gpulayers.backend import Array, home_of, is_floating
 from gpulayers.errors import DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.layers._group import LayerGroup
+from gpulayers.models._shown import Shown
 
 __all__ = ["Composite"]
 
@@ -42,17 +43,26 @@ class Composite(LayerGroup):
     @property
     def parameters(self) -> dict[str, Array]:
         """Every parameter by its name, e.g. ``"0.W"``; the live arrays, None before the first
-        forward pass has told their shapes."""
-        return {f"{n}.{k}": v for n, layer in self.walk() for k, v in layer.parameters.items()}
+        forward pass has told their shapes.
+
+        ``net.parameters["0.W"][...] = array`` changes one; `set_params` sets several. The
+        dictionary itself is read only (ParameterError); ``dict(net.parameters)`` copies it.
+        """
+        entries = {f"{n}.{k}": v for n, layer in self.walk() for k, v in layer.parameters.items()}
+        how = 'write into the array, ....parameters["0.W"][...] = array, or use set_params'
+        return Shown(entries, f"{self.name}.parameters", how)
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """Every accumulated gradient by its parameter's name."""
-        return {f"{n}.{k}": v for n, layer in self.walk() for k, v in layer.gradients.items()}
+        """Every accumulated gradient by its parameter's name; the live arrays, in a dictionary
+        that is read only."""
+        entries = {f"{n}.{k}": v for n, layer in self.walk() for k, v in layer.gradients.items()}
+        how = 'write into the array, ....gradients["0.W"][...] = array'
+        return Shown(entries, f"{self.name}.gradients", how)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Class, name, and each component's hyperparameters, in order."""
+        """Class, name, and each component's hyperparameters, in order: a new dict."""
         return {
             "layer": type(self).__name__,
             "name": self.name,
@@ -63,7 +73,7 @@ class Composite(LayerGroup):
         """Return numpy-ml's description: layer, parameters (the live arrays), hyperparameters."""
         return {
             "layer": type(self).__name__,
-            "parameters": self.parameters,
+            "parameters": dict(self.parameters),
             "hyperparameters": self.hyperparameters,
         }
 

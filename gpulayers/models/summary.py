@@ -185,7 +185,7 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     Raises
     ------
     ParameterError
-        If batch_size is no positive integer.
+        If batch_size is no positive integer, or `network` neither network nor layer.
     GPULayersError
         If the network does not take such an input: the failing layer's own error.
 
@@ -195,8 +195,10 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     pass (two products instead of one). What `network.compile` makes of the network needs less
     memory: it fuses layers and uses buffers again.
     """
+    if isinstance(network, type) or not hasattr(network, "forward"):
+        raise ParameterError(f"summarize: expected a network or a layer, got {network!r}")
     batch_size = check.integer("summarize", "batch_size", batch_size)
-    sides = [check.plain(n) for one in shapes_of(input_shape) for n in one]
+    sides = [check.plain(n) for one in shapes_of(input_shape, "summarize") for n in one]
     if any(type(n) is not int or n < 1 for n in sides):
         raise ParameterError(
             f"summarize: input_shape must hold positive integers, got {input_shape}"

@@ -11,11 +11,12 @@ import numpy as np
 
 from gpulayers import _spec
 from gpulayers._types import is_dict, is_mapping
-from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
-from gpulayers.errors import CheckpointError, DTypeError, ParameterError, ShapeError
+from gpulayers.backend import Array, backend_of, home_of, is_floating, to_backend, xp_of
+from gpulayers.errors import CheckpointError, ParameterError, ShapeError
 from gpulayers.ops import update as checked_rules
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.optimizers import _master
+from gpulayers.optimizers._checks import check_arrays, is_writable
 from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
     Check,
@@ -209,7 +210,7 @@ class BuiltIn(OptimizerBase):
         self, param: Array, param_grad: Array, param_name: str, cur_loss: Any = None
     ) -> Array:
         """Return the updated parameter as a new array; arguments and errors as `update_`."""
-        xp_of(param)
+        home_of(type(self).__name__, "param", param)
         fresh = param.copy(order="C")
         self.update_(fresh, param_grad, param_name, cur_loss)
         return fresh
@@ -232,21 +233,16 @@ class BuiltIn(OptimizerBase):
         Raises
         ------
         ShapeError
-            If the shapes differ, also from that of the state kept under the name.
+            If the shapes differ, also from that of the state kept under the name, or the parameter
+            is not C-contiguous.
+        ParameterError
+            If it is read-only. Nothing is changed by a call that is refused.
         DTypeError, BackendError
         """
         if self._short_way(None, param, param_grad, param_name, cur_loss):
             return
-        name = type(self).__name__
-        xp = xp_of(param, param_grad)
-        for what, array in (("param", param), ("param_grad", param_grad)):
-            if not is_floating(array.dtype):
-                raise DTypeError(f"{name}: {what} must be a floating array, got {array.dtype}")
-        if param.shape != param_grad.shape:
-            raise ShapeError(
-                f"{name}: the gradient of {param_name!r} must have the parameter's shape "
-                f"{param.shape}, got {param_grad.shape}"
-            )
+        check_arrays(type(self).__name__, param, param_grad, param_name)
+        xp = xp_of(param)
         state, master = _master.parts(self.cache.get(param_name))
         half = param if _master.is_half(param.dtype) else None
         if half is not None:
@@ -293,8 +289,10 @@ class BuiltIn(OptimizerBase):
         states: list[Any] = [entry]
         if names and is_dict(entry) and _master.MASTER not in entry:
             states = [entry.get(key) for key in names]
-        xp_of(param)  # an error for what is no array
+        home_of(type(self).__name__, "param", param)  # an error for what is no array
         dtype, shape = param.dtype, param.shape
+        if not is_writable(param):
+            return False
         for array in (param, grad, *states):
             if type(array) is not type(param) or array.dtype != dtype or array.shape != shape:
                 return False

@@ -3,7 +3,7 @@
     figure = gpulayers.plot.training_curves(history)
     figure.savefig("curves.png")
 
-matplotlib is in the extra ``gpulayers[train]``; no display is needed.
+They need matplotlib, which the extra ``train`` brings; no display is needed.
 """
 
 from gpulayers.plot.curves import training_curves

@@ -20,7 +20,7 @@ Figure = Any  # matplotlib.figure.Figure; matplotlib is not imported just to nam
 Axes = Any
 Arguments = ParamSpec("Arguments")
 
-MISSING = 'pictures need matplotlib: pip install "gpulayers[train]"'
+MISSING = "pictures need matplotlib: pip install matplotlib"
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8C8C8C", "#222222"

@@ -22,7 +22,7 @@ import numpy as np
 import gpulayers
 from gpulayers import backend, random
 from gpulayers._folders import is_folder
-from gpulayers.errors import CheckpointError, GPULayersError
+from gpulayers.errors import CheckpointError, GPULayersError, ParameterError
 from gpulayers.models import Model, Sequential
 from gpulayers.training.atomic import write_atomically
 from gpulayers.training.description import describe, pack, rebuild, unpack
@@ -154,7 +154,10 @@ def load(
     Raises
     ------
     CheckpointError
-        If the file is missing, truncated, corrupted, of a newer version or of something else.
+        If the file is missing, truncated, corrupted, of a newer version or of something else, or
+        `path` no path.
+    ParameterError
+        If `custom` holds something else than classes.
     """
     return load_checkpoint(path, custom, device, kind).network
 
@@ -166,11 +169,17 @@ def load_checkpoint(
     kind: type | None = None,
 ) -> Checkpoint:
     """Return everything in the file; arguments and errors as `load`."""
+    if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CheckpointError(f"load: expected the path of a file, got {path!r}")
     path = Path(path)
+    try:
+        classes = {c.__name__: c for c in custom}
+    except (TypeError, AttributeError):
+        raise ParameterError(f"load: custom must be a list of classes, got {custom!r}") from None
     header, arrays = read_checkpoint(path)
     before = random.get_state()  # an Embedding draws its table as soon as it is made
     try:
-        network = rebuild(header["network"], arrays, {c.__name__: c for c in custom})
+        network = rebuild(header["network"], arrays, classes)
         trainer = unpack(header["trainer"], arrays)
         info = unpack(header["info"], arrays)
         state = header.get("random")

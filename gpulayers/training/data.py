@@ -22,6 +22,7 @@ from gpulayers.errors import ParameterError, suggest
 from gpulayers.training.datasets.arrays import (
     Dataset,
     Split,
+    check_split,
     numbered_classes,
     train_validation_split,
 )
@@ -180,6 +181,7 @@ class Normalizer:
     @classmethod
     def fit(cls, split: Split) -> Normalizer:
         """Return the normalizer with the mean and (biased) std of each channel of `split`."""
+        check_split("Normalizer.fit", "split", split)
         images: Any = split.images
         channels = images.shape[-1]
         if images.dtype == np.uint8:
@@ -201,6 +203,7 @@ class Normalizer:
     @classmethod
     def scale(cls, split: Split) -> Normalizer:
         """Return the normalizer that divides uint8 by 255 and leaves floats as they are."""
+        check_split("Normalizer.scale", "split", split)
         channels: int = split.images.shape[-1]
         top = 255.0 if split.images.dtype == np.uint8 else 1.0
         return cls(np.zeros(channels), np.full(channels, top))
@@ -212,7 +215,10 @@ class Normalizer:
         ------
         ParameterError
             If the number of channels is not this normalizer's.
+        DTypeError
+            If `images` is no array.
         """
+        backend.home_of("Normalizer", "images", images)
         dtype = backend.default_dtype()
         channels = len(self.mean)
         if images.shape[-1] != channels:
@@ -260,8 +266,12 @@ def index_batches(
     Raises
     ------
     ParameterError
-        If batch_size is no positive integer, or drop_last would leave no batch.
+        If batch_size is no positive integer, another argument none of those, or drop_last would
+        leave no batch.
     """
+    n = _spec.integer("batches", "n", n, 0)
+    shuffle = _spec.flag("batches", "shuffle", shuffle)
+    drop_last = _spec.flag("batches", "drop_last", drop_last)
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
         raise ParameterError(f"batches: batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:
@@ -304,6 +314,7 @@ def batches(
     normalizer : Normalizer, optional
         What is done to the pixels; by default uint8 is divided by 255 and floats are kept.
     """
+    check_split("batches", "split", split)
     indices = index_batches(len(split), batch_size, generator, shuffle, drop_last)
     normalise = normalizer or Normalizer.scale(split)
     return ((normalise(split.images[i]), split.labels[i]) for i in indices)

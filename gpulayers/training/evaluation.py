@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
+from gpulayers.training import settings
 from gpulayers.training.data import Dataset, Split
 from gpulayers.training.feed import Feed
 from gpulayers.training.metrics import ClassScore, confusion_matrix, markdown_table, per_class
@@ -102,12 +103,21 @@ def evaluate(
     Raises
     ------
     ParameterError
-        If batch_size is no positive integer or flip no bool.
+        If an argument is none of those.
     GPULayersError
         If the images do not fit the network.
     """
+    network = settings.the_network("evaluate", network)
     if isinstance(split, Dataset):
         split, classes = split.test, split.classes if classes is None else classes
+    if not isinstance(split, Split):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ParameterError(f"evaluate: split must be a Split or a Dataset, got {split!r}")
+    if classes is not None and not isinstance(classes, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ParameterError(f"evaluate: classes must be a sequence of names, got {classes!r}")
+    if loss is not None and not callable(getattr(loss, "loss", None)):
+        raise ParameterError(
+            f"evaluate: the loss needs a method loss(labels, outputs), got {loss!r}"
+        )
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
         raise ParameterError(f"evaluate: batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:

@@ -17,7 +17,7 @@ from gpulayers.training.data import Dataset
 from gpulayers.training.description import describe, rebuild
 from gpulayers.training.feed import Feed
 from gpulayers.training.samplers import ShuffledSampler
-from gpulayers.training.settings import count
+from gpulayers.training.settings import count, parts
 from gpulayers.training.setup import output_check, set_up
 from gpulayers.training.step import Step
 
@@ -97,6 +97,7 @@ def find_learning_rate(
         If the loss is not finite before anything can be told: `low` is too high already.
     """
     name = "find_learning_rate"
+    network, data = parts(network, data, name)
     size = count("batch_size", batch_size)
     steps = _spec.integer(name, "steps", steps, 10)
     low = float(_spec.real(name, "low", low, 0.0, open_low=True))

@@ -1,4 +1,4 @@
-"""Training curves as a file (needs matplotlib, which is in the extra ``gpulayers[train]``)."""
+"""Training curves as a file (needs matplotlib, which the extra ``train`` brings)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpulayers.training.history import History
 
 __all__ = ["MISSING", "plot_curves"]
 
-MISSING = 'no plot: matplotlib is not installed (pip install "gpulayers[train]")'
+MISSING = "no plot: matplotlib is not installed (pip install matplotlib)"
 
 
 def plot_curves(history: History, path: str | os.PathLike[str], title: str = "") -> Path:

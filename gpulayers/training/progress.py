@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from gpulayers._progress import Bar, Lines, in_notebook, make_display
 from gpulayers.errors import ParameterError, suggest
@@ -14,6 +14,7 @@ __all__ = [
     "LineProgress",
     "NoProgress",
     "Progress",
+    "checked_progress",
     "choose_progress",
     "make_progress",
 ]
@@ -123,6 +124,19 @@ def make_progress(stream: IO[str] | None = None) -> Progress:
     return BarProgress(display) if isinstance(display, Bar) else LineProgress(stream)
 
 
+def checked_progress(progress: Any) -> Any:
+    """Return a `Trainer`'s argument; ParameterError if it is no bool, "curve" or display."""
+    methods = ("start", "step", "validating", "epoch_done", "message", "stop")
+    known = isinstance(progress, bool) or progress == "curve"
+    display = all(callable(getattr(progress, method, None)) for method in methods)
+    if not known and (isinstance(progress, type) or not display):
+        raise ParameterError(
+            f"Trainer: progress must be True, False, 'curve' or a display, got {progress!r}"
+            + (suggest(progress, ("curve",)) if isinstance(progress, str) else "")
+        )
+    return progress
+
+
 def choose_progress(progress: bool | str | Progress, history: History) -> Progress:
     """Return the display that a `Trainer`'s argument means.
 
@@ -136,14 +150,10 @@ def choose_progress(progress: bool | str | Progress, history: History) -> Progre
     Raises
     ------
     ParameterError
-        If it is another string.
+        If it is something else.
     """
+    progress = checked_progress(progress)
     if isinstance(progress, str):
-        if progress != "curve":
-            raise ParameterError(
-                f"Trainer: progress must be True, False, 'curve' or a display, got {progress!r}"
-                f"{suggest(progress, ('curve',))}"
-            )
         return CurveProgress(history) if in_notebook() else make_progress()
     if progress is True:
         return make_progress()

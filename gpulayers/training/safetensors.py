@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from gpulayers._types import is_dict, is_list
-from gpulayers.errors import CheckpointError
+from gpulayers.errors import CheckpointError, UnreadableError
 from gpulayers.training.atomic import write_atomically
 
 __all__ = ["UnreadableError", "read_safetensors", "write_safetensors"]
@@ -48,10 +48,6 @@ _NAMES = {
     "C64": "complex64",
 }
 _CODES = {name: code for code, name in _NAMES.items()}
-
-
-class UnreadableError(CheckpointError):
-    """The file is missing, truncated, corrupted or no file of this format."""
 
 
 # -------------------------------------------------------------------------------------- writing

@@ -139,7 +139,12 @@ class WeightedSampler(Sampler):
     """
 
     def __init__(self, weights: Any, count: int | None = None, replacement: bool = True) -> None:
-        values = np.array(weights, dtype=np.float64)
+        try:
+            values = np.array(weights, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ParameterError(
+                f"WeightedSampler: weights must be a sequence of numbers, got {weights!r}"
+            ) from None
         if values.ndim != 1 or not values.size:
             raise ParameterError(
                 f"WeightedSampler: weights must be a sequence of numbers, got shape {values.shape}"

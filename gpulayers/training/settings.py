@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
-from gpulayers._types import is_array
-from gpulayers.errors import ParameterError, suggest
+from gpulayers._types import is_array, is_mapping
+from gpulayers.errors import BackendError, ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from gpulayers.models.engines import ENGINES
 from gpulayers.training.data import Dataset, Split
 from gpulayers.training.mixed import MixedLoss
+from gpulayers.training.samplers import Sampler, ShuffledSampler
 from gpulayers.training.transforms import Compose
 
 __all__ = [
     "count",
     "data_sum",
     "device_backend",
+    "extras",
+    "feeding",
     "folder",
     "losses",
     "max_norm",
@@ -29,7 +32,9 @@ __all__ = [
     "parameter_dtype",
     "parts",
     "plan",
+    "sampling",
     "seconds",
+    "the_network",
 ]
 
 DEVICES = {"cpu": "numpy", "gpu": "cupy", "auto": "auto", "numpy": "numpy", "cupy": "cupy"}
@@ -66,7 +71,16 @@ def max_norm(value: Any) -> float | None:
     return float(_spec.real("Trainer", "clip_global_norm", value, 0.0, open_low=True))
 
 
-def parts(network: Any, data: Any) -> tuple[Sequential, Dataset]:
+def the_network(owner: str, network: Any) -> Sequential:
+    """Return it; ParameterError unless it is a network."""
+    if not isinstance(network, Sequential):
+        raise ParameterError(
+            f"{owner}: network must be a Sequential, got {network!r}; Sequential([layer, ...])"
+        )
+    return network
+
+
+def parts(network: Any, data: Any, owner: str = "Trainer") -> tuple[Sequential, Dataset]:
     """Return both.
 
     Raises
@@ -74,21 +88,51 @@ def parts(network: Any, data: Any) -> tuple[Sequential, Dataset]:
     ParameterError
         If the one is no network, or the other no dataset.
     """
-    if not isinstance(network, Sequential):
-        raise ParameterError(
-            f"Trainer: network must be a Sequential, got {network!r}; Sequential([layer, ...])"
-        )
+    network = the_network(owner, network)
     if not isinstance(data, Dataset):
         raise ParameterError(
-            f"Trainer: data must be a Dataset, got a {type(data).__name__}; load_data(...) reads "
+            f"{owner}: data must be a Dataset, got a {type(data).__name__}; load_data(...) reads "
             "one, Dataset(name, Split(images, labels), Split(test_images, test_labels), classes) "
             "makes one of arrays"
         )
     return network, data
 
 
-def folder(out: Any) -> Path | None:
-    """Return the folder that is written to, None for none.
+def sampling(sampler: Any, examples: int) -> Sampler:
+    """Return the sampler, for None one that shuffles all examples.
+
+    Raises
+    ------
+    ParameterError
+        If it has no length or no order to give.
+    """
+    if sampler is None:
+        return ShuffledSampler(examples)
+    has_order = callable(getattr(sampler, "order", None)) and hasattr(sampler, "__len__")
+    if isinstance(sampler, type) or not has_order:
+        raise ParameterError(
+            "Trainer: sampler must be a Sampler or None, such as BalancedSampler(data.train), got "
+            f"{sampler!r}"
+        )
+    return sampler
+
+
+def extras(info: Any) -> dict[str, Any]:
+    """Return what is to be kept in the checkpoints; ParameterError unless a dict or None."""
+    if info is not None and not is_mapping(info):
+        raise ParameterError(f"Trainer: info must be a dict or None, got {info!r}")
+    return dict(info or {})
+
+
+def feeding(threads: Any, share: Any) -> tuple[int | None, float]:
+    """Return the arguments of a `Feed`; ParameterError if one is out of range."""
+    if threads is not None:
+        threads = _spec.integer("Trainer", "threads", threads, 0)
+    return threads, _spec.real("Trainer", "device_share", share, 0.0, 1.0)
+
+
+def folder(out: Any, what: str = "out", kind: str = "a folder's path") -> Path | None:
+    """Return the folder that is written to, or read from; None for none.
 
     Raises
     ------
@@ -102,7 +146,7 @@ def folder(out: Any) -> Path | None:
     except TypeError:
         path = None
     if path is None or out == "":  # an empty one would be the current folder
-        raise ParameterError(f"Trainer: out must be a folder's path or None, got {out!r}")
+        raise ParameterError(f"Trainer: {what} must be {kind} or None, got {out!r}")
     return path
 
 
@@ -146,13 +190,15 @@ def optional_count(name: str, value: Any) -> int | None:
     return None if value is None else count(name, value)
 
 
-def plan(value: Any) -> tuple[bool | None, str]:
+def plan(value: Any, device: str) -> tuple[bool | None, str]:
     """Return whether to train by a plan (None: where that is of use), and by which engine.
 
     Raises
     ------
     ParameterError
         If it is neither a bool nor None nor the name of an engine.
+    BackendError
+        If the engine needs a GPU, and `device` is none.
     """
     if value is None or isinstance(value, bool):
         return value, "auto"
@@ -160,6 +206,11 @@ def plan(value: Any) -> tuple[bool | None, str]:
         raise ParameterError(
             f"Trainer: compile must be True, False, None or one of {', '.join(ENGINES)}, got "
             f"{value!r}{suggest(str(value), ENGINES)}"
+        )
+    if value != "auto" and backend.module(device) is np:
+        raise BackendError(
+            f'Trainer: compile="{value}" needs a GPU, but it would train on numpy; leave compile '
+            "out for the plan of a CPU"
         )
     return (None if value == "auto" else True), value
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import backend, random
+from gpulayers import _spec, backend, random
 from gpulayers.errors import ParameterError
 from gpulayers.models import Sequential
 from gpulayers.training import settings
@@ -25,10 +25,10 @@ from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.keeper import BEST_FILE, LOG_FILE, MODEL_FILE, Keeper, position_name
 from gpulayers.training.precision import chosen
-from gpulayers.training.progress import Progress, choose_progress
+from gpulayers.training.progress import Progress, checked_progress, choose_progress
 from gpulayers.training.resume import config_of, restore, state_of
 from gpulayers.training.runs import Runs
-from gpulayers.training.samplers import Sampler, ShuffledSampler
+from gpulayers.training.samplers import Sampler
 from gpulayers.training.schedule import learning_rate
 from gpulayers.training.setup import set_up
 from gpulayers.training.stopping import diverged, interrupted
@@ -90,7 +90,7 @@ class Trainer:
         Train by the network's plan (`Sequential.compile`): the same steps in less time. None: on
         the CPU yes, on a GPU if it has memory for the training images; should it fail there, the
         layers go on, with a warning. "mega": by that engine, up to `log_every` steps a launch; an
-        error says what is in the way.
+        error says what is in the way (on a CPU at once).
     clip_global_norm : float, optional
         Scale longer gradients of a step down to this norm, see `optimizers.clip_global_norm`.
     accumulate : int
@@ -130,11 +130,11 @@ class Trainer:
     Raises
     ------
     ParameterError
-        If a value is out of range, or differs from the checkpoint's on resume.
+        If a value is out of range or of the wrong type, or differs from the checkpoint's on resume.
     CheckpointError
         If `resume` cannot be read or is of another network.
     BackendError
-        If the device cannot be used.
+        If the device cannot be used, or `compile` needs a GPU and there is none.
     """
 
     def __init__(
@@ -174,17 +174,17 @@ class Trainer:
         self.epochs = settings.count("epochs", epochs)
         self.seed = random.Generator(seed).key[0]  # checks it
         self.transform = make_transform(transform)
-        self.sampler = ShuffledSampler(len(data.train)) if sampler is None else sampler
-        self.threads, self.device_share = threads, device_share
+        self.sampler = settings.sampling(sampler, len(data.train))
+        self.threads, self.device_share = settings.feeding(threads, device_share)
         self.loss, self.train_loss = settings.losses(loss, label_smoothing, self.transform)
         self.out = settings.folder(out)
         self.device = settings.device_backend(device)
         dtype, self.scaler = chosen(precision, dtype)
         self.dtype = settings.parameter_dtype(dtype, network)
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self.callbacks = Callbacks(callbacks)
-        self.info = dict(info or {})
-        self.compile, self.engine = settings.plan(compile)
+        self.info = settings.extras(info)
+        self.compile, self.engine = settings.plan(compile, self.device)
         self.log_every = settings.count("log_every", log_every)
         self.clip_global_norm = settings.max_norm(clip_global_norm)
         self.accumulate = settings.count("accumulate", accumulate)
@@ -193,6 +193,7 @@ class Trainer:
         self.saved: tuple[Path, int, int] | None = None  # last checkpoint: file, epochs, batches
         self.examples = settings.count("the sampler's length", len(self.sampler))  # in an epoch
         self.steps = -(-self.examples // self.batch_size)  # batches in an epoch
+        normalize = _spec.flag("Trainer", "normalize", normalize)
         self.config = config_of(self, normalize, label_smoothing, sampler)
         summed = getattr(self.train_loss, "reduction", "mean") == "sum"
         self._tally = Tally(self.steps, self.batch_size, self.examples, self.dtype, summed)
@@ -200,8 +201,9 @@ class Trainer:
         self._epoch = self._step = 0  # finished epochs; finished batches of the current one
         self._seconds = self._train_seconds = 0.0  # spent on the current epoch so far
         self._random_state: dict[str, Any] | None = None  # None before the first step
-        if resume is not None:
-            restore(self, Path(resume))
+        start = settings.folder(resume, "resume", "the path of a checkpoint or its folder")
+        if start is not None:
+            restore(self, start)
         else:
             set_up(network, data.train, optimizer, schedule, normalize, self.steps, self.epochs)
 

@@ -6,6 +6,7 @@ X, labels = augment(X, labels, generator)
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,7 +52,8 @@ class Compose(Transform):
     Raises
     ------
     ParameterError
-        If an entry is no transform, or more than one mixes labels.
+        If an entry is no transform (a function of one argument is none), or more than one mixes
+        labels.
     """
 
     def __init__(
@@ -59,8 +61,11 @@ class Compose(Transform):
     ) -> None:
         self.transforms = list(transforms)
         for entry in self.transforms:
-            if not callable(entry):
-                raise ParameterError(f"Compose: expected transforms, got {entry!r}")
+            if not _takes_a_batch(entry):
+                raise ParameterError(
+                    f"Compose: expected transforms, got {entry!r}; one is called with (images, "
+                    "labels, generator) and returns images and labels"
+                )
         mixing = [t for t in self.transforms if getattr(t, "mixes", False)]
         if mixing and (len(mixing) > 1 or mixing[0] is not self.transforms[-1]):
             raise ParameterError(
@@ -89,6 +94,18 @@ class Compose(Transform):
         if self.normalize is not None:
             return self.normalize(X)
         return _DIVIDED(X, backend.default_dtype())
+
+
+def _takes_a_batch(entry: Any) -> bool:
+    if isinstance(entry, type) or not callable(entry):
+        return False
+    try:
+        inspect.signature(entry).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a function in C that does not tell
+        pass
+    return True
 
 
 _DIVIDED = Pixels()

@@ -46,6 +46,10 @@ def test_things_that_are_no_arrays(numpy_backend: Backend, thing: Any) -> None:
     ):
         with pytest.raises(DTypeError, match=expected):
             call()
+    with pytest.raises(DTypeError, match=f"to_cpu: {expected}"):
+        to_cpu(thing)
+    with pytest.raises(DTypeError, match=f"to_backend: {expected}"):
+        to_backend(thing, "numpy")
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")

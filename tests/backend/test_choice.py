@@ -197,7 +197,9 @@ def test_bfloat16(float32: None) -> None:
     assert backend.default_dtype().name == "bfloat16"
 
 
-@pytest.mark.parametrize("value", ["int32", int, "float128x", "flaot32", bool, 3, "complex64"])
+@pytest.mark.parametrize(
+    "value", ["int32", int, "float128x", "flaot32", bool, 3, "complex64", None, (1, 2), [3]]
+)
 def test_other_default_dtypes_are_refused(float32: None, value: Any) -> None:
     before = backend.default_dtype()
     with pytest.raises(ParameterError, match="set_default_dtype: expected a floating dtype"):

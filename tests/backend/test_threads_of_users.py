@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -237,3 +238,39 @@ sys.modules["kept"] = late
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "[0, 1, 2]\n", done.stderr
+
+
+def test_threads_evaluate_one_network_and_train_others(engine: str) -> None:
+    """As the page on speed says."""
+    from gpulayers import models
+
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((9, 28, 28, 1)).astype(np.float32)
+    labels = rng.integers(0, 10, 9)
+    shared = models.lenet()
+    expected = [shared.predict(np.roll(X, i, 0)) for i in range(6)]
+
+    def evaluated(i: int) -> bool:
+        with use_engine(engine):
+            return all(
+                np.allclose(shared.predict(np.roll(X, i, 0)), expected[i], rtol=1e-4, atol=1e-5)
+                for _ in range(4)
+            )
+
+    def trained(i: int) -> list[float]:
+        with use_engine(engine):
+            network = copy.deepcopy(shared)
+            plan = network.compile(X.shape, optimizer=f"SGD(lr=0.0{i + 1})")
+            return [float(plan.step(X, labels)) for _ in range(4)]
+
+    alone = [trained(i) for i in range(6)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool_of_threads:
+            right = list(pool_of_threads.map(evaluated, range(6)))
+            together = list(pool_of_threads.map(trained, range(6)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(right)
+    np.testing.assert_allclose(together, alone, rtol=1e-4)

@@ -104,6 +104,7 @@ def test_every_error_is_raised_as_it_is_told(library: str, elsewhere: Path) -> N
             with pytest.raises(getattr(errors, kind)) as caught:
                 run(f"errors.md: {message}", code, scope)
             assert message in str(caught.value)
+            assert type(caught.value).__name__ == kind  # as a traceback shows it
 
 
 def test_the_table_of_errors_is_whole() -> None:

@@ -9,7 +9,7 @@ from gpulayers import activations as act
 from gpulayers import backend as selection
 from gpulayers import initializers as init
 from gpulayers import optimizers, random, schedulers
-from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.errors import GPULayersError, ParameterError, ShapeError
 
 ACTIVATIONS = (
     act.Sigmoid(),
@@ -199,7 +199,7 @@ def test_calc_fan():
     assert init.calc_fan((3, 5)) == (3, 5)
     assert init.calc_fan((7, 3, 5)) == (21, 35)
     assert init.calc_fan((2, 7, 3, 5)) == (42, 70)
-    for bad in ((), (3,), (1, 2, 3, 4, 5)):
+    for bad in ((), (3,), (1, 2, 3, 4, 5), None, "ab", 3, (-3, 4), (3.0, 4), (True, 2)):
         with pytest.raises(ShapeError, match="calc_fan: expected"):
             init.calc_fan(bad)
 
@@ -291,3 +291,34 @@ def test_bad_mode():
         init.WeightInitializer("relu", "he_uniforn")
     with pytest.raises(ParameterError, match="unknown mode None"):
         init.WeightInitializer("relu", None)
+
+
+@pytest.mark.parametrize(
+    "message, draw",
+    [
+        ("he_uniform: expected .* got 3", lambda: init.he_uniform(3)),
+        (r"he_uniform: expected .* got \(3.0, 4\)", lambda: init.he_uniform((3.0, 4))),
+        (r"he_normal: expected .* got \(-4, 4\)", lambda: init.he_normal((-4, 4))),
+        ("he_uniform: dtype: expected a floating", lambda: init.he_uniform((3, 4), "int32")),
+        ("he_normal: dtype: expected a floating", lambda: init.he_normal((3, 4), "int32")),
+        ("he_uniform: xp must be the module", lambda: init.he_uniform((3, 4), None, "numpy")),
+        ("glorot_uniform: gain", lambda: init.glorot_uniform((3, 4), gain="a")),
+        ("glorot_normal: gain", lambda: init.glorot_normal((3, 4), gain=math.nan)),
+        ("glorot_normal: gain", lambda: init.glorot_normal((3, 4), gain=-1.0)),
+        ("truncated_normal: mean", lambda: init.truncated_normal("a", 1, (3,))),
+        ("truncated_normal: mean", lambda: init.truncated_normal(math.nan, 1, (3,))),
+        ("truncated_normal: std", lambda: init.truncated_normal(0, -1, (3,))),
+        ("truncated_normal: out_shape", lambda: init.truncated_normal(0, 1, (2.0,))),
+        (
+            "WeightInitializer: dtype",
+            lambda: init.WeightInitializer("relu", "std_normal")((3,), int),
+        ),
+        ("WeightInitializer: act_fn_str", lambda: init.WeightInitializer(3)),
+        ("WeightInitializer: act_fn_str", lambda: init.WeightInitializer(None)),
+    ],
+)
+def test_a_draw_that_is_refused_names_itself_and_draws_nothing(message, draw):
+    before = random.get_state()
+    with pytest.raises(GPULayersError, match=message):
+        draw()
+    assert random.get_state() == before

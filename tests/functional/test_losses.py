@@ -130,6 +130,15 @@ def test_squared_error_bad_z(backend):
     ones = backend.asarray(np.ones((2, 2)))
     with pytest.raises(ShapeError, match=r"SquaredError.grad: z must have y_pred's shape"):
         SquaredError.grad(ones, ones, ones[0], act.Identity())
+    with pytest.raises(DTypeError, match=r"SquaredError.grad: z: .* got list"):
+        SquaredError.grad(ones, ones, [1.0], act.Identity())
+
+
+@pytest.mark.parametrize("act_fn", ["tanh", None, act.Tanh])
+def test_squared_error_bad_activation(act_fn, backend):
+    ones = backend.asarray(np.ones((2, 3)))
+    with pytest.raises(ParameterError, match=r"SquaredError.grad: act_fn must be an activation"):
+        SquaredError.grad(ones, ones, ones, act_fn)
 
 
 # ------------------------------------------------------------------------------------ cross-entropy

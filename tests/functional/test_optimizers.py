@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpulayers import optimizers
-from gpulayers.errors import ShapeError
+from gpulayers.errors import DTypeError, ParameterError, ShapeError
 from gpulayers.optimizers import SGD, Adam
 from gpulayers.schedulers import ConstantScheduler
 
@@ -185,9 +185,36 @@ def test_hostile_layouts(name, backend):
             assert got.dtype == np.float64
             tolerance = 1e-12 if grad.dtype == np.float64 else 1e-5
             np.testing.assert_allclose(backend.asnumpy(got), gold, rtol=tolerance, atol=tolerance)
-    with pytest.raises(ShapeError, match="param must be C-contiguous, it is changed in place"):
+    with pytest.raises(ShapeError, match=f"{name}: 'W' must be C-contiguous, it is changed"):
         array = backend.asarray(np.asfortranarray(param))
         make(name).update_(array, backend.asarray(grads[0]), "W")
+
+
+@rule
+@pytest.mark.parametrize("seen", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_refused_update_changes_nothing(name, seen, dtype, backend):
+    """Neither the parameter nor the state, also where the state is there already."""
+    optimizer = make(name)
+    param, (grad,) = draw((4, 6), steps=1, dtype=dtype)
+    grad = backend.asarray(grad)
+    if seen:
+        optimizer.update_(backend.asarray(param.copy()), grad, "W")
+    state = optimizer.state_dict()["cache"]
+    turned = backend.asarray(np.asfortranarray(param))
+    calls = [(turned, grad, ShapeError, "'W' must be C-contiguous")]
+    if backend.library == "numpy":  # CuPy has no read-only arrays
+        fixed = param.copy()
+        fixed.flags.writeable = False
+        calls.append((fixed, grad, ParameterError, "'W' is read-only"))
+    calls.append((None, grad, DTypeError, "param: expected"))
+    calls.append((backend.asarray(param), [1.0], DTypeError, "param_grad: expected"))
+    for array, its_grad, error, message in calls:
+        with pytest.raises(error, match=f"{name}: {message}"):
+            optimizer.update_(array, its_grad, "W")
+        if array is not None:
+            np.testing.assert_array_equal(backend.asnumpy(array), param)
+    assert str(optimizer.state_dict()["cache"]) == str(state)
 
 
 @rule

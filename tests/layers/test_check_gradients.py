@@ -10,15 +10,20 @@ import pytest
 import gpulayers
 from gpulayers import modules
 from gpulayers.backend import default_dtype
-from gpulayers.errors import DTypeError, GradientError, ParameterError
+from gpulayers.errors import DTypeError, GPULayersError, GradientError, ParameterError
 from gpulayers.gradients import check_gradients
 from gpulayers.layers import (
+    Add,
     BatchNorm2D,
     Conv2D,
+    DotProductAttention,
     Dropout,
+    Embedding,
     Flatten,
     FullyConnected,
     LayerNorm1D,
+    LSTMCell,
+    Multiply,
     Pool2D,
 )
 from gpulayers.models import Sequential
@@ -54,6 +59,90 @@ def test_our_layers_pass(name: str, backend: Any) -> None:
     assert wanted is None or set(errors) == wanted | {"X"}
     assert len(errors) >= 1
     assert max(errors.values()) < 1e-6
+
+
+@pytest.fixture
+def float64() -> Any:
+    """An embedding draws its table as soon as it is made."""
+    before = default_dtype()
+    gpulayers.set_default_dtype("float64")
+    yield
+    gpulayers.set_default_dtype(before)
+
+
+def test_ids_are_taken_as_they_are(backend: Any, float64: None) -> None:
+    """There is no gradient of an integer, that of the table is checked."""
+    ids = backend.asarray(np.array([[1, 2, 1], [0, 4, 2]]))
+    assert set(check_gradients(Embedding(3, 5), ids)) == {"W"}
+    chain = Sequential([Embedding(3, 5), Flatten(), FullyConnected(2, act_fn="Tanh")])
+    assert set(check_gradients(chain, ids)) == {"0.W", "2.W", "2.b"}
+    wrong = Embedding(3, 5)
+    backward = wrong.backward
+
+    def doubled(dLdY: Any, *more: Any) -> None:
+        backward(2 * dLdY, *more)
+
+    wrong.backward = doubled
+    with pytest.raises(GradientError, match="Embedding: gradient of W"):
+        check_gradients(wrong, ids)
+
+
+def test_several_inputs(backend: Any) -> None:
+    A, B = backend.asarray(normal(2, 3)), backend.asarray(normal(2, 3) + 1.0)
+    assert set(check_gradients(Add(act_fn="Tanh"), [A, B])) == {"X[0]", "X[1]"}
+    assert set(check_gradients(Multiply(), [A, B, A])) == {"X[0]", "X[1]", "X[2]"}
+    qkv = [backend.asarray(normal(2, n, 4) + n) for n in (2, 3, 3)]
+    assert set(check_gradients(DotProductAttention(), qkv)) == {"X[0]", "X[1]", "X[2]"}
+    heads = modules.MultiHeadedAttentionModule(n_heads=2)
+    assert {"X[0]", "X[1]", "X[2]"} < set(check_gradients(heads, qkv, entries=10))
+
+
+def test_a_wrong_gradient_of_one_of_several_inputs_is_told() -> None:
+    class Wrong(Add):
+        def backward(self, *args: Any, **kwargs: Any) -> Any:
+            first, second = super().backward(*args, **kwargs)
+            return [first, 2 * second]
+
+    with pytest.raises(GradientError, match=r"Wrong: gradient of X\[1\]\[0, 0\]"):
+        check_gradients(Wrong(), [normal(2, 3), normal(2, 3)])
+
+    class Few(Add):
+        def backward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().backward(*args, **kwargs)[:1]
+
+    with pytest.raises(GradientError, match=r"Few: backward gives 1 gradients, .* 2 inputs"):
+        check_gradients(Few(), [normal(2, 3), normal(2, 3)])
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda X: check_gradients(None, X), ParameterError, "expected a layer, .* got None"),
+        (lambda X: check_gradients(Flatten, X), ParameterError, "expected a layer, .* a class"),
+        (lambda X: check_gradients(Flatten(), None), DTypeError, "check_gradients: X: expected"),
+        (lambda X: check_gradients(Flatten(), "ab"), DTypeError, "check_gradients: X: .* str"),
+        (lambda X: check_gradients(Flatten(), X * 1j), DTypeError, "X must be floating or int"),
+        (lambda X: check_gradients(Add(), [X, None]), DTypeError, r"check_gradients: X\[1\]"),
+        (lambda X: check_gradients(LSTMCell(2), X), ParameterError, "LSTMCell.* 2 outputs.* LSTM"),
+        (
+            lambda X: check_gradients(DotProductAttention(), X),
+            ParameterError,
+            r"takes 3 inputs \(Q, K, V\), expected a list of them, got one array",
+        ),
+        (
+            lambda X: check_gradients(DotProductAttention(), [X, X]),
+            ParameterError,
+            "takes 3 inputs .* got a list of 2",
+        ),
+        (lambda X: check_gradients(Add(), X), GPULayersError, "Add"),
+        (lambda X: check_gradients(Flatten(), X, step="a"), ParameterError, "step must be"),
+        (lambda X: check_gradients(Flatten(), X, entries=2.5), ParameterError, "entries must be"),
+        (lambda X: check_gradients(Flatten(), X, seed="a"), ParameterError, "seed must be"),
+    ],
+)
+def test_calls_that_cannot_be_checked(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(normal(4, 5))
 
 
 def test_nothing_is_changed() -> None:

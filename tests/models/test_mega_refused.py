@@ -115,7 +115,6 @@ def test_a_trainer_trains_by_it(emulated: Backend) -> None:
         ({"compile": "mage"}, "compile must be.*'mage'.*mega"),
         ({"compile": "mega", "accumulate": 2}, "steps that are not changed"),
         ({"compile": "mega", "transform": "flip"}, "untransformed"),
-        ({"compile": "mega", "device": "cpu"}, "in a GPU's memory"),
         ({"compile": "mega", "schedule": "KingScheduler"}, "do not depend on the loss"),
     ],
 )
@@ -124,3 +123,9 @@ def test_a_trainer_says_what_is_in_the_way(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         trainer(**arguments).fit()
+
+
+def test_a_trainer_on_the_cpu_refuses_it_at_once(emulated: Backend) -> None:
+    """Not in its second step, which a run of one step never comes to."""
+    with pytest.raises(BackendError, match=r'Trainer: compile="mega" needs a GPU, .* on numpy'):
+        trainer("mega", device="cpu", batch_size=11, epochs=1)

@@ -218,6 +218,20 @@ def test_summary_goes_on_exactly():
         vae.set_params({"parameters": {"components": {"encoder": {"Conv3": {}}}}})
 
 
+@pytest.mark.parametrize("what", ["parameters", "gradients", "derived_variables"])
+def test_what_is_assigned_to_a_dictionary_made_anew_is_refused(what, numpy_backend):
+    vae = small()
+    vae.forward(images())
+    for shown in (getattr(vae, what), getattr(vae, what)["components"]):
+        with pytest.raises(ParameterError, match=rf"BernoulliVAE\.{what}: it is put together anew"):
+            shown["components"] = {}
+    with pytest.raises(ParameterError, match="put together anew"):
+        getattr(vae, what)["components"]["encoder"]["FC1"] = {}
+    summary = copy.deepcopy(vae.summary())
+    summary["parameters"]["components"]["encoder"].popitem()
+    vae.set_params(summary)
+
+
 def test_bad_calls():
     vae, X = small(), images()
     with pytest.raises(NotInitializedError, match="no image was seen"):

@@ -111,8 +111,49 @@ def test_integers(backend: Any) -> None:
 
 @pytest.mark.parametrize("low, high", [(3, 3), (3, 2), (0, 2**53 + 1)])
 def test_integers_of_an_impossible_range(low: int, high: int) -> None:
-    with pytest.raises(ParameterError, match=r"integers: expected low < high <= low \+ 2\*\*53"):
+    with pytest.raises(ParameterError, match=r"integers low < high <= low \+ 2\*\*53"):
         Generator(0).integers(low, high, 3)
+
+
+DRAWS: list[tuple[str, Any]] = [
+    ("uniform: shape", lambda g: g.uniform((3.0, 4))),
+    ("uniform: shape", lambda g: g.uniform(-4)),
+    ("uniform: shape", lambda g: g.uniform((2, -3))),
+    ("uniform: shape", lambda g: g.uniform("ab")),
+    ("uniform: shape", lambda g: g.uniform(None)),
+    ("uniform: shape", lambda g: g.uniform(2.0)),
+    ("uniform: shape", lambda g: g.uniform((True, 2))),
+    ("uniform: dtype", lambda g: g.uniform(3, "int32")),
+    ("uniform: xp must be the module numpy", lambda g: g.uniform(3, "float32", "numpy")),
+    ("normal: shape", lambda g: g.normal((2.5,))),
+    ("normal: dtype", lambda g: g.normal(3, dtype="int32")),
+    ("normal: mean", lambda g: g.normal(3, mean="a")),
+    ("normal: std", lambda g: g.normal(3, std=-1.0)),
+    ("integers: shape", lambda g: g.integers(0, 3, (2.0,))),
+    ("integers: expected integers low < high", lambda g: g.integers(0, 2.5, 3)),
+    ("integers: expected integers low < high", lambda g: g.integers("a", 3, 3)),
+    ("permutation: n must be an integer >= 0", lambda g: g.permutation(3.0)),
+    ("permutation: n must be an integer >= 0", lambda g: g.permutation(-4)),
+    ("spawn: index must be an integer >= 0", lambda g: g.spawn(-1)),
+]
+
+
+@pytest.mark.parametrize("message, draw", DRAWS)
+def test_a_draw_that_is_refused_leaves_the_state(message: str, draw: Any) -> None:
+    generator = Generator(7)
+    generator.uniform(9)
+    before = generator.state
+    with pytest.raises(ParameterError, match=f"Generator.{message}"):
+        draw(generator)
+    assert generator.state == before
+    assert type(generator.counter) is int
+
+
+def test_a_shape_may_come_from_numpy(numpy_backend: Any) -> None:
+    sizes = np.array([2, 3])
+    assert Generator(1).uniform(sizes).shape == (2, 3)
+    assert Generator(1).uniform((np.int64(2), 3)).shape == (2, 3)
+    assert Generator(1).permutation(np.int32(4)).shape == (4,)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 100])

@@ -111,7 +111,7 @@ def test_bad_arguments(make, words):
         make()
 
 
-@pytest.mark.parametrize("callbacks", [[3], ["x"], [Callback], [None]])
+@pytest.mark.parametrize("callbacks", [[3], ["x"], [Callback], [None], 3, Callback, print])
 def test_what_is_no_callback(digits, callbacks):
     with pytest.raises(ParameterError, match="callbacks must be Callback objects or functions"):
         Trainer(dense(), digits, callbacks=callbacks)

@@ -232,9 +232,7 @@ def test_without_pillow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return whole(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        DataError, match=r"need the package pillow: pip install 'gpulayers\[train\]'"
-    ):
+    with pytest.raises(DataError, match=r"need the package pillow: pip install pillow"):
         load_data(pictures)
 
 

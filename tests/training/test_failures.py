@@ -9,12 +9,28 @@ from gpulayers.backend import default_dtype
 from gpulayers.errors import (
     BackendError,
     DivergedError,
+    GPULayersError,
     ParameterError,
     ShapeError,
 )
 from gpulayers.layers import Flatten, FullyConnected
-from gpulayers.models import Sequential
-from gpulayers.training import Trainer, load_checkpoint
+from gpulayers.models import Sequential, summarize
+from gpulayers.training import (
+    Dataset,
+    Normalizer,
+    RandomFlip,
+    ShuffledSampler,
+    Trainer,
+    WeightedSampler,
+    batches,
+    evaluate,
+    find_learning_rate,
+    index_batches,
+    load,
+    load_checkpoint,
+    save_data,
+    train_validation_split,
+)
 from tests.training.networks import dense, run
 
 # ----------------------------------------------------------------------------------------- failing
@@ -78,6 +94,18 @@ def test_too_few_outputs_for_the_classes(digits):
         ({"dtype": "int8"}, "floating dtype"),
         ({"optimizer": "adamm"}, "did you mean 'Adam'"),
         ({"schedule": "kong"}, "did you mean 'king'"),
+        ({"resume": 3}, "resume must be the path of a checkpoint or its folder or None, got 3"),
+        ({"sampler": "x"}, "Trainer: sampler must be a Sampler or None, .* got 'x'"),
+        ({"sampler": ShuffledSampler}, "Trainer: sampler must be a Sampler or None"),
+        ({"info": 3}, "Trainer: info must be a dict or None, got 3"),
+        ({"info": []}, r"Trainer: info must be a dict or None, got \[\]"),
+        ({"transform": lambda x: x}, r"got <function.* called with \(images, labels, generator\)"),
+        ({"transform": RandomFlip}, r"got <class.* called with \(images, labels, generator\)"),
+        ({"normalize": "x"}, "Trainer: normalize must be True or False, got 'x'"),
+        ({"threads": "x"}, "Trainer: threads must be an integer >= 0, got 'x'"),
+        ({"device_share": 2}, r"Trainer: device_share must be in \[0.0, 1.0\], got 2"),
+        ({"progress": 3}, "Trainer: progress must be True, False, 'curve' or a display, got 3"),
+        ({"progress": "curv"}, "Trainer: progress must be .* got 'curv'.*mean 'curve'"),
         ({"out": ""}, "out must be a folder's path or None, got ''"),
         ({"out": 3}, "out must be a folder's path or None, got 3"),
         ({"network": Flatten()}, r"network must be a Sequential, got Flatten.*\[layer, ...\]\)"),
@@ -88,6 +116,48 @@ def test_too_few_outputs_for_the_classes(digits):
 def test_bad_settings(digits, options, words):
     with pytest.raises(ParameterError, match=words):
         Trainer(**{"network": dense(), "data": digits, **options})
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda data: evaluate(None, data), "evaluate: network must be a Sequential, got None"),
+        (lambda data: evaluate(dense(), None), "evaluate: split must be a Split or a Dataset"),
+        (lambda data: evaluate(dense(), data, loss="x"), "evaluate: the loss needs a method"),
+        (lambda data: evaluate(dense(), data, classes=3), "evaluate: classes must be a sequence"),
+        (lambda data: find_learning_rate(None, data), "find_learning_rate: network must be a"),
+        (lambda data: find_learning_rate(dense(), None), "find_learning_rate: data must be a"),
+        (train_validation_split, "split: split must be a Split, got Dataset; dataset.train is one"),
+        (lambda data: Dataset("d", None, None, ("a",)), "Dataset 'd': train must be a Split, got"),
+        (lambda data: Dataset("d", data.train, data.test, None), "Dataset 'd': classes must be a"),
+        (lambda data: batches(None, 3), "batches: split must be a Split, got NoneType"),
+        (lambda data: batches(data.train, 3, shuffle="x"), "batches: shuffle must be True or"),
+        (lambda data: index_batches("a", 3), "batches: n must be an integer >= 0, got 'a'"),
+        (lambda data: Normalizer.fit(None), "Normalizer.fit: split must be a Split"),
+        (lambda data: Normalizer(0, 1)([1]), "Normalizer: images: expected a numpy or cupy array"),
+        (lambda data: save_data(None, "x"), "save_data: data must be a Dataset, got NoneType"),
+        (lambda data: save_data(data, None), "save_data: expected a folder's path, got None"),
+        (lambda data: WeightedSampler("a"), "WeightedSampler: weights must be a sequence of"),
+        (lambda data: load(None), "load: expected the path of a file, got None"),
+        (lambda data: load("x", custom=3), "load: custom must be a list of classes, got 3"),
+        (lambda data: summarize(None, (3,)), "summarize: expected a network or a layer, got None"),
+        (lambda data: summarize(dense(), None), "summarize: expected the shape of one input"),
+    ],
+)
+def test_what_is_none_of_the_arguments_is_told_at_once(digits, call, words):
+    with pytest.raises(GPULayersError, match=words):
+        call(digits)
+
+
+def test_a_sampler_of_ones_own_needs_no_base_class(digits):
+    class First:
+        def __len__(self):
+            return 40
+
+        def order(self, generator):
+            return np.arange(40)
+
+    assert run(dense(), digits, epochs=1, sampler=First()).steps == 2
 
 
 def test_a_missing_gpu_is_an_error_and_no_silent_fallback(digits, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from unittest.mock import Mock
 
 import numpy as np
@@ -190,6 +191,50 @@ def test_what_a_summary_is_of():
         Sequential([FullyConnected(3)]).summary((8, -1))
     with pytest.raises(ParameterError, match="FullyConnected: expected a summary, a dict, got Non"):
         FullyConnected(3).set_params(None)
+
+
+@pytest.mark.parametrize("what", ["parameters", "gradients"])
+def test_what_is_assigned_to_a_dictionary_made_anew_is_refused(what):
+    net = small_cnn()
+    net.forward(np.ones((2, 8, 8, 1), np.float32))
+    shown, before = getattr(net, what), getattr(net.layers[0], what)["W"].copy()
+    other = np.ones_like(before)
+
+    def merge():
+        nonlocal shown
+        shown |= {"0.W": other}
+
+    for change in (
+        lambda: getattr(net, what).__setitem__("0.W", other),
+        lambda: shown.__delitem__("0.W"),
+        lambda: shown.update({"0.W": other}),
+        lambda: shown.setdefault("0.X", other),
+        lambda: shown.pop("0.W"),
+        shown.popitem,
+        shown.clear,
+        merge,
+    ):
+        with pytest.raises(ParameterError, match=rf"small\.{what}: .*\.{what}\[\"0.W\"\]\[...\] ="):
+            change()
+    assert list(getattr(net, what)) == list(shown)
+    np.testing.assert_array_equal(getattr(net, what)["0.W"], before)
+    getattr(net, what)["0.W"][...] = other  # the arrays are the live ones
+    np.testing.assert_array_equal(getattr(net.layers[0], what)["W"], other)
+    copies = [dict(shown), shown.copy(), shown | {}, copy.copy(shown), copy.deepcopy(shown)]
+    for another in (*copies, pickle.loads(pickle.dumps(shown))):
+        assert type(another) is dict and list(another) == list(shown)
+        another["0.W"] = before
+        assert another["0.W"] is before
+    assert shown["0.W"] is getattr(net.layers[0], what)["W"]
+
+
+def test_a_summary_may_be_changed_and_given_back():
+    net = small_cnn()
+    net.forward(np.ones((2, 8, 8, 1), np.float32))
+    summary = net.summary()
+    summary["parameters"]["0.W"] = np.full_like(summary["parameters"]["0.W"], 3.0)
+    net.set_params(summary)
+    assert (net[0].parameters["W"] == 3.0).all()
 
 
 def test_set_params_restores_a_summary_also_into_a_new_network():

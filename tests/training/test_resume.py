@@ -356,7 +356,7 @@ def test_a_run_that_was_stopped_after_its_last_step_only_finishes(digits, tmp_pa
         ({"accumulate": 0}, "accumulate must be a positive"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"progress": "kurve"}, "progress .*did you mean 'curve'"),
-        ({"sampler": []}, "the sampler's length must be a positive integer, got 0"),
+        ({"sampler": []}, r"sampler must be a Sampler or None, .* got \[\]"),
     ],
 )
 def test_bad_settings(digits, options, words):

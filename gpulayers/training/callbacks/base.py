@@ -69,13 +69,15 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Iterable[Callback | Callable[..., Any]] | Callback) -> None:
-        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        if isinstance(callbacks, Callback):
+            given: list[Any] = [callbacks]
+        elif isinstance(callbacks, type) or not isinstance(callbacks, Iterable):
+            raise _none_of_ours(callbacks)
+        else:
+            given = list(callbacks)
         for one in given:
             if isinstance(one, type) or not (isinstance(one, Callback) or callable(one)):
-                raise ParameterError(
-                    "Trainer: callbacks must be Callback objects or functions "
-                    f"callback(trainer, epoch_record), got {one!r}"
-                )
+                raise _none_of_ours(one)
         if len({id(one) for one in given}) != len(given):
             raise ParameterError("Trainer: one callback object is given twice")
         hooked = [one for one in given if isinstance(one, Callback)]
@@ -157,3 +159,10 @@ class Callbacks:
                 raise CheckpointError(
                     f"the state of the callback {entry['name']} in {where} does not fit ({error!r})"
                 ) from error
+
+
+def _none_of_ours(given: Any) -> ParameterError:
+    return ParameterError(
+        "Trainer: callbacks must be Callback objects or functions "
+        f"callback(trainer, epoch_record), in a list, got {given!r}"
+    )

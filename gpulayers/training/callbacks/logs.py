@@ -66,7 +66,7 @@ class JSONLogger(_FileLogger):
 class TensorBoardLogger(Callback):
     """Figures for TensorBoard: the loss of each batch, the figures of each epoch.
 
-    Needs tensorboardX: ``pip install "gpulayers[tensorboard]"``. A run that goes on marks what an
+    Needs tensorboardX: ``pip install tensorboardX``. A run that goes on marks what an
     earlier, interrupted process wrote beyond its last checkpoint as obsolete.
 
     Parameters
@@ -115,7 +115,6 @@ def _summary_writer() -> Any:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError(
-            "TensorBoardLogger needs tensorboardX, which is not installed: "
-            'pip install "gpulayers[tensorboard]"'
+            "TensorBoardLogger needs tensorboardX, which is not installed: pip install tensorboardX"
         ) from None
     return SummaryWriter

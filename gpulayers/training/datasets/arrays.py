@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
 
 from gpulayers import backend
-from gpulayers.errors import DataError
+from gpulayers.errors import DataError, ParameterError
 from gpulayers.training.datasets.choice import divide
 from gpulayers.training.datasets.lazy import (
     ChosenImages,
@@ -140,6 +140,8 @@ class Dataset:
     ------
     DataError
         If the splits differ in shape or dtype, or a label has no class.
+    ParameterError
+        If a split is no `Split`, or the classes no sequence of names.
     """
 
     name: str
@@ -149,11 +151,18 @@ class Dataset:
     validation: Split | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
-        train = self.train.images
         parts = {"train": self.train, "test": self.test}
         if self.validation is not None:
             parts["validation"] = self.validation
+        for part, split in parts.items():
+            check_split(f"Dataset {self.name!r}", part, split)
+        given: Any = self.classes
+        if not isinstance(given, Iterable):
+            raise ParameterError(
+                f"Dataset {self.name!r}: classes must be a sequence of names, got {given!r}"
+            )
+        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
+        train = self.train.images
         for part, split in parts.items():
             other = split.images
             if train.shape[1:] != other.shape[1:] or train.dtype != other.dtype:
@@ -227,12 +236,20 @@ def train_validation_split(
     Raises
     ------
     ParameterError
-        If `validation` is out of range.
+        If `validation` is out of range, or `split` no `Split`.
     DataError
         If there are too few examples to hold out as many.
     """
+    check_split("train_validation_split", "split", split)
     kept, held = divide(split.labels, validation, seed, stratified)
     return split.take(kept), split.take(held)
+
+
+def check_split(owner: str, what: str, split: Any) -> None:
+    """Raise ParameterError unless it is a `Split`."""
+    if not isinstance(split, Split):
+        more = "; dataset.train is one" if isinstance(split, Dataset) else ""
+        raise ParameterError(f"{owner}: {what} must be a Split, got {type(split).__name__}{more}")
 
 
 def numbered_classes(train: Split) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def _pillow() -> tuple[ModuleType, ModuleType]:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise DataError(
-            "folders of pictures need the package pillow: pip install 'gpulayers[train]'"
+            "folders of pictures need the package pillow: pip install pillow"
         ) from error
     return Image, ImageOps
 

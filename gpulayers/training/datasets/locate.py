@@ -122,7 +122,7 @@ def _fetch(spec: Published, folder: Path, looked: list[str]) -> None:
     except ImportError as error:
         raise DataError(
             f"{spec.name}: not found on this machine, and to download it needs the package pooch: "
-            f"pip install 'gpulayers[train]'. Or: {_advice(spec, looked)}"
+            f"pip install pooch. Or: {_advice(spec, looked)}"
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.errors import DataError
+from gpulayers.errors import DataError, ParameterError
 from gpulayers.training.datasets.arrays import Dataset, Split
 from gpulayers.training.datasets.readers import list_folder, reason
 
@@ -105,7 +105,13 @@ def save_data(data: Dataset, folder: str | os.PathLike[str]) -> Path:
     DataError
         If the folder holds such files already, cannot be written, or an image cannot be read. No
         file with a final name is left incomplete.
+    ParameterError
+        If `data` is no dataset or `folder` no path.
     """
+    if not isinstance(data, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ParameterError(f"save_data: data must be a Dataset, got {type(data).__name__}")
+    if not isinstance(folder, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ParameterError(f"save_data: expected a folder's path, got {folder!r}")
     target = Path(folder)
     parts = {"train": data.train, "test": data.test}
     if data.validation is not None:
