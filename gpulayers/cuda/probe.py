@@ -19,8 +19,8 @@ __all__ = ["probe"]
 _log = logging.getLogger("gpulayers")
 
 _INSTALL = (
-    'pip install "gpulayers[cuda13]" (driver 580 or newer) or pip install "gpulayers[cuda12]" '
-    "(driver 525 or newer)"
+    'in a clone of gpulayers, pip install ".[cuda13]" (driver 580 or newer) or '
+    'pip install ".[cuda12]" (driver 525 or newer)'
 )
 
 
