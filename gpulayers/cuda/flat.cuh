@@ -14,14 +14,17 @@ __device__ __forceinline__ int section_of(const long long* __restrict__ sections
     return section;
 }
 
-// The sum of a gradient's parts, in their order.
+// The sum of a gradient's parts, in their order; several are on their way at a time.
 template <typename Acc>
 __device__ __forceinline__ Acc gradient_at(const Acc* __restrict__ work, const long long* __restrict__ section,
                                            long long number)
 {
-    const long long place = section[1] + (number - section[0]);
+    const Acc* const first = work + section[1] + (number - section[0]);
+    const long long apart = section[3];
+    const int parts = static_cast<int>(section[2]);
     Acc sum = static_cast<Acc>(0);
-    for (long long part = 0; part < section[2]; ++part) sum += work[place + part * section[3]];
+#pragma unroll 16
+    for (int part = 0; part < parts; ++part) sum += first[part * apart];
     return sum;
 }
 

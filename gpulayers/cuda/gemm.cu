@@ -33,10 +33,14 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
                                int span, int parts, int weight_blocks, int masked)
 {
     const int block = static_cast<int>(blockIdx.x);
-    if (block < weight_blocks) {
+    // those with the longer sums first: the last ones to begin should be the short ones
+    const bool inputs_first = outputs > span;
+    const int input_blocks = static_cast<int>(gridDim.x) - weight_blocks;
+    const int of_weights = inputs_first ? block - input_blocks : block;
+    if (of_weights >= 0 && of_weights < weight_blocks) {
         const int down = (inputs + Tile::HEIGHT) / Tile::HEIGHT;
-        const int tile = block / parts;
-        const Share share = {tile % down, tile / down, block % parts, parts};
+        const int tile = of_weights / parts;
+        const Share share = {tile % down, tile / down, of_weights % parts, parts};
         const Matrix<T, Acc, Lines> left = {x, inputs, 1, inputs, inputs, Lines()};
         const Matrix<T, Acc, Lines> right = {dz, outputs, 1, outputs, -1, Lines()};
         const Target<T, Acc> target = {nullptr, grads, nullptr, nullptr, nullptr, inputs + 1, outputs,
@@ -44,7 +48,7 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
         work_out<T, Acc, Tile>(share, left, right, target, batch, span);
     } else {
         const int down = (batch + Tile::HEIGHT - 1) / Tile::HEIGHT;
-        const int tile = block - weight_blocks;
+        const int tile = inputs_first ? block : block - weight_blocks;
         const Share share = {tile % down, tile / down, 0, 1};
         const Matrix<T, Acc, Terms> left = {dz, batch, outputs, 1, -1, Terms()};
         const Matrix<T, Acc, Terms> right = {w, inputs, outputs, 1, -1, Terms()};

@@ -21,6 +21,11 @@ from gpulayers.ops.reference import Reference
 _BLOCKS = 128
 # terms that a block should have at least: fewer cost more bytes of partial sums
 _LEAST_TERMS = 192
+# A plain tile goes over its terms one small stage after the other, each of which waits for memory.
+# So where blocks share a sum at all (it may take one launch more), and of few numbers, more of them
+# do; and of sums of very many terms as many as multiprocessors have room for.
+_LEAST_PLAIN, _FEW_NUMBERS = 64, 1 << 16
+_MANY_TERMS, _BESIDE = 1024, 3
 # and with fewer no candidate comes
 _FEWEST_TERMS = 64
 # columns up to which the narrow tile wins, and up to which one of 64 columns does
@@ -122,7 +127,11 @@ def _blocks(rows: int, cols: int, terms: int, tile: Tile, shared: bool) -> int:
 def share_terms(rows: int, cols: int, terms: int, tile: Tile) -> int:
     """How many blocks share the terms of a tile's sums, by rule."""
     tiles = -(-rows // tile.rows) * -(-cols // tile.cols)
-    return max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
+    usual = max(1, min(_BLOCKS // tiles, terms // _LEAST_TERMS))
+    if tile.tensor or tile.runs or terms < 2 * _LEAST_TERMS:
+        return usual
+    short = min(_BLOCKS // tiles, terms // _LEAST_PLAIN, _FEW_NUMBERS // max(1, rows * cols))
+    return max(usual, short, min(_BESIDE * _BLOCKS // tiles, terms // _MANY_TERMS))
 
 
 def tile_of_both(
@@ -178,8 +187,8 @@ def candidates(
         counts = [1]
         if shared:
             usual = share_terms(rows, cols, terms, tile)
-            others = (n for n in (1, usual // 2, 2 * usual) if 0 < n <= terms // _FEWEST_TERMS)
-            counts = [usual, *others]
+            others = (1, usual // 2, 2 * usual, 4 * usual)
+            counts = [usual, *(n for n in others if 0 < n <= terms // _FEWEST_TERMS)]
         for count in counts:
             span = max(-(-terms // count), 1)
             if count > 1:

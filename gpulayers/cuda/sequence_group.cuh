@@ -118,13 +118,20 @@ __device__ __forceinline__ T* keep(By by, T* memory, const Member& me, const T* 
 {
     clear(memory, me.columns * me.pitch);
     __syncthreads();
-    const int count = GATES * me.units * me.hidden;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const int term = i % me.hidden;
-        const int unit = i / me.hidden % me.units;
-        const int gate = i / me.hidden / me.units;
-        memory[weight_at<T, BACK>(by, me, unit * GATES + gate, term)] =
-            as_factor<T>(by, weights[(term * GATES + gate) * me.hidden + me.first_unit + unit]);
+    // Eight neighbouring threads read as many units of one term, which lie side by side in global memory; the next ones
+    // read the next terms, which do so in shared memory. All of a thread's loads of a gate are on their way at a time.
+    constexpr int ACROSS = 8;
+    const int lane = static_cast<int>(threadIdx.x) % ACROSS;
+    const int first = static_cast<int>(threadIdx.x) / ACROSS;
+    const int step = static_cast<int>(blockDim.x) / ACROSS;
+    for (int gate = 0; gate < GATES; ++gate) {
+        for (int unit = lane; unit < me.units; unit += ACROSS) {
+            const T* const own = weights + gate * me.hidden + me.first_unit + unit;
+#pragma unroll 8
+            for (int term = first; term < me.hidden; term += step)
+                memory[weight_at<T, BACK>(by, me, unit * GATES + gate, term)] =
+                    as_factor<T>(by, own[term * GATES * me.hidden]);
+        }
     }
     return memory + me.columns * me.pitch;
 }

@@ -81,7 +81,7 @@ __device__ __forceinline__ void settle(HeldWeights<Acc, OUT, IN, TEAM, HELD>& ke
     constexpr int SUMS = HeldWeights<Acc, OUT, IN, TEAM, HELD>::SUMS;
     Four<Acc>* const stored = reinterpret_cast<Four<Acc>*>(memory) + threadIdx.x;
     kept.stored = stored;
-#pragma unroll 1
+#pragma unroll 5
     for (int i = HELD; i < kept.chunks * SUMS; ++i)
         stored[(i - HELD) * HELD_THREADS] = read_held<Acc, OUT, IN, TEAM>(w, seat, hidden, i);
 #pragma unroll
