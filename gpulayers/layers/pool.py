@@ -138,7 +138,8 @@ class GlobalAvgPool2D(LayerBase):
             )
         vars(self).update(in_ch=ch, out_ch=ch)  # unchecked: it is every pass
         wide = "float32" if X.dtype.itemsize == 2 else X.dtype
-        Y = X.mean(axis=(1, 2), dtype=wide).astype(X.dtype, copy=False)
+        # along the columns first: NumPy adds up what lies apart one by one, too long for millions
+        Y = X.mean(axis=2, dtype=wide).mean(axis=1).astype(X.dtype, copy=False)
         return Y, {"x_shape": X.shape}
 
     def _backward(self, dLdY: Array, saved: Saved, params: bool, inputs: bool) -> Backward:

@@ -277,10 +277,10 @@ class NCELoss(NCEChecks):
         noise = self.derived_variables["noise_samples"][i][0]
         g = self.derived_variables["y_pred"][i] - self.derived_variables["out_labels"][i]
         g_target, g_noise = g[:, :, :1], xp.ascontiguousarray(g[:, :, 1:])
-        flat = g_noise.reshape(-1, g_noise.shape[2])
         dX = g_target * embedding_forward(W, target)[:, None, :]
         ids, rows, sums = target, (g_target * X).sum(axis=1), g_target.sum(axis=1)
-        if noise is not None:
+        if noise is not None and noise.size:
+            flat = g_noise.reshape(-1, g_noise.shape[2])
             dX = dX + (flat @ embedding_forward(W, noise)).reshape(X.shape)
             ids = xp.concatenate([target, noise])
             rows = xp.concatenate([rows, flat.T @ X.reshape(-1, X.shape[2])])

@@ -62,7 +62,10 @@ def clip_global_norm(gradients: Iterable[Array], max_norm: float) -> Array:
     ratio = limit / xp.maximum(peak, limit * 1e-30)  # at most 1e30, far above the root
     factor = ratio / xp.maximum(root, ratio)
     for grad in grads:
-        grad *= factor.astype(grad.dtype)
+        if grad.dtype.itemsize < 4:  # in which the factor itself would be rounded, to zero at worst
+            grad[...] = grad.astype(dtype) * factor
+        else:
+            grad *= factor.astype(grad.dtype)
     return xp.asarray(root * peak)
 
 
@@ -92,8 +95,8 @@ def clip_value(gradients: Iterable[Array], limit: float) -> None:
 
 def clipped_value(grad: Array, limit: float) -> Array:
     """A new array with the entries of `grad` cut to [-limit, limit]."""
-    top = grad.dtype.type(min(limit, float(_largest(grad))))
-    return xp_of(grad).clip(grad, -top, top)
+    top, xp = grad.dtype.type(min(limit, float(_largest(grad)))), xp_of(grad)
+    return xp.asarray(xp.clip(grad, -top, top))  # NumPy makes a number of an array without axes
 
 
 def _largest(grad: Array) -> float:

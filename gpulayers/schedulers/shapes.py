@@ -79,8 +79,8 @@ class CosineScheduler(SchedulerBase):
     final_lr + (initial_lr - final_lr) * (1 + cos(pi * t)) / 2,
     t = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    (Loshchilov & Hutter, "SGDR", 2017, equation 5, without restarts.) Up to `warmup_steps` the rate
-    is initial_lr * step / warmup_steps, after `total_steps` it stays `final_lr`.
+    (Loshchilov & Hutter, "SGDR", 2017, equation 5, without restarts.) Before `warmup_steps` the
+    rate is initial_lr * step / warmup_steps, from `total_steps` on it is `final_lr`.
 
     Parameters
     ----------

@@ -353,3 +353,19 @@ def test_dtype_stays(dtype, close, backend):
     got = [loss, y_pred, dX, objective.gradients["W"], objective.gradients["b"]]
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_allclose(backend.asnumpy(ours), theirs, rtol=close, atol=close)
+
+
+def test_without_negatives(float64, backend):
+    """The targets alone: their logistic losses."""
+    objective = NCELoss(6, DiscreteSampler(PROBS), 0, subtract_log_label_prob=False)
+    X, target = np.random.default_rng(0).standard_normal((3, 1, 4)), np.array([1, 5, 1])
+    loss, _ = objective.loss(backend.asarray(X), backend.asarray(target))
+    W, b = (backend.asnumpy(objective.parameters[k]).copy() for k in "Wb")
+    scores = (X[:, 0] * W[target]).sum(axis=1) + b[0, target]
+    assert float(loss) == pytest.approx(np.logaddexp(0, -scores).sum(), rel=1e-9)
+    dX = objective.grad(update_params=False)
+    slopes = -1 / (1 + np.exp(scores))
+    np.testing.assert_allclose(backend.asnumpy(dX)[:, 0], slopes[:, None] * W[target], rtol=1e-9)
+    db = np.zeros(6)
+    np.add.at(db, target, slopes)
+    np.testing.assert_allclose(backend.asnumpy(objective.gradients["b"])[0], db, atol=1e-12)

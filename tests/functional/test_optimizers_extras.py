@@ -215,3 +215,22 @@ def test_a_layer_learns_with_clipped_gradients(backend):
     total = sum(float((backend.asnumpy(g) ** 2).sum()) for g in layer.gradients.values())
     assert math.sqrt(total) == pytest.approx(1e-3, rel=1e-5)
     layer.update()
+
+
+def test_a_global_norm_of_half_precision_keeps_its_digits():
+    """The factor, here 5e-9, is no float16."""
+    grad = np.full(1000, 6e4, np.float16)
+    assert float(clip_global_norm([grad], 0.01)) == pytest.approx(6e4 * math.sqrt(1000), rel=1e-3)
+    np.testing.assert_allclose(grad.astype("f8"), 0.01 / math.sqrt(1000), rtol=1e-3)
+    grad = np.full(1000, 6e4, np.float16)
+    clip_global_norm([grad], 0.2)
+    assert np.linalg.norm(grad.astype("f8")) == pytest.approx(0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize("rule", ALL)
+def test_both_clips_of_a_parameter_without_axes(rule):
+    optimizer = rule(lr=0.1, clip_value=0.5, clip_norm=0.25)
+    param, twin = np.array(1.0), np.array([1.0])
+    for one in (param, twin):
+        optimizer.update_(one, np.full_like(one, 2.0), f"W{one.ndim}")
+    assert param == twin[0] != 1.0

@@ -206,3 +206,10 @@ def test_dropout_is_the_identity_in_evaluation(backend: Backend, how: str) -> No
         dY = harness.values((4, 5), 11)
         assert_same_bits(layer.backward(backend.asarray(dY)), dY)
         assert layer.derived_variables["dropout_mask"] == [None]
+
+
+def test_the_average_of_a_large_image_keeps_its_digits(backend: Backend) -> None:
+    """Added up one by one, a million numbers lose two of them."""
+    X = (1 + np.random.default_rng(0).random((1, 512, 512, 3))).astype("float32")
+    Y = host(layers.GlobalAvgPool2D().forward(backend.asarray(X)))
+    np.testing.assert_allclose(Y, X.mean(axis=(1, 2), dtype="float64"), rtol=2e-6)
