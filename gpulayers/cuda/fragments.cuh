@@ -1,10 +1,15 @@
 // What tensor cores multiply, a warp at a time (from sm_80 on): for large.cuh and sequence_tensor.cuh.
 
-// float rounded to TF32, to the nearest.
+// float rounded to TF32, to the nearest: ties to even from sm_90 on, where that is one instruction; before, there is only
+// the way with ties away from zero, which is several anywhere. Neither is nearer than the other.
 __device__ __forceinline__ unsigned to_tf32(unsigned bits)
 {
     unsigned rounded;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+#else
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+#endif
     return rounded;
 }
 

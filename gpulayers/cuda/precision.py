@@ -1,7 +1,8 @@
 """How exactly float32 products are worked out on a GPU: in float32, or in TF32 by tensor cores.
 
 TF32 has the exponents of float32 and 10 bits of its mantissa: factors are rounded to it, to the
-nearest, and their products summed in float32 (NVIDIA, "A100 Tensor Core GPU Architecture", 2020).
+nearest (half way, from compute capability 9.0 on to even, before away from zero), and their
+products summed in float32 (NVIDIA, "A100 Tensor Core GPU Architecture", 2020).
 The error of a product, relative in the Frobenius norm, is below 1e-6 in "fp32", about 3e-4 and
 below 1e-3 in "tf32"; the results of bfloat16 are within 4e-3 and those of float16 within 5e-4,
 which is the rounding of what is stored.

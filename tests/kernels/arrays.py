@@ -41,9 +41,12 @@ COMBINATIONS = (
 
 
 def random(*shape: int, seed: str = "", scale: float = 1.0) -> np.ndarray:
-    """Normal numbers in float64, the same in each run."""
+    """Normal numbers in float64, the same in each run; in float32 none lies half way between two
+    of TF32, where architectures round differently (fragments.cuh)."""
     seed_number = zlib.crc32(f"{seed}{shape}".encode())
-    return np.random.default_rng(seed_number).standard_normal(shape) * scale
+    values = np.random.default_rng(seed_number).standard_normal(shape) * scale
+    ties = np.asarray(values, np.float32).view(np.uint32) % 2**13 == 2**12
+    return np.where(ties, values * (1 + 2.0**-20), values)
 
 
 def store(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -65,9 +68,10 @@ def load(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def tf32(values: np.ndarray) -> np.ndarray:
-    """`values` to the nearest of 10 bits of mantissa, ties away from zero."""
+    """`values` to the nearest of 10 bits of mantissa, ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    nearest = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    up = np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))
+    nearest = ((bits + up) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isfinite(values), nearest, values).astype(np.float64)
 
 

@@ -76,21 +76,43 @@ def test_a_lane_that_stays_away_is_a_deadlock() -> None:
 ROUND = r"""
 extern "C" __global__ void kernel(const float* x, unsigned* y)
 {
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y[threadIdx.x]) : "f"(x[threadIdx.x]));
+    asm("cvt.WAY.tf32.f32 %0, %1;" : "=r"(y[threadIdx.x]) : "f"(x[threadIdx.x]));
 }
 """
 
 
-def test_rounding_to_tf32() -> None:
-    """To the nearest of 10 bits, ties away from zero."""
-    step = 2.0**-10
-    x = np.array([1 + step / 2, -1 - step / 2, 1 + step / 2.001, 1 + 1.5 * step, np.inf, -0.0, 3])
-    want = np.array([1 + step, -1 - step, 1, 1 + 2 * step, np.inf, -0.0, 3], "f4")
-    y = np.zeros(7, "u4")
-    HostModule(ROUND, name="round.cu")["kernel"]((1,), (7,), (x.astype("f4"), y))
-    np.testing.assert_array_equal(y, want.view("u4"))
-    HostModule(ROUND, name="round.cu")["kernel"]((1,), (1,), (np.array([np.nan], "f4"), y))
-    assert np.isnan(y.view("f4")[0])
+STEP, TINY = 2.0**-10, 2.0**-136  # the last place of TF32, of 1 and of what is subnormal
+#: a number, rounded with ties away from zero, with ties to even
+NEAREST = [
+    (1 + STEP / 2, 1 + STEP, 1),
+    (-1 - STEP / 2, -1 - STEP, -1),
+    (1 + 1.5 * STEP, 1 + 2 * STEP, 1 + 2 * STEP),
+    (1 + 2.5 * STEP, 1 + 3 * STEP, 1 + 2 * STEP),
+    (1 + STEP / 2.001, 1, 1),
+    (1 + STEP / 1.999, 1 + STEP, 1 + STEP),
+    (2 - STEP / 2, 2, 2),
+    (np.inf, np.inf, np.inf),
+    (-np.inf, -np.inf, -np.inf),
+    (float(np.finfo("f4").max), np.inf, np.inf),
+    (-0.0, -0.0, -0.0),
+    (3, 3, 3),
+    (TINY / 2, TINY, 0),
+    (-1.5 * TINY, -2 * TINY, -2 * TINY),
+    (0.6 * TINY, TINY, TINY),
+    (0.4 * TINY, 0, 0),
+]
+
+
+@pytest.mark.parametrize("way", ["rna", "rn"])
+def test_rounding_to_tf32(way: str) -> None:
+    """To the nearest of 10 bits."""
+    x, away, even = np.array(NEAREST, "f4").T.copy()
+    y = np.zeros(len(x), "u4")
+    kernel = HostModule(ROUND.replace("WAY", way), name="round.cu")["kernel"]
+    kernel((1,), (len(x),), (x, y))
+    np.testing.assert_array_equal(y, (away if way == "rna" else even).view("u4"))
+    kernel((1,), (2,), (np.array([0x7F800001, 0xFFFFFFFF], "u4").view("f4"), y))
+    np.testing.assert_array_equal(y[:2], 0x7FFFFFFF)
 
 
 ROWS = r"""
@@ -206,6 +228,6 @@ def test_what_is_wrong_with_copies(kinds: str, case: dict[str, Any]) -> None:
     ],
 )
 def test_other_ptx_is_refused(ptx: str, message: str) -> None:
-    code = ROUND.replace("cvt.rna.tf32.f32 %0, %1;", ptx)
+    code = ROUND.replace("cvt.WAY.tf32.f32 %0, %1;", ptx)
     with pytest.raises(CompileError, match=message):
         HostModule(code, name="round.cu")

@@ -99,7 +99,17 @@ FLOATS = {
     "cvt.rn.f32.s32 %f9, 16777217": 2.0**24,
     "cvt.rp.f32.s32 %f9, 16777217": 2.0**24 + 2,
     "cvt.rzi.s32.f32 %r9, 0fCF800000; cvt.rn.f32.s32 %f9, %r9": -(2.0**31),
+    # half way to the next of TF32: away from zero, and to even, down, up, of a subnormal number too
     "cvt.rna.tf32.f32 %r9, 0f3F801000; mov.b32 %f9, %r9": 1 + 2.0**-10,
+    "cvt.rn.tf32.f32 %r9, 0f3F801000; mov.b32 %f9, %r9": 1.0,
+    "cvt.rn.tf32.f32 %r9, 0fBF803000; mov.b32 %f9, %r9": -1 - 2.0**-9,
+    "cvt.rn.tf32.f32 %r9, 0f3F801001; mov.b32 %f9, %r9": 1 + 2.0**-10,
+    "cvt.rn.tf32.f32 %r9, 0f00003000; mov.b32 %f9, %r9": 2.0**-135,
+    "cvt.rn.tf32.f32 %r9, 0f00001000; mov.b32 %f9, %r9": 0.0,
+    "cvt.rn.tf32.f32 %r9, 0f7F7FFFFF; mov.b32 %f9, %r9": np.inf,
+    "cvt.rn.tf32.f32 %r9, 0fFF800000; mov.b32 %f9, %r9": -np.inf,
+    # any NaN becomes the one of all ones but the sign
+    "cvt.rn.tf32.f32 %r9, 0fFF800001; sub.u32 %r9, %r9, 0x7FFFFFFF; cvt.rn.f32.u32 %f9, %r9": 0.0,
     "cvt.rn.f16.f32 %h1, 0f3F801000; cvt.f32.f16 %f9, %h1": 1.0,
     "cvt.rn.bf16.f32 %h1, 0f3F818000; mov.b32 %f9, {0, %h1}": 1 + 2.0**-6,
     # 2^24 + 2^16 + 1 is more than half way to the next one
@@ -308,6 +318,7 @@ REFUSED = {
     "no end": ("timeout", "again: bra again;"),
     "unknown": ("unknown-instruction", "dp4a.u32.u32 %r1, %r0, %r0, %r0;"),
     "unknown form": ("unknown-instruction", "mul24.lo.s32 %r1, %r0, %r0;"),
+    "unknown rounding": ("unknown-instruction", "cvt.rz.tf32.f32 %r1, 0f3F800000;"),
     "too wide": ("unknown-instruction", "add.s64 %r1, %r0, %r0;"),
 }
 

@@ -214,8 +214,10 @@ def _by_sign(parts: list[str]) -> Formula | None:
 
 def _convert(parts: list[str]) -> Formula | None:
     *how, to, origin = parts
-    if "rna" in how:
-        return Formula(to_tf32, (origin,), "b32") if (to, origin) == ("tf32", "f32") else None
+    if to == "tf32" or "rna" in how:
+        if (to, origin) != ("tf32", "f32") or how not in (["rna"], ["rn"]):
+            return None
+        return Formula(lambda a: to_tf32(a, how[0]), (origin,), "b32")
     if to in ("f16x2", "bf16x2"):
         half = to.removesuffix("x2")
         if how != ["rn"] or origin != "f32":

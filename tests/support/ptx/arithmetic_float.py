@@ -24,10 +24,13 @@ def flushed(a: Array) -> Array:
     return np.where(small, np.copysign(np.float32(0), a), a)
 
 
-def to_tf32(a: Array) -> Array:
-    """cvt.rna: to the nearest of 10 bits of mantissa, ties away from zero; the bits."""
+def to_tf32(a: Array, rounding: str) -> Array:
+    """To the nearest of 10 bits of mantissa, ties away from zero (rna) or to even (rn); the bits.
+    Subnormal numbers stay."""
     bits = a.view(np.uint32)
-    nearest = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    below_half, odd = np.uint32(0xFFF), (bits >> np.uint32(13)) & np.uint32(1)
+    up = below_half + (np.uint32(1) if rounding == "rna" else odd)
+    nearest = (bits + up) & np.uint32(0xFFFFE000)
     return np.where(np.isnan(a), np.uint32(0x7FFFFFFF), nearest)
 
 

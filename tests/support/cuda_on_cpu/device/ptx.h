@@ -8,6 +8,14 @@ EMU_INLINE void emu_ptx_cvt_rna_tf32_f32(unsigned& to, float from)
     to = from != from ? 0x7fffffffu : (emu_bits<unsigned>(from) + 0x1000u) & ~0x1fffu;
 }
 
+// As above, ties to even: half a place less one is added, and one where the last place is odd. Subnormal numbers
+// are rounded as they are.
+EMU_INLINE void emu_ptx_cvt_rn_tf32_f32(unsigned& to, float from)
+{
+    const unsigned bits = emu_bits<unsigned>(from), odd = bits >> 13 & 1;
+    to = from != from ? 0x7fffffffu : (bits + 0x0fffu + odd) & ~0x1fffu;
+}
+
 EMU_INLINE unsigned long long __cvta_generic_to_shared(const void* place)
 {
     return emu_shared_address(place, __builtin_return_address(0));
