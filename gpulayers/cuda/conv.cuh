@@ -7,8 +7,11 @@
 // become multiplications. `pooled` says that a 2 x 2 max pooling follows, stride 2: pixels are then numbered
 // window by window, and gradients are the pooled ones with the number of each window's winner (4: none).
 
-#ifndef SPECIALISE
+#ifdef SPECIALISE
+#define SHAPE_IS_KNOWN true
+#else
 #define SPECIALISE
+#define SHAPE_IS_KNOWN false
 #endif
 
 struct Geometry {
@@ -97,6 +100,68 @@ __device__ __forceinline__ const T* window_place(const Windows<T, Acc>& w, const
     return w.image + (line * w.g.cols + col) * w.g.channels + reach.channel;
 }
 
+// ---- windows of few taps: which of them lie inside is worked out once for a line
+//
+// A line has a place that its taps are counted from, outside of the image perhaps, and a bit for each tap that lies
+// inside. A tap is then a bit to look at and a distance to add: no row, no column, no image any more. Only for a shape
+// that the compiler knows, so that nothing of the other way is left: both at once are more instructions and registers
+// than either.
+
+#define FEW_TAPS 32
+
+// Whether there are few taps, and none so far from the first that an int does not hold it, in an image (or a gradient)
+// of so many columns and `depth` numbers a pixel.
+__device__ __forceinline__ bool has_few_taps(const Geometry& g, int cols, int depth)
+{
+    if (!SHAPE_IS_KNOWN || static_cast<long long>(g.kernel_rows) * g.kernel_cols > FEW_TAPS) return false;
+    const long long down = static_cast<long long>(g.kernel_rows - 1) * g.dilation_rows;
+    const long long across = static_cast<long long>(g.kernel_cols - 1) * g.dilation_cols;
+    return (down * cols + across + 1) * depth < 1LL << 31;
+}
+
+// Which of the positions first, first + step, ... lie below `size`, a bit each.
+__device__ __forceinline__ unsigned inside_along(int first, int step, int count, int size)
+{
+    unsigned inside = 0;
+    for (int k = 0; k < count; ++k) {
+        const int at = first + k * step;
+        if (at >= 0 && at < size) inside |= 1u << k;
+    }
+    return inside;
+}
+
+// And of both axes, in the order of the taps.
+__device__ __forceinline__ unsigned inside_of(const Geometry& g, unsigned rows, unsigned cols)
+{
+    unsigned inside = 0;
+    for (int k = 0; k < g.kernel_rows; ++k)
+        if (rows >> k & 1) inside |= cols << k * g.kernel_cols;
+    return inside;
+}
+
+// What is kept of a line: the first tap's place and which taps lie inside, none of a line beyond the last one; of more
+// taps, the plain line, as line_of has it.
+template <typename T, typename Line>
+struct Kept {
+    const T* first;
+    unsigned inside;
+    Line plain;
+};
+
+// Of few taps, a tap's number and how far a channel of it is from the first tap's first; of more, the tap's reach.
+struct Reach {
+    int number, distance;
+    Tap reach;
+};
+
+// Where an image has so many columns and `depth` numbers a pixel; a `direction` of -1 goes back.
+__device__ __forceinline__ Reach distance_of(const Geometry& g, int term, int cols, int depth, int direction)
+{
+    const Tap reach = reach_of(g, term, depth);
+    const int pixels = reach.row * cols + reach.col;
+    return {term / depth, direction * pixels * depth + reach.channel, {}};
+}
+
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc window_value(const Windows<T, Acc>& w, int number, int tap_number)
 {
@@ -144,6 +209,36 @@ __device__ __forceinline__ const T* place_of(const PixelsByTaps<T, Acc>& source,
                                              int*)
 {
     return window_place(source.windows, line, term);
+}
+
+// The same for who keeps a line.
+template <typename T, typename Acc>
+__device__ __forceinline__ Kept<T, Corner> kept_line(const PixelsByTaps<T, Acc>& source, int line)
+{
+    const Geometry& g = source.windows.g;
+    const Corner corner = line_of(source, line);
+    if (line >= source.pixels || !has_few_taps(g, g.cols, g.channels)) return {source.windows.image, {}, corner};
+    const long long row = static_cast<long long>(corner.image) * g.rows + corner.row;
+    const unsigned inside = inside_of(g, inside_along(corner.row, g.dilation_rows, g.kernel_rows, g.rows),
+                                      inside_along(corner.col, g.dilation_cols, g.kernel_cols, g.cols));
+    return {source.windows.image + (row * g.cols + corner.col) * g.channels, inside, corner};
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Reach kept_term(const PixelsByTaps<T, Acc>& source, int term)
+{
+    const Geometry& g = source.windows.g;
+    if (!has_few_taps(g, g.cols, g.channels)) return {{}, {}, term_of(source, term)};
+    return distance_of(g, term, g.cols, g.channels, 1);
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const PixelsByTaps<T, Acc>& source, const Kept<T, Corner>& line,
+                                             const Reach& term, int*)
+{
+    const Geometry& g = source.windows.g;
+    if (!has_few_taps(g, g.cols, g.channels)) return window_place(source.windows, line.plain, term.reach);
+    return line.inside >> term.number & 1 ? line.first + term.distance : nullptr;
 }
 
 // ... or the other way round, with a line of ones after the last tap, for the gradient of a bias.

@@ -76,6 +76,16 @@ __device__ __forceinline__ Spot term_of(const FiltersByPixels<T, Acc>& source, i
     return spot_of(source.gradient, pixel.image, pixel.row, pixel.col);
 }
 
+// dz has its numbers in the order of the pixels, or of their windows. (Other tiles than those for tensor cores take more
+// registers so.)
+template <typename T, typename Acc>
+__device__ __forceinline__ Spot kept_term(const FiltersByPixels<T, Acc>& source, int term)
+{
+    const bool pooled = source.gradient.pooled;
+    const long long number = pooled ? term / 4 : term;
+    return {number * source.gradient.filters, pooled ? term % 4 : 0};
+}
+
 template <typename T, typename Acc>
 __device__ __forceinline__ const T* place_of(const FiltersByPixels<T, Acc>& source, int line, const Spot& term,
                                              int* quarter)
@@ -155,6 +165,43 @@ __device__ __forceinline__ const T* place_of(const InputsByTaps<T, Acc>& source,
     const Spot spot = seen_by(source, line, term);
     *quarter = spot.quarter;
     return spot.place >= 0 ? source.gradient.dz + (spot.place + term.channel) : nullptr;
+}
+
+// Whether an output sees an input by each of few taps (conv.cuh), but for the edges.
+template <typename T, typename Acc>
+__device__ __forceinline__ bool is_seen_by_all(const Gradient<T, Acc>& source)
+{
+    const Geometry& g = source.g;
+    return has_few_taps(g, g.out_cols, source.filters) && g.stride_rows == 1 && g.stride_cols == 1 && !source.pooled;
+}
+
+// The first tap's output is the pixel's own place in the padded image; the others lie before it.
+template <typename T, typename Acc>
+__device__ __forceinline__ Kept<T, Input> kept_line(const InputsByTaps<T, Acc>& source, int line)
+{
+    const Geometry& g = source.gradient.g;
+    const Input input = line_of(source, line);
+    if (input.image < 0 || !is_seen_by_all(source.gradient)) return {source.gradient.dz, {}, input};
+    const long long row = static_cast<long long>(input.image) * g.out_rows + input.row;
+    const unsigned inside = inside_of(g, inside_along(input.row, -g.dilation_rows, g.kernel_rows, g.out_rows),
+                                      inside_along(input.col, -g.dilation_cols, g.kernel_cols, g.out_cols));
+    return {source.gradient.dz + (row * g.out_cols + input.col) * source.gradient.filters, inside, input};
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Reach kept_term(const InputsByTaps<T, Acc>& source, int term)
+{
+    const Geometry& g = source.gradient.g;
+    if (!is_seen_by_all(source.gradient)) return {{}, {}, term_of(source, term)};
+    return distance_of(g, term, g.out_cols, source.gradient.filters, -1);
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const InputsByTaps<T, Acc>& source, const Kept<T, Input>& line,
+                                             const Reach& term, int* quarter)
+{
+    if (!is_seen_by_all(source.gradient)) return place_of(source, line.plain, term.reach, quarter);
+    return line.inside >> term.number & 1 ? line.first + term.distance : nullptr;
 }
 
 template <typename T, typename Acc>

@@ -126,10 +126,10 @@ __device__ __forceinline__ auto begin_asking(const Factor& factor, int first_lin
     using Lies = Layout<T, Tile, LINES, TOGETHER>;
     constexpr int COUNT = TOGETHER ? OWN_RUNS<Tile, LINES> : 1;
     const int row = static_cast<int>(threadIdx.x) / Lies::RUNS, run = static_cast<int>(threadIdx.x) % Lies::RUNS;
-    Asked<decltype(line_of(factor, 0)), COUNT> asked;
+    Asked<decltype(kept_line(factor, 0)), COUNT> asked;
 #pragma unroll
     for (int s = 0; s < COUNT; ++s)
-        asked.line[s] = line_of(factor, first_line + Lies::line_in(row + s * STEP<Lies>, run));
+        asked.line[s] = kept_line(factor, first_line + Lies::line_in(row + s * STEP<Lies>, run));
     asked.quarters = 0;
     return asked;
 }
@@ -170,7 +170,7 @@ __device__ __forceinline__ void ask(const Factor& factor, Asked<Line, COUNT>& as
         const int own = row + s * STEP<Lies>;
         const int term = first + Lies::term_in(own, run);
         const int quarter =
-            ask_run<T, Tile, LINES>(factor, asked.line[TOGETHER ? s : 0], term_of(factor, term), term < to,
+            ask_run<T, Tile, LINES>(factor, asked.line[TOGETHER ? s : 0], kept_term(factor, term), term < to,
                                     part + Lies::place_of_run(own, run), stage, s);
         quarters |= static_cast<unsigned>(quarter) << (2 * s);
     }

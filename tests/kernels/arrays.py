@@ -22,6 +22,7 @@ class Launcher(Protocol):
         args: Any,
         shared_mem: int = 0,
         block: int = 0,
+        constants: str = "",
     ) -> None: ...
 
 

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from gpulayers.cuda import table
 from gpulayers.cuda.table_tiles import TILES
 from tests.kernels import gold
 from tests.kernels.arrays import WIDE, Launcher, close, load, poisoned, random, rounded, store
@@ -45,6 +46,13 @@ def _grid(name: str, rows: int, cols: int, parts: int = 1) -> tuple[int, int, in
     return -(-rows // tile.rows), -(-cols // tile.cols), parts
 
 
+def constants(g: Geometry, filters: int, pooled: bool, special: bool) -> str:
+    """What a plan compiles a kernel for."""
+    names = (*table.WINDOW_NAMES, "filters", "pooled")
+    known = zip(names, (*g.numbers, filters, int(pooled)), strict=True)
+    return ",".join(f"{name}={value}" for name, value in known) if special else ""
+
+
 def _windows(x: np.ndarray, g: Geometry) -> np.ndarray:
     return gold.im2col(x, g)
 
@@ -61,7 +69,9 @@ def forward(
     index: str = "int32",
     follow: bool = True,
     pooled: bool = False,
+    special: bool = False,
 ) -> None:
+    """`special`: compiled for this geometry."""
     count = _filters(name)
     x, image = rounded(random(*g.shape), dtype)
     w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
@@ -83,7 +93,9 @@ def forward(
     pixels = (4 if pooled else 1) * z.size // count
     numbers = (pixels, count, follow, follow, pooled, *g.numbers)
     grid = _grid(name, pixels, count)
-    launcher.launch(name, dtype, index, grid, (x, w, bias, z, winners, *numbers))
+    args = (x, w, bias, z, winners, *numbers)
+    known = constants(g, count, pooled, special)
+    launcher.launch(name, dtype, index, grid, args, constants=known)
     close(z, want, dtype, factor=4)
     if want_winners is not None:
         np.testing.assert_array_equal(

@@ -11,7 +11,7 @@ import numpy as np
 from gpulayers.cuda.table_tiles import TILES
 from tests.kernels import gold
 from tests.kernels.arrays import WIDE, Launcher, close, load, poisoned, random, rounded, store
-from tests.kernels.cases_conv import LARGE
+from tests.kernels.cases_conv import LARGE, constants
 from tests.kernels.cases_gemm import seen
 from tests.kernels.cases_norm import Layer, Shape
 from tests.kernels.gold import Geometry
@@ -47,6 +47,7 @@ def moments(
     dtype: str = "float32",
     index: str = "int32",
     offset: float = 0.0,
+    special: bool = False,
 ) -> None:
     tile, count = TILES[_tile(name)], _filters(name)
     x, image = rounded(random(*g.shape), dtype)
@@ -58,7 +59,8 @@ def moments(
     each, arrived = poisoned((tiles, 2, count), WIDE[dtype]), _arrived(across, parts)
     sums, squares = (poisoned((count, parts), WIDE[dtype]) for _ in range(2))
     args = (x, w, bias, z, each, arrived, sums, squares, len(z), count, MEMBERS, *g.numbers)
-    launcher.launch(name, dtype, index, (tiles, across), args)
+    compiled = constants(g, count, False, special)
+    launcher.launch(name, dtype, index, (tiles, across), args, constants=compiled)
     want = gold.im2col(seen(image, name, dtype), g) @ seen(filters, name, dtype) + shift
     close(z, want, dtype, factor=4)
     assert not arrived.any(), "the next launch counts from zero"
@@ -94,8 +96,10 @@ def backward(
     side: bool = False,
     norm: str = "",
     inputs: bool = True,
+    special: bool = False,
 ) -> None:
-    """`norm`: "relu" or "pooled", with ReLU before the pooling, of a normalisation before it."""
+    """`norm`: "relu" or "pooled", with ReLU before the pooling, of a normalisation before it;
+    `special`: compiled for this geometry."""
     tile, count, ch = TILES[_tile(name)], _filters(name), g.ch
     x, image = rounded(random(*g.shape), dtype)
     stored, winners, dz = _gradient(g, dtype, pooled, count)
@@ -119,7 +123,8 @@ def backward(
     flags = (pooled, bool(norm), shape.rows, shape.cols, layer.relu, double, MEMBERS, *g.numbers)
     args = (x, stored, winners, w, added if side else added[:0], grads, dx, *known)
     grid = (weight_blocks + (tiles * across if inputs else 0),)
-    launcher.launch(name, dtype, index, grid, (*args, *numbers, *flags))
+    compiled = constants(g, count, pooled, special)
+    launcher.launch(name, dtype, index, grid, (*args, *numbers, *flags), constants=compiled)
 
     dz, filters = seen(dz.reshape(-1, count), name, dtype), seen(filters, name, dtype)
     want = np.vstack([gold.im2col(seen(image, name, dtype), g).T @ dz, dz.sum(axis=0)])

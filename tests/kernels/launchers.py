@@ -2,7 +2,8 @@
 
 ``launcher.launch(kernel, dtype, index, grid, args)`` takes NumPy arrays and plain numbers in the
 kernel's order and changes the output arrays in place; ``block`` is the table's
-unless given. bfloat16 arrays are uint16 bit patterns.
+unless given; ``constants`` are the parameters that a kernel is compiled for. bfloat16 arrays are
+uint16 bit patterns.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class EmulatedLauncher:
         self.sources = dict(sources or {})
         self.whole_files = whole_files
         self.options = options
-        self._kernels: dict[tuple[str, str], Any] = {}
+        self._kernels: dict[tuple[str, str, str], Any] = {}
 
     def launch(
         self,
@@ -53,16 +54,19 @@ class EmulatedLauncher:
         args: Sequence[Any],
         shared_mem: int = 0,
         block: int = 0,
+        constants: str = "",
     ) -> None:
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
-        if (spec.file, expression) not in self._kernels:
+        if (spec.file, expression, constants) not in self._kernels:
             together = sample.instances(spec.file, large=spec.runs) if self.whole_files else ()
-            if expression in together:
+            if constants:
+                self._build(spec.file, (expression,), (dtype,), constants)
+            elif expression in together:
                 self._build(spec.file, together, tuple(table.C_TYPES))
             else:
                 self._build(spec.file, (expression,), (dtype,))
-        kernel = self._kernels[spec.file, expression]
+        kernel = self._kernels[spec.file, expression, constants]
         packed = spec.pack(dtype, index, args)
         shared_mem = shared_mem or spec.shared
         kernel.max_dynamic_shared_size_bytes = max(shared_mem, 48 << 10)
@@ -70,17 +74,23 @@ class EmulatedLauncher:
         options = {"cooperative": spec.cooperative, **self.options}
         kernel(*shape, packed, shared_mem=shared_mem, **options)
 
-    def _build(self, file: str, expressions: Sequence[str], dtypes: Sequence[str]) -> None:
+    def _build(
+        self, file: str, expressions: Sequence[str], dtypes: Sequence[str], constants: str = ""
+    ) -> None:
         from tests.support.cuda_on_cpu import HostModule
 
         module = HostModule(
             self.sources.get(file) or load_source(file),
-            options=table.options(*dtypes),
+            options=(*table.options(*dtypes), *_special(constants)),
             name_expressions=expressions,
             name=file,
         )
         for expression in expressions:
-            self._kernels[file, expression] = module[expression]
+            self._kernels[file, expression, constants] = module[expression]
+
+
+def _special(constants: str) -> tuple[str, ...]:
+    return (f"-DSPECIALISE={constants}",) if constants else ()
 
 
 class PtxLauncher:
@@ -116,16 +126,17 @@ class PtxLauncher:
         args: Sequence[Any],
         shared_mem: int = 0,
         block: int = 0,
+        constants: str = "",
     ) -> None:
         from tests.support import ptx
 
         spec = table.KERNELS[name]
         expression = spec.expression(dtype, index)
-        together = {} if spec.only else self._together.get(spec.file, {})
+        together = {} if spec.only or constants else self._together.get(spec.file, {})
         instances = tuple(together) if expression in together else (expression,)
         options = table.options(*sorted(together.values()) if expression in together else (dtype,))
         code = self.sources.get(spec.file) or load_source(spec.file)
-        options = tuple(dict.fromkeys(options))
+        options = (*dict.fromkeys(options), *_special(constants))
         architecture = f"compute_{spec.only}a" if spec.only else self.architecture
         text, names = ptx.compile_ptx(code, instances, options, spec.file, architecture)
         packed = spec.pack(dtype, index, args)
@@ -162,6 +173,7 @@ class DeviceLauncher:
         args: Sequence[Any],
         shared_mem: int = 0,
         block: int = 0,
+        constants: str = "",
     ) -> None:
         import cupy
 
@@ -173,7 +185,7 @@ class DeviceLauncher:
             pytest.skip(f"needs compute capability {(spec.only or spec.oldest) / 10}")
         held = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
         packed = spec.pack(dtype, index, held)
-        kernel: Any = get_kernel(name, dtype, index)
+        kernel: Any = get_kernel(name, dtype, index, constants)
         shared_mem = shared_mem or spec.shared
         if shared_mem > kernel.max_dynamic_shared_size_bytes:  # 48 KB less the kernel's own arrays
             kernel.max_dynamic_shared_size_bytes = shared_mem

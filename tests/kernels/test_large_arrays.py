@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpulayers.cuda import table
 from tests.kernels.arrays import blocks
+from tests.kernels.cases_conv import constants
+from tests.kernels.gold import Geometry
 from tests.kernels.launchers import EmulatedLauncher
 from tests.support.cuda_on_cpu import KernelError
 
@@ -48,6 +51,50 @@ def test_32_bit_indices_would_not() -> None:
 def test_so_the_engine_takes_64_bits_there() -> None:
     assert table.index_for(COLUMNS, 3300 * 3300 * 8) == "int64"
     assert table.index_for(3300 * 3300 * 8) == "int32"
+
+
+def launch_special(name: str, g: Geometry, args: tuple[Any, ...], tiles: int, blocks: int) -> None:
+    known = constants(g, 8, False, special=True)
+    launcher = EmulatedLauncher(only_blocks=blocks)
+    launcher.launch(name, "float16", "int32", (tiles, 1), args, constants=known)
+
+
+def test_taps_of_an_image_beyond_32_bits() -> None:
+    g = Geometry(1, 16384, 16384, 16, (3, 3), (1, 1), (1, 1, 1, 1))
+    pixels = 16384**2
+    x, w, z = virtual(16 * pixels), np.ones((144, 8), np.float16), virtual(8 * pixels)
+    b, winners = np.zeros(8, np.float16), np.zeros(0, np.uint8)
+    x[: 2 * 16] = x[-2 * 16 :] = 1.0
+    args = (x, w, b, z, winners, pixels, 8, False, False, False, *g.numbers)
+    launch_special("conv2d_forward_tensor", g, args, pixels // 128, 2)
+    for seen in (z[:24], z[-24:][::-1]):
+        np.testing.assert_array_equal(seen, np.repeat([32.0, 32.0, 16.0], 8))
+
+
+def test_taps_too_far_from_one_another_for_32_bits() -> None:
+    g = Geometry(1, 16384, 16384, 16, (3, 1), (1, 1), (0, 0, 0, 0), (8191, 1))
+    pixels = 2 * 16384
+    x, w, z = virtual(16 * 16384**2), np.ones((48, 8), np.float16), virtual(8 * pixels)
+    b, winners = np.zeros(8, np.float16), np.zeros(0, np.uint8)
+    x[-16:] = 1.0
+    args = (x, w, b, z, winners, pixels, 8, False, False, False, *g.numbers)
+    launch_special("conv2d_forward_tensor", g, args, pixels // 128, 2)
+    np.testing.assert_array_equal(z[-16:], np.repeat([0.0, 16.0], 8))
+
+
+@pytest.mark.parametrize("apart", [1, 8191])
+def test_gradients_of_an_image_beyond_32_bits(apart: int) -> None:
+    g = Geometry(1, 16384, 32768, 8, (3, 1), (1, 1), (apart, apart, 0, 0), (apart, 1))
+    pixels = 16384 * 32768
+    dz, w, dx = virtual(8 * pixels), np.ones((3 * 8, 8), np.float16), virtual(8 * pixels)
+    none, wide, codes = (np.zeros(0, d) for d in (np.float16, np.float32, np.uint8))
+    dz[:8] = dz[-8:] = 1.0
+    others = (none, codes, none, none, wide, wide, wide, np.zeros(0, np.uint32), wide)
+    args = (none, dz, codes, w, none, wide, dx, *others)
+    flags = (pixels, pixels, 8, pixels, 1, 0, *(False,) * 8, 1)
+    launch_special("conv2d_backward_tensor", g, (*args, *flags, *g.numbers), pixels // 128, 2)
+    for seen in (dx[:16], dx[-16:][::-1]):
+        np.testing.assert_array_equal(seen, np.repeat([8.0, 0.0], 8))
 
 
 def test_so_do_the_weights_of_a_recurrent_network() -> None:

@@ -14,6 +14,7 @@ from tests.kernels import (
     cases_activation,
     cases_batchnorm,
     cases_conv,
+    cases_conv_few,
     cases_conv_step,
     cases_dropout,
     cases_flat,
@@ -48,6 +49,19 @@ CHOSEN: list[Case] = [
         g=cases_conv_step.RUNS,
         name="conv2d_backward_tensor",
         pooled=True,
+    ),
+    # compiled for a geometry of few taps: both ways by bits
+    _case(
+        cases_conv.forward,
+        g=cases_conv_few.GEOMETRIES["dilated"],
+        name="conv2d_forward_tensor",
+        special=True,
+    ),
+    _case(
+        cases_conv_step.backward,
+        g=cases_conv_few.GEOMETRIES["padding beyond the kernel"],
+        name="conv2d_backward_tensor",
+        special=True,
     ),
     # products by warpgroups: each way that factors lie, and winners
     *(

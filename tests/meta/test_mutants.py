@@ -98,6 +98,7 @@ def test_every_function_is_mutated() -> None:
         unchanged |= {"factor_in_shared_memory", "both_halves", "follow"}
         unchanged |= {"as_factor", "apart_of", "room_in", "any_place", "is_ones"}
         unchanged |= {"has_winners", "winners_of", "term_of", "pipeline_memory"}
+        unchanged |= {"kept_line", "kept_term"}  # as they are, where a factor has none of its own
         unchanged |= {"show_to_products", "begin_products", "close_products", "wait_for_products"}
         assert set(bodies) - mutated <= unchanged, file
 

@@ -132,34 +132,30 @@ def test_light_headers_only(file: str) -> None:
     assert not re.search(r"\b(cuda::|cub::|std::|cooperative_groups)", load_source(file))
 
 
-#: LeNet's and a small VGG's convolutions: geometry, filters, pooled; and the kernel of each
-SPECIAL = {
-    "conv2d_forward<float, float, Narrow>": ((28, 28, 1, 28, 28, 5, 5, 1, 1, 2, 2, 1, 1), 6, True),
-    "conv2d_backward<float, float, Narrow>": (
-        (14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1),
-        16,
-        True,
-    ),
-    "conv2d_forward<float, float, Wide>": ((32, 32, 3, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1), 32, False),
-    "conv2d_forward<float, float, Tall>": (
-        (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
-        64,
-        False,
-    ),
-    "conv2d_moments<float, float, Wide>": ((32, 32, 3, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1), 32, False),
-    "conv2d_backward<float, float, Tensor>": (
-        (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
-        64,
-        True,
-    ),
-}
+#: LeNet's and a small VGG's convolutions: the kernel of each; geometry, filters, pooled
+LENET = (14, 14, 6, 10, 10, 5, 5, 1, 1, 0, 0, 1, 1)
+FIRST, LAST = (
+    (32, 32, 3, 32, 32, 3, 3, 1, 1, 1, 1, 1, 1),
+    (16, 16, 64, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1),
+)
+SPECIAL = [
+    ("conv2d_forward<float, float, Narrow>", (28, 28, 1, 28, 28, 5, 5, 1, 1, 2, 2, 1, 1), 6, True),
+    ("conv2d_backward<float, float, Narrow>", LENET, 16, True),
+    ("conv2d_forward<float, float, Wide>", FIRST, 32, False),
+    ("conv2d_forward<float, float, Tall>", LAST, 64, False),
+    ("conv2d_moments<float, float, Wide>", FIRST, 32, False),
+    ("conv2d_forward<float, float, Tensor>", LAST, 64, True),
+    ("conv2d_backward<float, float, Tensor>", LAST, 64, True),
+    ("conv2d_backward<float, float, Tensor>", LAST, 64, False),
+]
 
 
-@pytest.mark.parametrize("name", SPECIAL)
-def test_compiled_for_a_shape(compiler: None, name: str) -> None:
-    """No spills; at least one block of 256 threads fits."""
+@pytest.mark.parametrize(("name", "numbers", "filters", "pooled"), SPECIAL)
+def test_compiled_for_a_shape(
+    compiler: None, name: str, numbers: tuple[int, ...], filters: int, pooled: bool
+) -> None:
+    """No spills; at least one block of 256 threads fits, of 64 columns by tensor cores two."""
     names = [*table.WINDOW_NAMES, "filters", "pooled"]
-    numbers, filters, pooled = SPECIAL[name]
     values = zip(names, (*numbers, filters, int(pooled)), strict=True)
     constants = ",".join(f"{parameter}={value}" for parameter, value in values)
     options = (*table.options("float32"), f"-DSPECIALISE={constants}")
@@ -168,4 +164,4 @@ def test_compiled_for_a_shape(compiler: None, name: str) -> None:
     assert not compiled.log, compiled.log
     found = compiled.kernels[name]
     assert found.spill_bytes == found.stack_bytes == found.local_accesses == 0
-    assert found.registers <= 176
+    assert found.registers <= (128 if "Tensor>" in name else 176)

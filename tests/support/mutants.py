@@ -112,7 +112,7 @@ def judge(mutant: Mutant, thorough: bool = True) -> Verdict:
     except CompileError as error:
         return Verdict(mutant, "does not compile", _first_error(str(error)))
     finally:
-        for (file, _), kernel in launcher._kernels.items():
+        for (file, *_), kernel in launcher._kernels.items():
             if file in launcher.sources:  # nobody will compile this again
                 kernel.module.path.unlink(missing_ok=True)
     return Verdict(mutant, "alive")

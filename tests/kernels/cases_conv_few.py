@@ -1,0 +1,96 @@
+"""conv.cu and conv_step.cu compiled for a geometry, as plans have them: whether one of few taps
+lies inside is then a bit (conv.cuh). Windows at all edges, and on both sides of what is few."""
+
+from __future__ import annotations
+
+import functools
+
+from tests.kernels import cases_conv, cases_conv_step
+from tests.kernels.gold import Geometry
+
+GEOMETRIES = {
+    "strides": cases_conv.RUNS,
+    "same": Geometry(2, 9, 8, 8, (3, 3), (1, 1), (1, 1, 1, 1)),
+    # windows that see nothing, and of two images in a tile
+    "padding beyond the kernel": Geometry(3, 3, 4, 8, (2, 3), (1, 1), (3, 4, 5, 3)),
+    "dilated": Geometry(2, 8, 11, 16, (3, 2), (1, 1), (2, 1, 0, 3), (2, 5)),
+    "point": Geometry(1, 7, 5, 24, (1, 1)),
+    "even": Geometry(1, 10, 9, 8, (4, 2), (1, 1), (2, 1, 0, 1)),
+    # bit 31, in two shapes; and one tap more
+    "32 taps": Geometry(2, 5, 9, 8, (4, 8), (1, 1), (3, 0, 4, 3)),
+    "32 rows": Geometry(1, 20, 2, 8, (32, 1), (1, 1), (12, 9, 0, 0)),
+    "33 taps": Geometry(2, 5, 11, 8, (3, 11), (1, 1), (1, 1, 5, 5)),
+    "strided rows": Geometry(1, 9, 8, 8, (3, 3), (2, 1), (1, 1, 1, 1)),
+    "strided cols": Geometry(1, 9, 8, 8, (3, 3), (1, 2), (1, 1, 1, 1)),
+}
+_POOLED = ("same", "dilated")
+_case = functools.partial
+
+CASES = {
+    "conv.cu": [
+        *(
+            _case(cases_conv.forward, g=g, name="conv2d_forward_tensor", special=True)
+            for g in GEOMETRIES.values()
+        ),
+        *(
+            _case(
+                cases_conv.forward,
+                g=GEOMETRIES[which],
+                name="conv2d_forward_tensor_large",
+                dtype="bfloat16",
+                pooled=True,
+                special=True,
+            )
+            for which in _POOLED
+        ),
+        _case(
+            cases_conv.forward,
+            g=GEOMETRIES["dilated"],
+            name="conv2d_forward_warpgroup",
+            dtype="float16",
+            special=True,
+        ),
+        # these read number by number, of any count of channels
+        _case(cases_conv.forward, g=cases_conv.SKEW, special=True),
+        _case(cases_conv.forward, g=cases_conv.RUNS, name="conv2d_forward_tall", special=True),
+    ],
+    "conv_step.cu": [
+        *(
+            _case(cases_conv_step.backward, g=g, name="conv2d_backward_tensor", special=True)
+            for g in GEOMETRIES.values()
+        ),
+        *(
+            _case(
+                cases_conv_step.backward,
+                g=GEOMETRIES[which],
+                name="conv2d_backward_tensor_large",
+                dtype="bfloat16",
+                pooled=pooled,
+                parts=2,
+                special=True,
+            )
+            for which in _POOLED
+            for pooled in (False, True)
+        ),
+        _case(
+            cases_conv_step.backward,
+            g=GEOMETRIES["dilated"],
+            name="conv2d_backward_warpgroup",
+            dtype="float16",
+            special=True,
+        ),
+        _case(
+            cases_conv_step.moments,
+            g=GEOMETRIES["padding beyond the kernel"],
+            name="conv2d_moments_tensor",
+            special=True,
+        ),
+        _case(cases_conv_step.backward, g=cases_conv_step.TILED, special=True),
+        _case(
+            cases_conv_step.backward,
+            g=cases_conv_step.RUNS,
+            name="conv2d_backward_tall",
+            special=True,
+        ),
+    ],
+}
