@@ -366,23 +366,28 @@ def _flavour(name: str) -> Iterator[None]:
         fake_cupy.state.flavour = before
 
 
-@pytest.fixture(
-    params=[
-        "numpy",
-        pytest.param("compiled", marks=pytest.mark.compiled),
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
+_STAND_IN = pytest.param("emulated", marks=pytest.mark.emulated)
+_DEVICES = [_STAND_IN, pytest.param("cupy", marks=pytest.mark.gpu)]
+_HOSTS = ["numpy", pytest.param("compiled", marks=pytest.mark.compiled)]
+
+
+@pytest.fixture(params=[*_HOSTS, *_DEVICES])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """NumPy, NumPy with the compiled kernels, the CuPy stand-in, and CuPy where there is a GPU."""
     with switched_to(request.param) as chosen:
         yield chosen
 
 
-@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.emulated)])
+@pytest.fixture(params=[_STAND_IN])
 def emulated(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The CuPy stand-in alone."""
+    with switched_to(request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The CuPy stand-in, and CuPy where there is a GPU."""
     with switched_to(request.param) as chosen:
         yield chosen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,9 @@ import pytest
 from gpulayers import random
 from gpulayers.layers import Flatten, FullyConnected
 from gpulayers.models import Sequential
-from tests.conftest import Backend, switched_to
+from tests.conftest import Backend
 
 MB = 1 << 20
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with switched_to(request.param) as chosen:
-        yield chosen
 
 
 def recorder_of(device: Backend) -> Any:

@@ -21,17 +21,6 @@ from gpulayers.ops.window import Window
 from tests.conftest import Backend, switched_to
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with switched_to(request.param) as chosen:
-        yield chosen
-
-
 def size(device: Backend, large: int, small: int) -> int:
     """A real device gets enough work to fill it, the emulator a little."""
     return large if device.name == "cupy" else small

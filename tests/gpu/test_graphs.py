@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,25 +26,18 @@ from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Activation, Pixels, Residual, Sequential
 from gpulayers.models.resident import Resident
 from gpulayers.training.precision import LossScaler, WideLoss
-from tests.conftest import Backend, switched_to
+from tests.conftest import Backend
 
 N, CLASSES, STEPS = 5, 3, 5
 IMAGES, SEQUENCES = (8, 8, 2), (3, 7)
 SIZES = (N, N, N, N - 2, N, N, N - 2, N - 2, N)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    with switched_to(request.param) as chosen:
-        if request.param == "emulated":  # a compiler for each shape takes seconds there
-            conv = importlib.import_module("gpulayers.cuda.conv")
-            monkeypatch.setattr(conv, "SPECIALISED", False)
-        yield chosen
+@pytest.fixture(autouse=True)
+def not_specialised(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the emulator a compiler for each shape takes seconds."""
+    if device.name == "emulated":
+        monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
 
 
 def convolutional(_: bool) -> list[Any]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Backend, switched_to
+from tests.conftest import Backend
 from tests.static.conftest import compiler
 from tests.support import fake_cupy
 from tests.support.fake_cupy.kernels import machine_code
 
-__all__ = ["compiler", "cuda", "device"]
+__all__ = ["compiler", "cuda"]
 
 MODULES = (
     "tune",
@@ -72,14 +72,3 @@ def new_process(cuda: SimpleNamespace) -> None:
     """Forget what is in memory alone."""
     cuda.tune._table.cache_clear()
     cuda.tune.forget()
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cupy", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with switched_to(request.param) as chosen:
-        yield chosen
