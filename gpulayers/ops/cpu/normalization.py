@@ -222,20 +222,16 @@ class CpuNormalization(ReferenceNormalization):
         dX = workspace.empty(dY.shape, dY.dtype)
         cut = _Rows(dX)
         gain, one = cut.tiled(scaler), ones(max(cut.steps), dY.dtype)
-        average = (scaler / length)[:, None]  # of what is yet to be multiplied by the scaler
         sums = [np.zeros((2, length)) for _ in cut.parts]
 
         def work(i: int, part: slice) -> None:
             dscaler, dintercept = sums[i]
             for block, free in cut.each(i, part):
                 d, x, out = dY[block], X_hat[block], dX[block]
-                np.multiply(d, x, out=free)
-                dscaler += one[: len(d)] @ free
+                dscaler += np.einsum("ij,ij->j", d, x)
                 dintercept += one[: len(d)] @ d
-                mean, of_products = cut.columns(i, len(d))
-                np.matmul(d, average, out=mean)
-                np.matmul(free, average, out=of_products)
                 np.multiply(cut.wide(d), gain, out=cut.wide(out))
+                cut.averages(i, out, x)
                 cut.carry_back(i, block, out, x, inv_std[block], free)
 
         _run(work, cut.parts, cut.length)
@@ -259,10 +255,7 @@ class CpuNormalization(ReferenceNormalization):
         def work(i: int, part: slice) -> None:
             for block, free in cut.each(i, part):
                 d, x = dx_hat[block], x_hat[block]
-                mean, of_products = cut.columns(i, len(d))
-                np.matmul(d, cut.average, out=mean)
-                np.vecdot(d, x, out=of_products[:, 0])
-                np.multiply(of_products, cut.average[0], out=of_products)
+                cut.averages(i, d, x)
                 cut.carry_back(i, block, d, x, scale[block], free)
 
         _run(work, cut.parts, cut.length)
@@ -364,6 +357,13 @@ class _Rows:
         np.sqrt(inv_std, out=inv_std)
         np.divide(x.dtype.type(1), inv_std, out=inv_std)
         np.multiply(x_hat, inv_std, out=x_hat)
+
+    def averages(self, i: int, d: Array, x_hat: Array) -> None:
+        """Into the share's columns: mean(d) and mean(d * x_hat) of each row."""
+        mean, of_products = self.columns(i, len(d))
+        np.matmul(d, self.average, out=mean)
+        np.vecdot(d, x_hat, out=of_products[:, 0])
+        np.multiply(of_products, self.average[0], out=of_products)
 
     def carry_back(
         self, i: int, block: slice, d: Array, x_hat: Array, inv_std: Array, free: Array
