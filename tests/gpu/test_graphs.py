@@ -28,7 +28,7 @@ from gpulayers.models.resident import Resident
 from gpulayers.training.precision import LossScaler, WideLoss
 from tests.conftest import Backend
 
-N, CLASSES, STEPS = 5, 3, 5
+N, CLASSES = 5, 3
 IMAGES, SEQUENCES = (8, 8, 2), (3, 7)
 SIZES = (N, N, N, N - 2, N, N, N - 2, N - 2, N)
 
