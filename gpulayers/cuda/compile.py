@@ -23,7 +23,8 @@ from gpulayers.errors import BackendError
 _log = logging.getLogger("gpulayers")
 #: what CuPy adds to the options of every RawModule
 _OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
-_USUAL_SHARED = 48 << 10  # bytes of shared memory that any block may have
+# bytes of shared memory that any block may have, 48 KB, less what kernels have of their own
+_USUAL_SHARED = 40 << 10
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.M)
 
 
@@ -265,11 +266,10 @@ def launch(
         return
     kernel: Any = get_kernel(name, dtype.name, index, constants)
     shared = shared or spec.shared
-    # Beyond the usual size, to which a kernel's own arrays count too, only what was asked for;
-    # asking costs a call of the driver.
-    if shared >= _USUAL_SHARED and shared >= kernel.max_dynamic_shared_size_bytes:
-        kernel.max_dynamic_shared_size_bytes = shared
     try:
+        # Beyond the usual size only what was asked for; asking costs a call of the driver.
+        if shared >= _USUAL_SHARED and shared >= kernel.max_dynamic_shared_size_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared
         kernel(grid, (block or spec.block,), packed, shared_mem=shared)
     except Exception as error:  # the driver's; CUDA_LAUNCH_BLOCKING=1 makes it this kernel's own
         block = block or spec.block

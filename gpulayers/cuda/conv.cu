@@ -5,11 +5,13 @@
 #include "tile.cuh"
 #include "fragments.cuh"
 #include "copies.cuh"
+#include "stages.cuh"
 #include "pipeline.cuh"
 #include "warpgroup.cuh"
 #include "group.cuh"
 #include "large.cuh"
 #include "conv.cuh"
+#include "conv_notes.cuh"
 #include "conv_gradient.cuh"
 
 // z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners.

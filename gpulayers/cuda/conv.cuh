@@ -109,12 +109,12 @@ __device__ __forceinline__ const T* window_place(const Windows<T, Acc>& w, const
 
 #define FEW_TAPS 32
 
-// Whether there are few taps, and none so far from the first that an int does not hold it, in an image (or a gradient)
-// of so many columns and `depth` numbers a pixel.
+// Whether there are few taps, and none so far from the first that an int does not hold it, nor any of those that a last
+// stage asks for beyond them; in an image (or a gradient) of so many columns and `depth` numbers a pixel.
 __device__ __forceinline__ bool has_few_taps(const Geometry& g, int cols, int depth)
 {
     if (!SHAPE_IS_KNOWN || static_cast<long long>(g.kernel_rows) * g.kernel_cols > FEW_TAPS) return false;
-    const long long down = static_cast<long long>(g.kernel_rows - 1) * g.dilation_rows;
+    const long long down = static_cast<long long>(g.kernel_rows + FEW_TAPS) * g.dilation_rows;
     const long long across = static_cast<long long>(g.kernel_cols - 1) * g.dilation_cols;
     return (down * cols + across + 1) * depth < 1LL << 31;
 }
@@ -159,7 +159,13 @@ __device__ __forceinline__ Reach distance_of(const Geometry& g, int term, int co
 {
     const Tap reach = reach_of(g, term, depth);
     const int pixels = reach.row * cols + reach.col;
-    return {term / depth, direction * pixels * depth + reach.channel, {}};
+    return {term / depth % FEW_TAPS, direction * pixels * depth + reach.channel, {}};
+}
+
+template <typename T, typename Line>
+__device__ __forceinline__ Origin<T> origin_of_tap(const Kept<T, Line>& line, const Reach& term)
+{
+    return {line.first + term.distance, (line.inside >> term.number & 1) != 0, 0};
 }
 
 template <typename T, typename Acc>
@@ -176,12 +182,6 @@ struct PixelsByTaps {
     int pixels;
     Terms terms_lie_together;
 };
-
-template <typename T, typename Acc>
-__device__ __forceinline__ const T* any_place(const PixelsByTaps<T, Acc>& source)
-{
-    return source.windows.image;
-}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const PixelsByTaps<T, Acc>& source, int line, int term)
@@ -225,20 +225,21 @@ __device__ __forceinline__ Kept<T, Corner> kept_line(const PixelsByTaps<T, Acc>&
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ Reach kept_term(const PixelsByTaps<T, Acc>& source, int term)
+__device__ __forceinline__ Reach kept_term(const PixelsByTaps<T, Acc>& source, int first, int step)
 {
     const Geometry& g = source.windows.g;
-    if (!has_few_taps(g, g.cols, g.channels)) return {{}, {}, term_of(source, term)};
-    return distance_of(g, term, g.cols, g.channels, 1);
+    if (!has_few_taps(g, g.cols, g.channels)) return {{}, {}, term_of(source, first + step)};
+    return distance_of(g, first + step, g.cols, g.channels, 1);
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ const T* place_of(const PixelsByTaps<T, Acc>& source, const Kept<T, Corner>& line,
-                                             const Reach& term, int*)
+__device__ __forceinline__ Origin<T> origin_of(const PixelsByTaps<T, Acc>& source, const Kept<T, Corner>& line,
+                                         const Reach& term)
 {
     const Geometry& g = source.windows.g;
-    if (!has_few_taps(g, g.cols, g.channels)) return window_place(source.windows, line.plain, term.reach);
-    return line.inside >> term.number & 1 ? line.first + term.distance : nullptr;
+    if (has_few_taps(g, g.cols, g.channels)) return origin_of_tap(line, term);
+    const T* const place = window_place(source.windows, line.plain, term.reach);
+    return {place, place != nullptr, 0};
 }
 
 // ... or the other way round, with a line of ones after the last tap, for the gradient of a bias.
@@ -248,12 +249,6 @@ struct TapsByPixels {
     int taps;
     Lines terms_lie_together;
 };
-
-template <typename T, typename Acc>
-__device__ __forceinline__ const T* any_place(const TapsByPixels<T, Acc>& source)
-{
-    return source.windows.image;
-}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const TapsByPixels<T, Acc>& source, int line, int term)
@@ -301,16 +296,15 @@ struct ChannelsByTaps {
     Terms terms_lie_together;
 };
 
-template <typename T, typename Acc>
-__device__ __forceinline__ const T* any_place(const ChannelsByTaps<T, Acc>& source)
-{
-    return source.w;
-}
+struct ChannelLine {
+    long long start;
+    bool there;
+};
 
 template <typename T, typename Acc>
-__device__ __forceinline__ long long line_of(const ChannelsByTaps<T, Acc>& source, int line)
+__device__ __forceinline__ ChannelLine line_of(const ChannelsByTaps<T, Acc>& source, int line)
 {
-    return line < source.channels ? static_cast<long long>(line) * source.filters : -1;
+    return {static_cast<long long>(line) * source.filters, line < source.channels};
 }
 
 template <typename T, typename Acc>
@@ -321,14 +315,22 @@ __device__ __forceinline__ long long term_of(const ChannelsByTaps<T, Acc>& sourc
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ const T* place_of(const ChannelsByTaps<T, Acc>& source, long long line, long long term, int*)
+__device__ __forceinline__ const T* place_of(const ChannelsByTaps<T, Acc>& source, const ChannelLine& line, long long term,
+                                             int*)
 {
-    return line >= 0 ? source.w + (line + term) : nullptr;
+    return line.there ? source.w + (line.start + term) : nullptr;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Origin<T> origin_of(const ChannelsByTaps<T, Acc>& source, const ChannelLine& line,
+                                               long long term)
+{
+    return {source.w + (line.start + term), line.there, 0};
 }
 
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc value_at(const ChannelsByTaps<T, Acc>& source, int line, int term)
 {
     if (line >= source.channels) return static_cast<Acc>(0);
-    return static_cast<Acc>(source.w[line_of(source, line) + term_of(source, term)]);
+    return static_cast<Acc>(source.w[line_of(source, line).start + term_of(source, term)]);
 }

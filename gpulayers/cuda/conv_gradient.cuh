@@ -52,12 +52,6 @@ struct FiltersByPixels {
 };
 
 template <typename T, typename Acc>
-__device__ __forceinline__ const T* any_place(const FiltersByPixels<T, Acc>& source)
-{
-    return source.gradient.dz;
-}
-
-template <typename T, typename Acc>
 __device__ __forceinline__ bool has_winners(const FiltersByPixels<T, Acc>& source)
 {
     return source.gradient.pooled;
@@ -78,12 +72,30 @@ __device__ __forceinline__ Spot term_of(const FiltersByPixels<T, Acc>& source, i
 
 // dz has its numbers in the order of the pixels, or of their windows. (Other tiles than those for tensor cores take more
 // registers so.)
+template <typename T>
+struct KeptFilter {
+    const T* first;
+    bool there;
+};
+
 template <typename T, typename Acc>
-__device__ __forceinline__ Spot kept_term(const FiltersByPixels<T, Acc>& source, int term)
+__device__ __forceinline__ KeptFilter<T> kept_line(const FiltersByPixels<T, Acc>& source, int line)
+{
+    return {source.gradient.dz + line, line < source.gradient.filters};
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ int kept_term(const FiltersByPixels<T, Acc>&, int first, int step)
+{
+    return first + step;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Origin<T> origin_of(const FiltersByPixels<T, Acc>& source, const KeptFilter<T>& line, int term)
 {
     const bool pooled = source.gradient.pooled;
     const long long number = pooled ? term / 4 : term;
-    return {number * source.gradient.filters, pooled ? term % 4 : 0};
+    return {line.first + number * source.gradient.filters, line.there, pooled ? term % 4 : 0};
 }
 
 template <typename T, typename Acc>
@@ -114,12 +126,6 @@ struct InputsByTaps {
     int pixels;
     Terms terms_lie_together;
 };
-
-template <typename T, typename Acc>
-__device__ __forceinline__ const T* any_place(const InputsByTaps<T, Acc>& source)
-{
-    return source.gradient.dz;
-}
 
 template <typename T, typename Acc>
 __device__ __forceinline__ bool has_winners(const InputsByTaps<T, Acc>& source)
@@ -189,19 +195,21 @@ __device__ __forceinline__ Kept<T, Input> kept_line(const InputsByTaps<T, Acc>& 
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ Reach kept_term(const InputsByTaps<T, Acc>& source, int term)
+__device__ __forceinline__ Reach kept_term(const InputsByTaps<T, Acc>& source, int first, int step)
 {
     const Geometry& g = source.gradient.g;
-    if (!is_seen_by_all(source.gradient)) return {{}, {}, term_of(source, term)};
-    return distance_of(g, term, g.out_cols, source.gradient.filters, -1);
+    if (!is_seen_by_all(source.gradient)) return {{}, {}, term_of(source, first + step)};
+    return distance_of(g, first + step, g.out_cols, source.gradient.filters, -1);
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ const T* place_of(const InputsByTaps<T, Acc>& source, const Kept<T, Input>& line,
-                                             const Reach& term, int* quarter)
+__device__ __forceinline__ Origin<T> origin_of(const InputsByTaps<T, Acc>& source, const Kept<T, Input>& line,
+                                         const Reach& term)
 {
-    if (!is_seen_by_all(source.gradient)) return place_of(source, line.plain, term.reach, quarter);
-    return line.inside >> term.number & 1 ? line.first + term.distance : nullptr;
+    if (is_seen_by_all(source.gradient)) return origin_of_tap(line, term);
+    int quarter = 0;
+    const T* const place = place_of(source, line.plain, term.reach, &quarter);
+    return {place, place != nullptr, quarter};
 }
 
 template <typename T, typename Acc>

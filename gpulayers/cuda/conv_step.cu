@@ -1,22 +1,57 @@
 // Convolutions of a planned training step, with what stands beside them there: forward with the moments that a batch
 // normalisation behind them needs, and back in one launch for both gradients, with the sums that a normalisation
-// before them needs.
+// before them needs; and the gradient before a pooling.
 #include "common.cuh"
 #include "words.cuh"
 #include "window.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
 #include "copies.cuh"
+#include "stages.cuh"
 #include "pipeline.cuh"
 #include "warpgroup.cuh"
 #include "group.cuh"
 #include "large.cuh"
 #include "conv.cuh"
+#include "conv_notes.cuh"
 #include "conv_gradient.cuh"
 #include "rows.cuh"
 #include "columns.cuh"
 #include "norm.cuh"
 #include "tile_sums.cuh"
+
+// The gradient of what a 2 x 2 pooling takes, dz (images, rows, cols, filters), from that of what it gives, dy (images,
+// rows / 2, cols / 2, filters), and the number of each window's winner (4: none). A thread has a window and VEC filters;
+// rows and columns that pooling leaves out are windows of their own, without a winner. total = threads.
+template <typename T, typename Index, int VEC>
+__global__ void unpool2d(const T* __restrict__ dy, const unsigned char* __restrict__ winners, T* __restrict__ dz,
+                         Index total, int rows, int cols, int filters)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const Place<Index> window = place_of(number, (rows + 1) / 2, (cols + 1) / 2, filters / VEC);
+    const int filter = window.channel * VEC;
+    Pack<T, VEC> gradient = {};
+    Pack<unsigned char, VEC> winner = {};
+    const bool pooled = window.row < rows / 2 && window.col < cols / 2;
+    if (pooled) {
+        const Index line = window.image * (rows / 2) + window.row;
+        const Index place = (line * (cols / 2) + window.col) * filters + filter;
+        gradient = *reinterpret_cast<const Pack<T, VEC>*>(dy + place);
+        winner = *reinterpret_cast<const Pack<unsigned char, VEC>*>(winners + place);
+    }
+#pragma unroll
+    for (int quarter = 0; quarter < 4; ++quarter) {
+        const int row = 2 * window.row + quarter / 2, col = 2 * window.col + quarter % 2;
+        if (row >= rows || col >= cols) continue;
+        Pack<T, VEC> out;
+#pragma unroll
+        for (int i = 0; i < VEC; ++i)
+            out.item[i] = pooled && winner.item[i] == quarter ? gradient.item[i] : static_cast<T>(0.0f);
+        const Index line = window.image * rows + row;
+        *reinterpret_cast<Pack<T, VEC>*>(dz + ((line * cols + col) * filters + filter)) = out;
+    }
+}
 
 // z (pixels, filters) = windows of x times w, plus bias; and its moments, see TakeMoments.
 template <typename T, typename Acc, typename Tile>

@@ -1,5 +1,6 @@
 """Convolutions of a planned step with what stands beside them: forward with the moments that a
-normalisation behind it needs, back in one launch with the sums for a normalisation before it."""
+normalisation behind it needs, back in one launch with the sums for a normalisation before it, and
+on tensor cores one more for the gradient before a pooling."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import cupy
 
 from gpulayers.backend import Array
-from gpulayers.cuda import conv
-from gpulayers.cuda.compile import launch
+from gpulayers.cuda import conv, precision, table
+from gpulayers.cuda.compile import launch, launch_elements
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.norm import Moments, Normed, image_of
 from gpulayers.cuda.product import aligned, candidates, come_in_runs, tile_of_both
@@ -19,7 +20,16 @@ from gpulayers.ops._protocol import Shape4
 from gpulayers.ops._sums import sum_dtype
 from gpulayers.ops.window import Window
 
-__all__ = ["Before", "backward", "backward_choice", "counters", "forward", "parts_before"]
+__all__ = [
+    "Before",
+    "backward",
+    "backward_choice",
+    "counters",
+    "forward",
+    "parts_before",
+    "unpool",
+    "unpools",
+]
 
 # parts that sums over pixels come in at most: so many numbers whoever needs the sums adds up
 _PARTS = 128
@@ -83,6 +93,7 @@ def backward_choice(
     """The kernel of `backward`, and in how many parts the weight's gradient comes."""
     n, rows, cols, channels = x_shape
     out = window.output_size(rows, cols)
+    pooled = pooled and not unpools(channels, filters, window, dtype)
     outputs = n * (4 * (out[0] // 2) * (out[1] // 2) if pooled else math.prod(out))
     weight = (window.taps * channels + 1, filters, outputs)
     image = (n * rows * cols * inputs, channels, window.taps * filters)
@@ -94,6 +105,27 @@ def backward_choice(
             *(name, dtype, *weight, True, runs, tile_of_both(name, dtype, weight, image, runs))
         ),
     )
+
+
+def unpools(channels: int, filters: int, window: Window, dtype: Any) -> bool:
+    """Whether the gradient before a pooling is laid out by a pass of its own: tensor cores take it
+    once for every tap, which costs more instructions if each time only what has won is kept."""
+    runs = come_in_runs(dtype, channels, filters)
+    return runs and window.taps > 1 and precision.takes_tensor_cores("conv2d_backward", dtype)
+
+
+def unpool(dY: Array, winners: Array, out: tuple[int, int]) -> Array:
+    """Return the gradient of what a 2 x 2 pooling takes, (n, *out, filters), from that of what it
+    gives and the number of each window's winner (4: none)."""
+    if dY.data.ptr % table.VECTOR_BYTES:
+        dY = dY.copy()
+    n, filters = len(dY), dY.shape[3]
+    dZ = cupy.empty((n, *out, filters), dtype=dY.dtype)
+    step = table.VECTOR_BYTES // dY.itemsize
+    total = n * (-(-out[0] // 2)) * (-(-out[1] // 2)) * (filters // step)
+    args = (dY, winners, dZ, total, *out, filters)
+    launch_elements("unpool2d", dY.dtype, total, args, table.index_for(dZ.size))
+    return dZ
 
 
 def parts_before(x_shape: Shape4, choice: Candidate) -> int:
@@ -115,7 +147,7 @@ def backward(
     before: Before | None = None,
     arrived: Array | None = None,
 ) -> Array | None:
-    """The way back through a convolution in one launch: fill `grads` with the gradient of the
+    """The way back through a convolution in one launch, or two if it `unpools`: fill `grads` with the gradient of the
     weight, the bias's below it, and return that of the input if `inputs`.
 
     Parameters
@@ -132,7 +164,10 @@ def backward(
         The sums for it are made too, in the parts of `parts_before`.
     arrived : of `counters`; needed with `before`
     """
-    filters, channels, pooled = W.shape[3], X.shape[3], winners is not None
+    filters, channels = W.shape[3], X.shape[3]
+    if winners is not None and unpools(channels, filters, window, X.dtype):
+        dZ, winners = unpool(dZ, winners, window.output_size(*X.shape[1:3])), None
+    pooled = winners is not None
     choice = backward_choice(X.shape, filters, window, pooled, inputs, X.dtype)
     X, dZ, W = aligned(choice, X, dZ, W)
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)

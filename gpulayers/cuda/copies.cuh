@@ -1,4 +1,4 @@
-// How factors come to shared memory, and from there to tensor cores (from sm_80 on): for pipeline.cuh.
+// How factors come to shared memory, and from there to tensor cores (from sm_80 on): for stages.cuh, pipeline.cuh.
 
 // ---- copies that go on by themselves (PTX ISA, "cp.async")
 

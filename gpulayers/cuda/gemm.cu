@@ -4,6 +4,7 @@
 #include "tile.cuh"
 #include "fragments.cuh"
 #include "copies.cuh"
+#include "stages.cuh"
 #include "pipeline.cuh"
 #include "warpgroup.cuh"
 #include "group.cuh"

@@ -1,5 +1,5 @@
 // Tiles of a product by warpgroups (warpgroup.cuh), of half types, on sm_90a alone: twice 128 rows by WIDTH columns, each
-// warpgroup's as two products of 64 rows, of 16 terms at a time. Both factors are read where pipeline.cuh's copies put
+// warpgroup's as two products of 64 rows, of 16 terms at a time. Both factors are read where stages.cuh's copies put
 // them: no thread sees them.
 //
 // Of the STAGES in shared memory one is multiplied, the one before may still be, and the others are on their way. A
@@ -118,6 +118,11 @@ __device__ __forceinline__ void work_out_by_groups(const Share& share, const Lef
         close_group();
     };
 
+#pragma unroll
+    for (int stage = 0; stage < STAGES; ++stage) {
+        place_ones<T, Rows, HEIGHT>(left, rows, part_of(stage));
+        place_ones<T, Columns, WIDTH>(right, columns, part_of(stage) + HEIGHT * Tile::ROW);
+    }
     int next = from;
 #pragma unroll
     for (int stage = 0; stage < AHEAD; ++stage, next += TERMS) ask_for(stage, next);

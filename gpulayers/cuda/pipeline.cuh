@@ -1,203 +1,10 @@
 // Tiles of a product by tensor cores (from sm_80 on): float is rounded to TF32, to the nearest, half types go as they
 // are; sums are float32. A warp works out STRIPS times 32 rows by 32 columns.
 //
-// The terms of the factors come ROW bytes of each line at a time, a stage. Of the STAGES in shared memory one is
-// multiplied while the others are on their way: each thread asks for its runs of 16 bytes (tile.cuh, "factors by runs")
-// by copies that go on by themselves, zeros where a factor has nothing, and waits for them STAGES - 1 stages later. One
-// barrier a stage says that all runs of the next one are there, and that the last one can be overwritten. What the
-// tensor cores take of the next 8 words is read while they multiply these.
-//
-// A stage holds a factor as memory does. Where terms lie together: a row for each line, its runs at c ^ f(row). Line
-// 32 q + 4 g + i lies in row 32 q + 8 i + g, so that 8 lines of which a lane is to have one each come in 8 neighbouring
-// rows: the four of a thread are neighbours then, a window of pooling. Where lines lie together: a row for each term,
-// whose runs lie at c ^ f(term). Neither the copies nor ldmatrix, by 8 lanes at a time, meet in a bank so
-// (tests/kernels/test_pipeline.py counts).
-
-#define WARP 32
-#define RUN_BYTES 16
-#define LINE_BYTES 128  // that the banks of shared memory hold
-
-struct Tensor {
-    static constexpr int HEIGHT = 128, WIDTH = 64, ROW = 64, STAGES = 3;
-    static constexpr bool LARGE = true, TENSOR = true;
-};
-struct TensorLarge {
-    static constexpr int HEIGHT = 128, WIDTH = 128, ROW = 64, STAGES = 4;
-    static constexpr bool LARGE = true, TENSOR = true;
-};
-
-// Where in a stage, from the beginning of a factor's part, what is.
-template <typename T, typename Tile, int LINES, bool TERMS_LIE_TOGETHER>
-struct Layout;
-
-template <typename T, typename Tile, int LINES>
-struct Layout<T, Tile, LINES, true> {
-    static constexpr int ROWS = LINES, RUNS = Tile::ROW / RUN_BYTES;  // a row
-
-    __device__ static __forceinline__ int place_of_run(int row, int run)
-    {
-        return row * Tile::ROW + (run ^ row / (LINE_BYTES / Tile::ROW) % RUNS) * RUN_BYTES;
-    }
-    // The line of a row, and the first term of a run.
-    __device__ static __forceinline__ int line_in(int row, int)
-    {
-        return row / 32 * 32 + row % 8 * 4 + row / 8 % 4;
-    }
-    __device__ static __forceinline__ int term_in(int, int run)
-    {
-        return run * static_cast<int>(RUN_BYTES / sizeof(T));
-    }
-};
-
-template <typename T, typename Tile, int LINES>
-struct Layout<T, Tile, LINES, false> {
-    static constexpr int ROWS = Tile::ROW / sizeof(T), RUNS = LINES * sizeof(T) / RUN_BYTES;
-
-    __device__ static __forceinline__ int place_of_run(int row, int run)
-    {
-        const int other = sizeof(T) == 2 ? row % 8 : row % 4 * 2;
-        return (row * RUNS + (run ^ other)) * RUN_BYTES;
-    }
-    __device__ static __forceinline__ int line_in(int, int run)
-    {
-        return run * static_cast<int>(RUN_BYTES / sizeof(T));
-    }
-    __device__ static __forceinline__ int term_in(int row, int)
-    {
-        return row;
-    }
-};
-
-// ---- from memory to shared memory
-
-template <typename Tile>
-constexpr int STAGE_BYTES = (Tile::HEIGHT + Tile::WIDTH) * Tile::ROW;
-
-template <typename Factor>
-constexpr bool TERMS_TOGETHER = decltype(Factor::terms_lie_together)(true);
-
-// Runs of a factor that a thread asks for, all of the same run's number and rows STEP apart.
-template <typename Tile, int LINES>
-constexpr int OWN_RUNS = LINES * Tile::ROW / RUN_BYTES / TILE_BLOCK;
-
-template <typename Layout>
-constexpr int STEP = TILE_BLOCK / Layout::RUNS;
-
-__device__ __forceinline__ unsigned char* pipeline_memory()
-{
-    extern __shared__ __align__(128) unsigned char pipeline[];
-    return pipeline;
-}
-
-// Whether tiles are worked out by group.cuh, whose stages, of longer rows, begin at multiples of 1024.
-template <typename Tile>
-constexpr bool BY_GROUPS = false;
-
-template <typename Tile>
-__device__ __forceinline__ unsigned char* stages_of()
-{
-    unsigned char* const memory = pipeline_memory();
-    return Tile::ROW == LINE_BYTES ? memory + (0u - shared_address(memory)) % 1024 : memory;
-}
-
-// The winners of a thread's run wait behind all stages, 8 bytes each.
-template <typename Tile, int LINES>
-__device__ __forceinline__ unsigned char* place_of_winners(int stage, int slot)
-{
-    const int number = (stage * OWN_RUNS<Tile, LINES> + slot) * TILE_BLOCK + static_cast<int>(threadIdx.x);
-    return stages_of<Tile>() + Tile::STAGES * STAGE_BYTES<Tile> + number * 8;
-}
-
-// What a thread knows of the runs that it asks for: what they have to do with their lines (with one line, where lines lie
-// together), and `quarters`: two bits for each run of the last stages.
-template <typename Tile, int LINES>
-constexpr int QUARTER_BITS = 2 * OWN_RUNS<Tile, LINES>;
-
-template <typename Line, int COUNT>
-struct Asked {
-    Line line[COUNT];
-    unsigned quarters;
-};
-
-template <typename T, typename Tile, int LINES, typename Factor>
-__device__ __forceinline__ auto begin_asking(const Factor& factor, int first_line)
-{
-    constexpr bool TOGETHER = TERMS_TOGETHER<Factor>;
-    using Lies = Layout<T, Tile, LINES, TOGETHER>;
-    constexpr int COUNT = TOGETHER ? OWN_RUNS<Tile, LINES> : 1;
-    const int row = static_cast<int>(threadIdx.x) / Lies::RUNS, run = static_cast<int>(threadIdx.x) % Lies::RUNS;
-    Asked<decltype(kept_line(factor, 0)), COUNT> asked;
-#pragma unroll
-    for (int s = 0; s < COUNT; ++s)
-        asked.line[s] = kept_line(factor, first_line + Lies::line_in(row + s * STEP<Lies>, run));
-    asked.quarters = 0;
-    return asked;
-}
-
-// A run's copy is under way after this, or its ones are there; its quarter.
-template <typename T, typename Tile, int LINES, typename Factor, typename Line, typename Term>
-__device__ __forceinline__ int ask_run(const Factor& factor, const Line& line, const Term& term, bool inside,
-                                       unsigned char* to, int stage, int slot)
-{
-    if (is_ones(line)) {
-        unsigned words[4] = {0, 0, 0, 0};
-        if (inside) set_ones<T>(factor.terms_lie_together, words);
-        *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-        return 0;
-    }
-    int quarter = 0;
-    const T* const place = inside ? place_of(factor, line, term, &quarter) : nullptr;
-    const bool there = place != nullptr;
-    const T* const from = there ? place : any_place(factor);
-    copy_run(shared_address(to), from, there);
-    if (has_winners(factor))
-        copy_few<RUN_BYTES / sizeof(T)>(shared_address(place_of_winners<Tile, LINES>(stage, slot)),
-                                        winners_of(factor, from), there);
-    return quarter;
-}
-
-// Asks for this thread's runs of a stage: the terms `first` up to below `to`.
-template <typename T, typename Tile, int LINES, typename Factor, typename Line, int COUNT>
-__device__ __forceinline__ void ask(const Factor& factor, Asked<Line, COUNT>& asked, int stage, unsigned char* part,
-                                    int first, int to)
-{
-    constexpr bool TOGETHER = TERMS_TOGETHER<Factor>;
-    using Lies = Layout<T, Tile, LINES, TOGETHER>;
-    const int row = static_cast<int>(threadIdx.x) / Lies::RUNS, run = static_cast<int>(threadIdx.x) % Lies::RUNS;
-    unsigned quarters = 0;
-#pragma unroll
-    for (int s = 0; s < OWN_RUNS<Tile, LINES>; ++s) {
-        const int own = row + s * STEP<Lies>;
-        const int term = first + Lies::term_in(own, run);
-        const int quarter =
-            ask_run<T, Tile, LINES>(factor, asked.line[TOGETHER ? s : 0], kept_term(factor, term), term < to,
-                                    part + Lies::place_of_run(own, run), stage, s);
-        quarters |= static_cast<unsigned>(quarter) << (2 * s);
-    }
-    asked.quarters = asked.quarters << QUARTER_BITS<Tile, LINES> | quarters;
-}
-
-// Of this thread's runs of a stage, asked for `ago` stages before the last one, only what has won stays.
-template <typename T, typename Tile, int LINES, typename Factor, typename Line, int COUNT>
-__device__ __forceinline__ void keep_own_winners(const Factor& factor, const Asked<Line, COUNT>& asked, int stage,
-                                                 unsigned char* part, int ago)
-{
-    using Lies = Layout<T, Tile, LINES, TERMS_TOGETHER<Factor>>;
-    if (!has_winners(factor)) return;
-    const int row = static_cast<int>(threadIdx.x) / Lies::RUNS, run = static_cast<int>(threadIdx.x) % Lies::RUNS;
-#pragma unroll
-    for (int s = 0; s < OWN_RUNS<Tile, LINES>; ++s) {
-        unsigned char* const place = part + Lies::place_of_run(row + s * STEP<Lies>, run);
-        unsigned words[4];
-        load_words(place, words);
-        unsigned winners[RUN_BYTES / sizeof(T) / 4];
-        load_words(place_of_winners<Tile, LINES>(stage, s), winners);
-        keep_winners<T>(words, winners, asked.quarters >> (QUARTER_BITS<Tile, LINES> * ago + 2 * s) & 3);
-        *reinterpret_cast<uint4*>(place) = {words[0], words[1], words[2], words[3]};
-    }
-}
-
-// ---- from shared memory to the tensor cores
+// The factors come by stages (stages.cuh). One of them is multiplied while the others are on their way: a thread waits for
+// its own copies STAGES - 1 stages after it has asked for them. One barrier a stage says that all runs of the next one are
+// there, and that the last one can be overwritten. What the tensor cores take of the next 8 words is read while they
+// multiply these.
 
 // A lane's words of 32 lines, of 8 words of terms: with g = lane / 4 and t = lane % 4, word t (0) and t + 4 (1) of the
 // lines 4 g + i; where half types' lines lie together, of the lines 8 i + g.
@@ -312,7 +119,7 @@ __device__ __forceinline__ void gather_columns(float (&sum)[8])
 // ---- a block's share
 
 template <typename T, typename Tile, typename Left, typename Right>
-__device__ __forceinline__ void work_out_by_cores(const Share& share, const Left& left, const Right& right,
+__device__ __forceinline__ void work_out_by_cores(const Share& share, const Left& given, const Right& right,
                                                   const Target<T, float>& target, int from, int to)
 {
     constexpr int HEIGHT = Tile::HEIGHT, WIDTH = Tile::WIDTH, STAGES = Tile::STAGES;
@@ -321,9 +128,11 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
     constexpr bool COLUMNS_TOGETHER = TERMS_TOGETHER<Right>;
     const int warp = static_cast<int>(threadIdx.x) / WARP, lane = static_cast<int>(threadIdx.x) % WARP;
     TensorSums<Tile> sums = {};
-    const int group = warp / (WIDTH / 32) * sums.STRIPS;
+    const int group = warp / (WIDTH / 32) * sums.STRIPS, across = warp % (WIDTH / 32);
+    const auto left = noting(given, from);
+    begin_notes(left, to);
     const int rows_at = own_place<T, Tile, HEIGHT, ROWS_TOGETHER>(group);
-    const int columns_at = own_place<T, Tile, WIDTH, COLUMNS_TOGETHER>(warp % (WIDTH / 32));
+    const int columns_at = own_place<T, Tile, WIDTH, COLUMNS_TOGETHER>(across);
     auto rows = begin_asking<T, Tile, HEIGHT>(left, share.row * HEIGHT);
     auto columns = begin_asking<T, Tile, WIDTH>(right, share.col * WIDTH);
 
@@ -348,6 +157,12 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
         read_fragment<T, Tile, WIDTH, COLUMNS_TOGETHER>(of.columns, part + HEIGHT * Tile::ROW, columns_at, 0, step);
     };
 
+#pragma unroll
+    for (int stage = 0; stage < STAGES; ++stage) {
+        unsigned char* const part = pipeline_memory() + stage * STAGE_BYTES<Tile>;
+        place_ones<T, Tile, HEIGHT>(left, rows, part);
+        place_ones<T, Tile, WIDTH>(right, columns, part + HEIGHT * Tile::ROW);
+    }
     int next = from;
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage, next += TERMS) ask_for(stage, next);
@@ -365,6 +180,7 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
             }
             read(fragments[(step + 1) % 2], stage, (step + 1) % STEPS);
             if (step == 0) {
+                go_on_noting(left, next, to);
                 ask_for(free, next);
                 free = free + 1 == STAGES ? 0 : free + 1;
             }
@@ -375,7 +191,7 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
 
     constexpr bool GATHER = !COLUMNS_TOGETHER && sizeof(T) == 2, APART = !ROWS_TOGETHER && sizeof(T) == 2;
     const int row = share.row * HEIGHT + 32 * group + lane / 4 * (APART ? 1 : OWN);
-    const int col = share.col * WIDTH + warp % (WIDTH / 32) * 32 + lane % 4 * 8;
+    const int col = share.col * WIDTH + 32 * across + lane % 4 * 8;
 #pragma unroll
     for (int strip = 0; strip < sums.STRIPS; ++strip) {
         if constexpr (GATHER)

@@ -30,8 +30,12 @@ _MANY_TERMS, _BESIDE = 1024, 3
 _FEWEST_TERMS = 64
 # columns up to which the narrow tile wins, and up to which one of 64 columns does
 _NARROW, _WIDE = 16, 64
-# times more that a larger tile may cover than a smaller one
-_WORTH = 1.25
+# columns up to which one of 32 columns wins on tensor cores
+_SLENDER = 32
+# times more that a larger tile may cover than the smaller one; the slender one asks for more runs
+# of its factors, so it has to cover less
+_WORTH = {"_tensor_tall": 0.9}
+_USUAL_WORTH = 1.25
 # 1: products by warpgroups are candidates; they have not met a device, and a fault of theirs would
 # end the process
 WARPGROUPS_TRIED = "GPULAYERS_WARPGROUPS"
@@ -46,21 +50,26 @@ def tile_of(
 
     Half types go to tensor cores, and float32 within ``use_precision("tf32")``, if the factors
     come in `runs` and the device has such; float32 products of 16 columns at most do not, as most
-    of a tile would be empty. A tile of 128 x 128 or 256 x 64 is taken where there are enough of
-    them, shared as they may be, to keep a large GPU busy, and where not much more of them hangs
-    over than of the smaller one; else that.
+    of a tile would be empty. A tile of 128 x 128 or 256 x 64 (of 256 x 32 for up to 32 columns on
+    tensor cores) is taken where there are enough of them, shared as they may be, to keep a large
+    GPU busy, and where not much more of them hangs over than of the smaller one; else that.
     """
     there = tiles_of(name, dtype, runs)
     if cols <= _NARROW and "_narrow" in there:
         return "_narrow"
-    largest = ("_tensor_large", "_tensor") if "_tensor" in there else ("_large", "_tall")
-    small = "_tensor" if "_tensor" in there else ""
-    suffix = largest[0] if cols > _WIDE else largest[1]
+    cores = "_tensor" in there
+    small = "_tensor" if cores else ""
+    if cores and cols <= _SLENDER:
+        suffix = "_tensor_tall"
+    elif cols > _WIDE:
+        suffix = "_tensor_large" if cores else "_large"
+    else:
+        suffix = "_tensor" if cores else "_tall"
     if suffix not in there:
         return small
     tile = TILES[suffix]
     busy = _blocks(rows, cols, terms, tile, shared) >= _BLOCKS
-    full = _extent(rows, cols, tile) <= _WORTH * _extent(rows, cols, TILES[small])
+    full = _extent(rows, cols, tile) <= _worth(suffix) * _extent(rows, cols, TILES[small])
     return suffix if busy and full else small
 
 
@@ -113,6 +122,11 @@ def named_precision(dtype: Any) -> str:
     return now if dtype.name == "float32" and now != precision.PRECISIONS[0] else ""
 
 
+def _worth(suffix: str) -> float:
+    """How much of the smaller tile's extent a larger one may have."""
+    return _WORTH.get(suffix, _USUAL_WORTH)
+
+
 def _extent(rows: int, cols: int, tile: Tile) -> int:
     """The numbers of the tiles that cover a product."""
     return -(-rows // tile.rows) * tile.rows * -(-cols // tile.cols) * tile.cols
@@ -147,11 +161,11 @@ def tile_of_both(
     def covered(suffix: str) -> int:
         return sum(_extent(*p[:2], TILES[suffix]) * p[2] for p in (one, other))
 
-    for suffix in ("_tensor_large",) if small else ("_large", "_tall"):
+    for suffix in ("_tensor_tall", "_tensor_large") if small else ("_large", "_tall"):
         if suffix not in there:
             continue
         blocks = sum(_blocks(*p, TILES[suffix], p is one) for p in (one, other))
-        if blocks >= _BLOCKS and covered(suffix) <= _WORTH * covered(small):
+        if blocks >= _BLOCKS and covered(suffix) <= _worth(suffix) * covered(small):
             return suffix
     return small
 

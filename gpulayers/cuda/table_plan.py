@@ -4,7 +4,7 @@ surrounds them."""
 from __future__ import annotations
 
 from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, WINDOW, KernelSpec
-from gpulayers.cuda.table_tiles import tiled
+from gpulayers.cuda.table_tiles import CORES, tiled
 
 _MAP = "{T}, {Acc}, {Index}"
 _WIDE = ("float32", "float64")
@@ -19,6 +19,13 @@ SPECS = (
         *("conv2d_backward", "conv_step.cu", (*(ARRAY,) * 16, *(INT,) * 15, *WINDOW)),
         counts=True,
         codes=True,
+    ),
+    KernelSpec(
+        "unpool2d",
+        "conv_step.cu",
+        "unpool2d<{T}, {Index}, {Vec}>",
+        (*(ARRAY,) * 3, INDEX, *(INT,) * 3),
+        dtypes=CORES,
     ),
     # ---- norm.cu
     KernelSpec(

@@ -143,7 +143,7 @@ SPECS += (
         "sequence_plan.cu",
         (*(ARRAY,) * 4, *(INT,) * 9),
         without=(
-            *("_narrow", "_tall", "_large", "_tensor_large"),
+            *("_narrow", "_tall", "_large", "_tensor_large", "_tensor_tall"),
             *("_warpgroup", "_warpgroup_large"),
         ),
     ),

@@ -1,8 +1,8 @@
 """The kernels of gemm.cu, conv.cu and conv_step.cu: each for every tile of a product.
 
 A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh,
-pipeline.cuh, group.cuh). Which
-of them a product goes by is `gpulayers.cuda.product.tile_of`'s rule, or what was measured.
+pipeline.cuh, group.cuh). Which of them a product goes by is `gpulayers.cuda.product.tile_of`'s
+rule, or what was measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from gpulayers.cuda.spec import C_TYPES, MOST_BLOCKS, KernelSpec
 
 __all__ = [
+    "CORES",
     "FORMS",
     "REACH",
     "TENSOR_CORES",
@@ -65,7 +66,8 @@ class Tile(NamedTuple):
 
 
 _ALL = tuple(C_TYPES)
-_CORES = ("float32", "float16", "bfloat16")
+#: the dtypes that tensor cores take
+CORES = ("float32", "float16", "bfloat16")
 
 
 def _by_groups(name: str, cols: int, stages: int) -> Tile:
@@ -89,8 +91,9 @@ TILES = {
     "_narrow": Tile("Narrow", 256, 16, ("float32",)),
     "_tall": Tile("Tall", 256, 64, ("float32",), runs=True),
     "_large": Tile("Large", 128, 128, ("float32",), runs=True),
-    "_tensor": Tile("Tensor", 128, 64, _CORES, tensor=True, runs=True, stages=3),
-    "_tensor_large": Tile("TensorLarge", 128, 128, _CORES, tensor=True, runs=True, stages=4),
+    "_tensor": Tile("Tensor", 128, 64, CORES, tensor=True, runs=True, stages=3),
+    "_tensor_large": Tile("TensorLarge", 128, 128, CORES, tensor=True, runs=True, stages=4),
+    "_tensor_tall": Tile("TensorTall", 256, 32, CORES, tensor=True, runs=True, stages=3),
     "_warpgroup": _by_groups("Warpgroup", cols=64, stages=4),
     "_warpgroup_large": _by_groups("WarpgroupLarge", cols=128, stages=3),
 }

@@ -252,11 +252,20 @@ __device__ __forceinline__ Acc value_at(const Matrix<T, Acc, Lying>& m, int line
 //
 // What the place of a run has to do with its line is worked out by line_of(factor, line), with its term by
 // term_of(factor, term), each once for many runs; place_of(factor, line, term, &quarter) has the place then, null for a
-// run of zeros, and any_place(factor) some place of it. A line of ones (is_ones) has no place. Where has_winners(factor),
-// only what the `quarter` of a pooling window has won counts; the codes of a run's are at winners_of(factor, place).
+// run of zeros. A line of ones (is_ones) has no place. Where has_winners(factor), only what the `quarter` of a pooling
+// window has won counts; the codes of a run's are at winners_of(factor, place).
 //
-// Who asks for runs of the same lines again and again keeps kept_line(factor, line), for which place_of takes a
-// kept_term(factor, term): the same places, with more of the work done beforehand where a factor has overloads of them.
+// Who asks for runs of the same lines again and again keeps kept_line(factor, line), for which origin_of takes a
+// kept_term(factor, first, step), of term first + step: the same places, with more of the work done beforehand where a
+// factor has overloads of them.
+
+// Where a run is. If it is not `there` it is zeros, and `from` may be anything.
+template <typename T>
+struct Origin {
+    const T* from;
+    bool there;
+    int quarter;
+};
 
 template <typename Line>
 __device__ __forceinline__ bool is_ones(const Line&)
@@ -277,9 +286,17 @@ __device__ __forceinline__ auto kept_line(const Factor& factor, int line)
 }
 
 template <typename Factor>
-__device__ __forceinline__ auto kept_term(const Factor& factor, int term)
+__device__ __forceinline__ auto kept_term(const Factor& factor, int first, int step)
 {
-    return term_of(factor, term);
+    return term_of(factor, first + step);
+}
+
+template <typename T, typename Factor, typename Line, typename Term>
+__device__ __forceinline__ Origin<T> origin_of(const Factor& factor, const Line& line, const Term& term)
+{
+    int quarter = 0;
+    const T* const place = place_of(factor, line, term, &quarter);
+    return {place, place != nullptr, quarter};
 }
 
 // Whether there are winners at all.
@@ -312,11 +329,11 @@ __device__ __forceinline__ void set_ones(bool terms_lie_together, unsigned (&wor
     for (int i = 0; i < 4; ++i) words[i] = sizeof(T) == 2 ? one << 16 | one : one;
 }
 
-// A matrix's line, from its first term on: null beyond the last one.
+// A matrix's line, from its first term on; whether there is one of that number.
 template <typename T>
 struct MatrixLine {
     const T* start;
-    bool ones;
+    bool there, ones;
 };
 
 template <typename T>
@@ -328,13 +345,7 @@ __device__ __forceinline__ bool is_ones(const MatrixLine<T>& line)
 template <typename T, typename Acc, typename Lying>
 __device__ __forceinline__ MatrixLine<T> line_of(const Matrix<T, Acc, Lying>& m, int line)
 {
-    return {line < m.lines ? m.values + line * m.by_line : nullptr, line == m.ones};
-}
-
-template <typename T, typename Acc, typename Lying>
-__device__ __forceinline__ const T* any_place(const Matrix<T, Acc, Lying>& m)
-{
-    return m.values;
+    return {m.values + line * m.by_line, line < m.lines, line == m.ones};
 }
 
 template <typename T, typename Acc, typename Lying>
@@ -346,5 +357,11 @@ __device__ __forceinline__ long long term_of(const Matrix<T, Acc, Lying>& m, int
 template <typename T, typename Acc, typename Lying>
 __device__ __forceinline__ const T* place_of(const Matrix<T, Acc, Lying>&, const MatrixLine<T>& line, long long term, int*)
 {
-    return line.start ? line.start + term : nullptr;
+    return line.there ? line.start + term : nullptr;
+}
+
+template <typename T, typename Acc, typename Lying>
+__device__ __forceinline__ Origin<T> origin_of(const Matrix<T, Acc, Lying>&, const MatrixLine<T>& line, long long term)
+{
+    return {line.start + term, line.there, 0};
 }

@@ -123,10 +123,16 @@ def _unfit(candidate: Candidate, key: Key, work: Work) -> str:
     registers = taken["num_regs"] * spec.block
     if registers > device["regsPerBlock"]:
         return f"a block takes {registers} registers, it may {device['regsPerBlock']}"
-    shared = taken["shared_size_bytes"] + spec.shared
-    limit = device["sharedMemPerBlockOptin"] if spec.shared else device["sharedMemPerBlock"]
-    if shared > limit:
-        return f"a block takes {shared} bytes of shared memory, it may {limit}"
+    own, limit = taken["shared_size_bytes"], device["sharedMemPerBlock"]
+    if spec.shared:
+        try:  # the driver knows whether `own` counts what it keeps for itself
+            kernel.max_dynamic_shared_size_bytes = spec.shared
+        except Exception as error:
+            if type(error).__name__ != "CUDADriverError":
+                raise
+            return f"a block takes {own} + {spec.shared} bytes of shared memory: {error}"
+    elif own > limit:
+        return f"a block takes {own} bytes of shared memory, it may {limit}"
     return ""
 
 
@@ -142,7 +148,7 @@ def _wrong(
     def poisoned(size: int) -> Any:
         memory = pool.malloc(size)
         if size:
-            memory.memset(_NAN_BYTE, size)
+            memory.memset_async(_NAN_BYTE, size)  # in the order of the stream that the kernel is in
         return memory
 
     choices = {key: candidate}

@@ -68,10 +68,15 @@ def load(stored: np.ndarray, dtype: str) -> np.ndarray:
     return stored.astype(np.float64)
 
 
+#: whether ties to TF32 go to even numbers, as from sm_90 on; a device before rounds them away
+ties = {"to even": True}
+
+
 def tf32(values: np.ndarray) -> np.ndarray:
-    """`values` to the nearest of 10 bits of mantissa, ties to even."""
+    """`values` to the nearest of 10 bits of mantissa; see `ties`."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    up = np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))
+    odd = bits >> np.uint32(13) & np.uint32(1)
+    up = np.uint32(0xFFF) + (odd if ties["to even"] else np.uint32(1))
     nearest = ((bits + up) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isfinite(values), nearest, values).astype(np.float64)
 

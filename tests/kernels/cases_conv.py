@@ -28,6 +28,7 @@ LARGE = {
     "_large": ("float32",),
     "_tensor": ("float32", "float16", "bfloat16"),
     "_tensor_large": ("float32", "float16", "bfloat16"),
+    "_tensor_tall": ("float32", "float16", "bfloat16"),
     "_warpgroup": ("float16", "bfloat16"),
     "_warpgroup_large": ("float16", "bfloat16"),
 }

@@ -24,6 +24,8 @@ GEOMETRIES = {
     "strided cols": Geometry(1, 9, 8, 8, (3, 3), (1, 2), (1, 1, 1, 1)),
 }
 _POOLED = ("same", "dilated")
+#: pixels enough for a block to note 256 of them four times (conv_notes.cuh); of two images
+NOTED = Geometry(2, 23, 21, 8, (3, 3), (1, 1), (1, 1, 1, 1))
 _case = functools.partial
 
 CASES = {
@@ -50,6 +52,16 @@ CASES = {
             dtype="float16",
             special=True,
         ),
+        *(
+            _case(
+                cases_conv.forward,
+                g=GEOMETRIES[which],
+                name="conv2d_forward_tensor_tall",
+                pooled=True,
+                special=True,
+            )
+            for which in _POOLED
+        ),
         # these read number by number, of any count of channels
         _case(cases_conv.forward, g=cases_conv.SKEW, special=True),
         _case(cases_conv.forward, g=cases_conv.RUNS, name="conv2d_forward_tall", special=True),
@@ -71,6 +83,26 @@ CASES = {
             )
             for which in _POOLED
             for pooled in (False, True)
+        ),
+        *(
+            _case(
+                cases_conv_step.backward,
+                g=GEOMETRIES[which],
+                name="conv2d_backward_tensor_tall",
+                pooled=pooled,
+                special=True,
+            )
+            for which in _POOLED
+            for pooled in (False, True)
+        ),
+        *(
+            _case(cases_conv_step.backward, g=NOTED, name=f"conv2d_backward{tile}", **more)
+            for tile, more in (
+                ("_tensor", {"special": True}),
+                ("_tensor_tall", {"parts": 3, "special": True}),
+                ("_tensor_tall", {"dtype": "bfloat16", "pooled": True, "special": True}),
+                ("_tensor_large", {"dtype": "float16", "inputs": False, "special": True}),
+            )
         ),
         _case(
             cases_conv_step.backward,

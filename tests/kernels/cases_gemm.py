@@ -129,7 +129,7 @@ CASES = [
     functools.partial(product, size=(7, 5, 9), name="gemm_narrow", layout="tt", index="int64"),
     *(
         functools.partial(product, size=size, name=_of(tile, layout), layout=layout, **more)
-        for tile in ("_tall", "_large", "_tensor", "_tensor_large")
+        for tile in ("_tall", "_large", "_tensor", "_tensor_large", "_tensor_tall")
         for size, layout, more in (
             ((132, 68, 20), "nn", {"apart": 4}),
             ((5, 132, 200), "nt", {"extras": True, "parts": 2}),
@@ -140,7 +140,10 @@ CASES = [
         functools.partial(
             product, size=size, name=_of(tile, layout), layout=layout, dtype=d, **more
         )
-        for tile in ("_tensor", "_tensor_large", "_warpgroup", "_warpgroup_large")
+        for tile in (
+            *("_tensor", "_tensor_large", "_tensor_tall"),
+            *("_warpgroup", "_warpgroup_large"),
+        )
         for d in ("float16", "bfloat16")
         for size, layout, more in (
             ((41, 136, 480), "nn", {"extras": True, "parts": 3, "apart": 8}),
@@ -165,6 +168,7 @@ CASES = [
             ("_large", ("float32",)),
             ("_tensor", ("float32", "float16", "bfloat16")),
             ("_tensor_large", ("float32", "float16", "bfloat16")),
+            ("_tensor_tall", ("float32", "float16", "bfloat16")),
             ("_warpgroup", ("float16", "bfloat16")),
             ("_warpgroup_large", ("float16", "bfloat16")),
         )

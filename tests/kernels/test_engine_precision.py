@@ -117,13 +117,16 @@ def test_factors_at_odd_addresses_are_copied(emulated: Backend) -> None:
     ("size", "shared", "runs", "fp32", "tf32"),
     [
         ((50000, 16, 100), False, True, "_narrow", "_narrow"),
-        ((50000, 32, 288), False, True, "_tall", "_tensor"),
+        ((50000, 32, 288), False, True, "_tall", "_tensor_tall"),
         ((50000, 128, 576), False, True, "_large", "_tensor_large"),
         ((50000, 128, 576), False, False, "", ""),
         ((2000, 128, 576), False, True, "", "_tensor"),
         ((577, 128, 50000), True, True, "_large", "_tensor_large"),
         ((577, 128, 500), True, True, "", "_tensor"),
-        ((289, 32, 50000), True, True, "", "_tensor"),
+        ((289, 32, 50000), True, True, "", "_tensor_tall"),
+        ((289, 32, 500), True, True, "", "_tensor"),
+        ((2000, 32, 288), False, True, "", "_tensor"),
+        ((50000, 36, 288), False, True, "_tall", "_tensor"),
     ],
 )
 def test_the_rule(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.kernels import arrays
 from tests.kernels.arrays import Launcher
 from tests.kernels.cases import CASES, case_name
 from tests.kernels.launchers import DeviceLauncher, EmulatedLauncher
@@ -31,5 +32,8 @@ def test_on_the_cpu(case: Callable[[Launcher], None], emulator: EmulatedLauncher
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", ALL)
-def test_on_a_gpu(case: Callable[[Launcher], None]) -> None:
+def test_on_a_gpu(case: Callable[[Launcher], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpulayers.cuda.precision import capability
+
+    monkeypatch.setitem(arrays.ties, "to even", capability() >= 90)
     case(DeviceLauncher())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulayers.cuda.table import KERNELS
 from gpulayers.errors import BackendError, ParameterError
 from gpulayers.ops.window import Window
 from tests.conftest import Backend
@@ -114,7 +115,7 @@ HALVES = {
     "forward, pooled": ("conv2d_forward", (1, 0), "float16"),
     "input": ("conv2d_input_grad", (0, 0), "bfloat16"),
     "weight": ("conv2d_weight_grad", (1, 0, 0), "float16"),
-    "back, pooled": ("conv2d_backward", (0, 1, 1), "bfloat16"),
+    "back": ("conv2d_backward", (0, 0, 1), "bfloat16"),
 }
 
 
@@ -222,6 +223,22 @@ def test_kernels_that_do_not_fit_are_left_out(
     assert out
     assert all(message in why_not for why_not in out)
     assert not any(label.startswith("gemm,") or label == "gemm" for label in cuda.timed)
+
+
+def test_a_kernel_whose_stages_do_not_fit_is_left_out(
+    emulated: Backend, cuda: SimpleNamespace
+) -> None:
+    from gpulayers.cuda.precision import use_precision
+
+    name = "gemm<float, float, TensorLarge, Terms, Lines>"
+    spec = KERNELS["gemm_nn_tensor_large"]
+    fake_cupy.state.kernel_attributes = {name: {"shared_size_bytes": (227 << 10) - spec.shared + 1}}
+    a, b = (emulated.asarray(np.ones(shape, np.float32)) for shape in ((40, 24), (24, 72)))
+    with use_precision("tf32"), cuda.tune.tuning() as run:
+        cuda.product.gemm(a, b)
+    why = {row.candidate.kernel: row.why_not for row in run.found[0][1].rows}
+    assert "65536 bytes of shared memory: CUDA_ERROR_INVALID_VALUE" in why["gemm_nn_tensor_large"]
+    assert why["gemm_nn_tensor"] in ("", "slower by 30 %")
 
 
 def test_a_kernel_that_does_not_compile_is_left_out(

@@ -119,7 +119,8 @@ class RawKernel:
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
-        if not 0 <= size <= _device_properties()["sharedMemPerBlockOptin"]:
+        own = self.attributes["shared_size_bytes"]
+        if not 0 <= size <= _device_properties()["sharedMemPerBlockOptin"] - own:
             raise CUDADriverError(1, "CUDA_ERROR_INVALID_VALUE", f"invalid argument ({self.name})")
         self._most_shared = size
 

@@ -179,7 +179,7 @@ class MemoryPointer:
     def __sub__(self, offset: int) -> MemoryPointer:
         return self + -offset
 
-    def memset(self, value: int, size: int) -> None:
+    def memset_async(self, value: int, size: int, stream: Any = None) -> None:
         self.mem.bytes[self._offset : self._offset + int(size)] = value
 
     def _view(self, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
