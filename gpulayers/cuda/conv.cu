@@ -14,16 +14,17 @@
 #include "conv_notes.cuh"
 #include "conv_gradient.cuh"
 
-// z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners.
+// z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners. w has
+// `depth` channels; those that x has more are zeros.
 template <typename T, typename Acc, typename Tile>
 __global__ void conv2d_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias,
                                T* __restrict__ z, unsigned char* __restrict__ winners, int pixels, int filters,
-                               int has_bias, int relu, int pooled, WINDOW_PARAMETERS)
+                               int has_bias, int relu, int pooled, int depth, WINDOW_PARAMETERS)
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
     const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, Terms()};
-    const Matrix<T, Acc, Lines> right = {w, filters, 1, filters, -1, Lines()};
+    const FiltersByTaps<T, Acc> right = {w, channels, depth, filters, Lines()};
     const Target<T, Acc> target = {z,       nullptr, bias,          nullptr, winners,   pixels,
                                    filters, has_bias != 0, false, relu != 0, pooled != 0};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, taps, taps);

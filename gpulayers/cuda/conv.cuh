@@ -288,6 +288,56 @@ __device__ __forceinline__ const T* place_of(const TapsByPixels<T, Acc>& source,
     return window_place(source.windows, term, line.reach);
 }
 
+// The filters as lines, taps as terms: w is (taps, depth, filters), where images may have more channels than `depth`, which
+// are zeros: so that they come in whole runs.
+template <typename T, typename Acc>
+struct FiltersByTaps {
+    const T* w;
+    int channels, depth, filters;
+    Lines terms_lie_together;
+};
+
+template <typename T>
+struct FilterLine {
+    const T* first;
+    bool there;
+};
+
+template <typename T, typename Acc>
+__device__ __forceinline__ FilterLine<T> line_of(const FiltersByTaps<T, Acc>& source, int line)
+{
+    return {source.w + line, line < source.filters};
+}
+
+// Where a term's filters begin, negative for those of a channel that is not there.
+template <typename T, typename Acc>
+__device__ __forceinline__ long long term_of(const FiltersByTaps<T, Acc>& source, int term)
+{
+    if (source.channels == source.depth) return static_cast<long long>(term) * source.filters;
+    const int tap = term / source.channels;
+    const int channel = term - tap * source.channels;
+    return static_cast<long long>(channel < source.depth ? tap * source.depth + channel : -1) * source.filters;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ const T* place_of(const FiltersByTaps<T, Acc>&, const FilterLine<T>& line, long long term, int*)
+{
+    return line.there && term >= 0 ? line.first + term : nullptr;
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Origin<T> origin_of(const FiltersByTaps<T, Acc>&, const FilterLine<T>& line, long long term)
+{
+    return {line.first + term, line.there && term >= 0, 0};
+}
+
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc value_at(const FiltersByTaps<T, Acc>& source, int line, int term)
+{
+    const T* const place = place_of(source, line_of(source, line), term_of(source, term), nullptr);
+    return place ? static_cast<Acc>(*place) : static_cast<Acc>(0);
+}
+
 // The filters with channels for lines and (tap, filter) for terms: w is (taps, channels, filters).
 template <typename T, typename Acc>
 struct ChannelsByTaps {

@@ -37,14 +37,15 @@ POOLING = Window((2, 2), (2, 2))
 SPECIALISED = True
 
 
-def constants_of(numbers: Sequence[int], filters: int, pooled: bool) -> str:
+def constants_of(
+    numbers: Sequence[int], filters: int, pooled: bool, depth: int | None = None
+) -> str:
     """The parameters of the kernels that stay, as `compile.get_kernel` takes them: the numbers of
-    `window_arguments`, and how many filters there are."""
-    known = (
-        *zip(table.WINDOW_NAMES, numbers, strict=True),
-        ("filters", filters),
-        ("pooled", int(pooled)),
-    )
+    `window_arguments`, how many filters there are, and the channels of these, if not those of the
+    image."""
+    window = dict(zip(table.WINDOW_NAMES, numbers, strict=True))
+    depth = window["channels"] if depth is None else depth
+    known = (*window.items(), ("filters", filters), ("pooled", int(pooled)), ("depth", depth))
     return ",".join(f"{name}={value}" for name, value in known)
 
 
@@ -97,10 +98,12 @@ def forward(
 
     With `pooled`, Z is the maximum over the windows of `POOLING` and winners (uint8, of its shape)
     the place in the window that gave it, 2 i + j; 4 where ReLU left zero. Else winners is empty.
-    `special`: by a kernel compiled for this shape, if `SPECIALISED`.
+    `special`: by a kernel compiled for this shape, if `SPECIALISED`. X may have more channels than
+    W, which are zeros.
     """
     n, rows, cols, _ = X.shape
-    out, filters = window.output_size(rows, cols), W.shape[3]
+    depth, filters = W.shape[2:]
+    out = window.output_size(rows, cols)
     pixels = n * math.prod(out)
     if pooled:
         out = (out[0] // 2, out[1] // 2)
@@ -114,10 +117,12 @@ def forward(
         numbers = window_arguments(X.shape, window)
         args = (
             *(X, W, none if b is None else b, Z, winners, pixels, filters),
-            *(b is not None, relu, pooled, *numbers),
+            *(b is not None, relu, pooled, depth, *numbers),
         )
         grid = (-(-pixels // choice.rows), -(-filters // choice.cols))
-        constants = constants_of(numbers, filters, pooled) if special and SPECIALISED else ""
+        constants = ""
+        if special and SPECIALISED:
+            constants = constants_of(numbers, filters, pooled, depth)
         launch(choice.kernel, X.dtype, grid, args, "int32", constants)
     return Z, winners
 

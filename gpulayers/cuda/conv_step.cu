@@ -1,6 +1,6 @@
 // Convolutions of a planned training step, with what stands beside them there: forward with the moments that a batch
 // normalisation behind them needs, and back in one launch for both gradients, with the sums that a normalisation
-// before them needs; and the gradient before a pooling.
+// before them needs; the gradient before a pooling; and images with more channels.
 #include "common.cuh"
 #include "words.cuh"
 #include "window.cuh"
@@ -53,27 +53,44 @@ __global__ void unpool2d(const T* __restrict__ dy, const unsigned char* __restri
     }
 }
 
-// z (pixels, filters) = windows of x times w, plus bias; and its moments, see TakeMoments.
+// Images with more channels, which are zeros: (pixels, channels) to (pixels, padded). A thread has VEC channels; total =
+// threads.
+template <typename T, typename Index, int VEC>
+__global__ void pad_channels(const T* __restrict__ x, T* __restrict__ y, Index total, int channels, int padded)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const Index pixel = number / (padded / VEC);
+    const int first = static_cast<int>(number - pixel * (padded / VEC)) * VEC;
+    Pack<T, VEC> out;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i)
+        out.item[i] = first + i < channels ? x[pixel * channels + first + i] : static_cast<T>(0.0f);
+    *reinterpret_cast<Pack<T, VEC>*>(y + (pixel * padded + first)) = out;
+}
+
+// z (pixels, filters) = windows of x times w, plus bias; and its moments, see TakeMoments. `depth` as in conv2d_forward.
 template <typename T, typename Acc, typename Tile>
 __global__ void conv2d_moments(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* z,
                                Acc* each, unsigned* arrived, Acc* sums, Acc* squares, int pixels, int filters,
-                               int members, WINDOW_PARAMETERS)
+                               int members, int depth, WINDOW_PARAMETERS)
 {
     int pooled = 0;  // SPECIALISE says so too
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
     const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, Terms()};
-    const Matrix<T, Acc, Lines> right = {w, filters, 1, filters, -1, Lines()};
+    const FiltersByTaps<T, Acc> right = {w, channels, depth, filters, Lines()};
     const Target<T, Acc> target = {z, nullptr, bias, nullptr, nullptr, pixels, filters, true, false, false, false};
     const TakeMoments<Tile, Acc> moments = {
         {each, arrived, static_cast<int>(gridDim.x), members}, sums, squares};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, taps, taps, moments);
 }
 
-// The way back, both products at once. The first `weight_blocks` blocks work out grads (parts, taps * channels + 1,
-// filters): windows of x, transposed, times dz, the bias's gradient below it. The others work out dx: what the windows
-// hand back to the inputs, times [x > 0] if masked, + side if there is one; and if has_norm, sums of it, see
-// TakeGradients: x is then what a normalisation of norm_x has put out.
+// The way back, both products at once. The first `weight_blocks` blocks work out grads (parts, taps * depth + 1, filters):
+// windows of x, transposed, times dz, the bias's gradient below it; w has `depth` channels, those that x has more are left
+// out, and then there are no others. The others work out dx: what the windows hand back to the inputs, times [x > 0] if
+// masked, + side if there is one; and if has_norm, sums of it, see TakeGradients: x is then what a normalisation of norm_x
+// has put out.
 template <typename T, typename Acc, typename Tile>
 __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ dz,
                                 const unsigned char* __restrict__ winners, const T* __restrict__ w,
@@ -84,7 +101,7 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
                                 unsigned* arrived, Acc* sums, int outputs, int inputs, int filters, int span,
                                 int parts, int weight_blocks, int masked, int has_side, int pooled, int has_norm,
                                 int norm_rows, int norm_cols, int norm_relu, int norm_pooled, int members,
-                                WINDOW_PARAMETERS)
+                                int depth, WINDOW_PARAMETERS)
 {
     SPECIALISE;
     const int block = static_cast<int>(blockIdx.x);
@@ -96,7 +113,8 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
         const TapsByPixels<T, Acc> left = {{x, GEOMETRY, pooled != 0}, taps, Lines()};
         const FiltersByPixels<T, Acc> right = {{dz, winners, GEOMETRY, filters, pooled != 0}, Lines()};
         const Target<T, Acc> target = {nullptr, grads, nullptr, nullptr, nullptr, taps + 1, filters,
-                                       false,   false, false,   false,   nullptr, true};
+                                       false,   false, false,   false,   nullptr, true,    channels,
+                                       depth};
         work_out<T, Acc, Tile>(share, left, right, target, outputs, span);
     } else {
         const int taps = kernel_rows * kernel_cols * filters;

@@ -26,6 +26,8 @@ __all__ = [
     "backward_choice",
     "counters",
     "forward",
+    "pad",
+    "padded_channels",
     "parts_before",
     "unpool",
     "unpools",
@@ -60,13 +62,14 @@ def forward(
     X: Array, W: Array, b: Array, window: Window, arrived: Array
 ) -> tuple[Array, Moments | None]:
     """Return Z of a convolution with bias, and its moments for `norm.forward`, None if it is empty.
+    X may have more channels than W, which are zeros.
 
     Parameters
     ----------
     arrived : of `counters`
     """
     n, rows, cols, _ = X.shape
-    filters = W.shape[3]
+    depth, filters = W.shape[2:]
     Z = cupy.empty((n, *window.output_size(rows, cols), filters), dtype=X.dtype)
     if not Z.size:
         return Z, None
@@ -80,9 +83,21 @@ def forward(
     each = cupy.empty((tiles, 2, filters), dtype=wide)
     sums, squares = (cupy.empty((filters, parts), dtype=wide) for _ in range(2))
     numbers = window_arguments(X.shape, window)
-    args = (*aligned(choice, X, W), b, Z, each, arrived, sums, squares, pixels, filters, members)
+    args = (
+        *aligned(choice, X, W),
+        b,
+        Z,
+        each,
+        arrived,
+        sums,
+        squares,
+        pixels,
+        filters,
+        members,
+        depth,
+    )
     grid = (tiles, -(-filters // choice.cols))
-    constants = conv.constants_of(numbers, filters, False) if conv.SPECIALISED else ""
+    constants = conv.constants_of(numbers, filters, False, depth) if conv.SPECIALISED else ""
     launch(kernel, X.dtype, grid, (*args, *numbers), "int32", constants)
     return Z, Moments(sums, squares, members * choice.rows, members * choice.rows)
 
@@ -128,6 +143,26 @@ def unpool(dY: Array, winners: Array, out: tuple[int, int]) -> Array:
     return dZ
 
 
+def padded_channels(channels: int, filters: int, dtype: Any) -> int:
+    """The channels that an image whose gradient nobody wants should have, more than it has where
+    tensor cores then take it: they want whole runs."""
+    step = table.VECTOR_BYTES // dtype.itemsize
+    if filters % step or not precision.takes_tensor_cores("conv2d_backward", dtype):
+        return channels
+    return -(-channels // step) * step
+
+
+def pad(X: Array, channels: int) -> Array:
+    """Return the images with so many channels, those that there are more zero."""
+    if X.shape[3] == channels:
+        return X
+    Y = cupy.empty((*X.shape[:3], channels), dtype=X.dtype)
+    total = Y.size * X.dtype.itemsize // table.VECTOR_BYTES
+    args = (X, Y, total, X.shape[3], channels)
+    launch_elements("pad_channels", X.dtype, total, args, table.index_for(Y.size))
+    return Y
+
+
 def parts_before(x_shape: Shape4, choice: Candidate) -> int:
     """In how many parts `backward` gives the sums for the normalisation before."""
     tiles = -(-math.prod(x_shape[:3]) // choice.rows)
@@ -147,14 +182,16 @@ def backward(
     before: Before | None = None,
     arrived: Array | None = None,
 ) -> Array | None:
-    """The way back through a convolution in one launch, or two if it `unpools`: fill `grads` with the gradient of the
-    weight, the bias's below it, and return that of the input if `inputs`.
+    """The way back through a convolution in one launch, or two if it `unpools`: fill `grads` with
+    the gradient of the weight, the bias's below it, and return that of the input if `inputs`.
 
     Parameters
     ----------
+    X : array
+        May have more channels than W, which are zeros, unless `inputs`.
     winners : array or None
         dZ is the gradient of `conv.forward`'s pooled Z.
-    grads : (parts, taps * channels + 1, filters) of the dtype of sums, or None
+    grads : (parts, taps * W's channels + 1, filters) of the dtype of sums, or None
         In the parts of `backward_choice`; None where nothing learns.
     masked : bool
         The input is the output of a ReLU: its gradient counts only where it is positive.
@@ -164,7 +201,8 @@ def backward(
         The sums for it are made too, in the parts of `parts_before`.
     arrived : of `counters`; needed with `before`
     """
-    filters, channels = W.shape[3], X.shape[3]
+    channels = X.shape[3]
+    depth, filters = W.shape[2:]
     if winners is not None and unpools(channels, filters, window, X.dtype):
         dZ, winners = unpool(dZ, winners, window.output_size(*X.shape[1:3])), None
     pooled = winners is not None
@@ -175,7 +213,7 @@ def backward(
     pixels = math.prod(X.shape[:3])
     weight_blocks = 0
     if grads is not None:
-        weight_blocks = -(-grads.shape[1] // choice.rows) * -(-filters // choice.cols)
+        weight_blocks = -(-(window.taps * channels + 1) // choice.rows) * -(-filters // choice.cols)
         weight_blocks *= choice.parts
     tiles = -(-pixels // choice.rows)
     input_blocks = tiles * -(-channels // choice.cols) if inputs else 0
@@ -193,10 +231,10 @@ def backward(
         *(X, dZ, codes if winners is None else winners, W, none if side is None else side),
         *(wide if grads is None else grads, dX, *known),
         *(outputs, pixels, filters, choice.span, choice.parts, weight_blocks),
-        *(masked, side is not None, pooled, *flags),
+        *(masked, side is not None, pooled, *flags, depth),
     )
     numbers = window_arguments(X.shape, window)
-    constants = conv.constants_of(numbers, filters, pooled) if conv.SPECIALISED else ""
+    constants = conv.constants_of(numbers, filters, pooled, depth) if conv.SPECIALISED else ""
     grid = (weight_blocks + input_blocks,)
     launch(choice.kernel, X.dtype, grid, (*args, *numbers), "int32", constants)
     return dX if inputs else None

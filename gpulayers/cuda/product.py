@@ -49,15 +49,15 @@ def tile_of(
     """The suffix of the kernel for a product of `rows` x `terms` x `cols`, by rule.
 
     Half types go to tensor cores, and float32 within ``use_precision("tf32")``, if the factors
-    come in `runs` and the device has such; float32 products of 16 columns at most do not, as most
-    of a tile would be empty. A tile of 128 x 128 or 256 x 64 (of 256 x 32 for up to 32 columns on
+    come in `runs` and the device has such. Other float32 products of 16 columns at most have a tile
+    of 256 x 16. A tile of 128 x 128 or 256 x 64 (of 256 x 32 for up to 32 columns on
     tensor cores) is taken where there are enough of them, shared as they may be, to keep a large
     GPU busy, and where not much more of them hangs over than of the smaller one; else that.
     """
     there = tiles_of(name, dtype, runs)
-    if cols <= _NARROW and "_narrow" in there:
-        return "_narrow"
     cores = "_tensor" in there
+    if not cores and cols <= _NARROW and "_narrow" in there:
+        return "_narrow"
     small = "_tensor" if cores else ""
     if cores and cols <= _SLENDER:
         suffix = "_tensor_tall"
@@ -154,9 +154,10 @@ def tile_of_both(
     """As `tile_of`, for two products (rows, cols, terms) in one launch by the same tile; blocks can
     share the terms of `one`, and `other` may have no rows."""
     there = tiles_of(name, dtype, runs)
-    if "_narrow" in there and max(p[1] for p in (one, other) if p[0]) <= _NARROW:
-        return "_narrow"
     small = "_tensor" if "_tensor" in there else ""
+    widest = max(p[1] for p in (one, other) if p[0])
+    if not small and "_narrow" in there and widest <= _NARROW:
+        return "_narrow"
 
     def covered(suffix: str) -> int:
         return sum(_extent(*p[:2], TILES[suffix]) * p[2] for p in (one, other))

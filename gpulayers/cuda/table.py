@@ -149,7 +149,7 @@ _SPECS = (
     *(
         spec
         for name, arrays, numbers in (
-            ("conv2d_forward", 5, 5),
+            ("conv2d_forward", 5, 6),
             ("conv2d_input_grad", 3, 2),
             ("conv2d_weight_grad", 4, 4),
         )

@@ -12,11 +12,11 @@ _WIDE = ("float32", "float64")
 SPECS = (
     # ---- conv_step.cu
     *tiled(
-        *("conv2d_moments", "conv_step.cu", (*(ARRAY,) * 8, *(INT,) * 3, *WINDOW)),
+        *("conv2d_moments", "conv_step.cu", (*(ARRAY,) * 8, *(INT,) * 4, *WINDOW)),
         counts=True,
     ),
     *tiled(
-        *("conv2d_backward", "conv_step.cu", (*(ARRAY,) * 16, *(INT,) * 15, *WINDOW)),
+        *("conv2d_backward", "conv_step.cu", (*(ARRAY,) * 16, *(INT,) * 16, *WINDOW)),
         counts=True,
         codes=True,
     ),
@@ -25,6 +25,13 @@ SPECS = (
         "conv_step.cu",
         "unpool2d<{T}, {Index}, {Vec}>",
         (*(ARRAY,) * 3, INDEX, *(INT,) * 3),
+        dtypes=CORES,
+    ),
+    KernelSpec(
+        "pad_channels",
+        "conv_step.cu",
+        "pad_channels<{T}, {Index}, {Vec}>",
+        (*(ARRAY,) * 2, INDEX, *(INT,) * 2),
         dtypes=CORES,
     ),
     # ---- norm.cu

@@ -125,7 +125,7 @@ __device__ __forceinline__ Share share_of_block()
 // Where a product goes: to `values`, or to `partial` (parts, rows, cols) where several blocks share the terms, or where
 // it is wanted so (`in_parts`).
 // `pooled`: four rows in a row are a 2 x 2 window; its maximum is kept, and in `winners` which of the four it was,
-// 4 where ReLU made it zero.
+// 4 where ReLU made it zero. Of every `each` rows only the first `kept` are wanted, close together; 0: all rows.
 template <typename T, typename Acc>
 struct Target {
     T* values;
@@ -137,7 +137,18 @@ struct Target {
     bool has_bias, has_mask, relu, pooled;
     const T* side;  // null, or what is added at last
     bool in_parts;
+    int each, kept;
 };
+
+// Where a row is among those that are wanted, -1 if it is not.
+template <typename T, typename Acc>
+__device__ __forceinline__ int wanted_row(const Target<T, Acc>& target, int row)
+{
+    if (target.each == target.kept) return row;
+    const int number = row / target.each;
+    const int place = row - number * target.each;
+    return place < target.kept ? number * target.kept + place : -1;
+}
 
 // What follows a sum: bias, ReLU (NaN stays), the slope of the ReLU before, told by that one's output, and the side.
 template <typename T, typename Acc>
@@ -197,7 +208,8 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             if (row + i * step >= target.rows || (target.pooled && i > 0)) continue;
-            const int line = target.pooled ? row / OWN : row + i * step;
+            const int line = target.pooled ? row / OWN : wanted_row(target, row + i * step);
+            if (line < 0) continue;
             const long long place = static_cast<long long>(line) * target.cols + col + first;
             Acc out[OWN];
             int winners[OWN];
@@ -208,7 +220,7 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
                 if (target.relu && target.pooled && !(out[j] > static_cast<Acc>(0))) winners[j] = OWN;
             }
             if (shared) {
-                const long long all = static_cast<long long>(target.rows) * target.cols;
+                const long long all = static_cast<long long>(wanted_row(target, target.rows - 1) + 1) * target.cols;
                 put_four(target.partial + (share.part * all + place), out, count, partial_fours);
                 continue;
             }

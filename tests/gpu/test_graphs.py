@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from gpulayers.models import Activation, Pixels, Residual, Sequential
 from gpulayers.models.resident import Resident
 from gpulayers.training.precision import LossScaler, WideLoss
 from tests.conftest import Backend
+from tests.support import fake_cupy
 
 N, CLASSES = 5, 3
 IMAGES, SEQUENCES = (8, 8, 2), (3, 7)
@@ -47,6 +49,21 @@ def convolutional(_: bool) -> list[Any]:
         Residual([Conv2D(4, (3, 3), pad=1), BatchNorm2D(), Activation("ReLU")]),
         *(Flatten(), FullyConnected(9, act_fn="ReLU"), Dropout(0.4), LayerNorm1D()),
         FullyConnected(CLASSES),
+    ]
+
+
+def pooled(_: bool) -> list[Any]:
+    """For tensor cores: whole runs of channels, but for the image's; a row that pooling leaves."""
+    return [
+        *(Conv2D(8, (3, 3), pad=1, act_fn="ReLU"), Conv2D(16, (3, 2), act_fn="ReLU"), Pool2D(2, 2)),
+        *(Conv2D(8, (2, 2), act_fn="ReLU"), Flatten(), FullyConnected(CLASSES)),
+    ]
+
+
+def normed(_: bool) -> list[Any]:
+    return [
+        *(Conv2D(8, (3, 3), pad=1), BatchNorm2D(), Activation("ReLU")),
+        *(Conv2D(8, (3, 3), act_fn="ReLU"), Pool2D(2, 2), Flatten(), FullyConnected(CLASSES)),
     ]
 
 
@@ -141,6 +158,32 @@ def test_replays_in_half_precision(device: Backend) -> None:
     random.seed(1)
     np.testing.assert_allclose(got, plain.by_layers(), rtol=2e-2)
     planned.check(plain, 1e-2)
+
+
+@pytest.mark.parametrize("layers", [pooled, normed])
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_replays_on_tensor_cores(device: Backend, layers: Any, precision: str) -> None:
+    """Images get channels of zeros, and gradients before a pooling are laid out once."""
+    cuda = importlib.import_module("gpulayers.cuda.precision")
+    if not cuda.has_tensor_cores():
+        pytest.skip("needs tensor cores")
+    half, events = precision == "fp16", {}
+    dtype = "float16" if half else "float32"
+    planned, plain = (Run(device, layers, (9, 9, 3), dtype) for _ in range(2))
+    for run in (planned, plain):
+        run.loss = WideLoss(run.loss, run.scaler) if half else run.loss
+    with contextlib.ExitStack() as stack:
+        if device.name == "emulated":
+            events = stack.enter_context(fake_cupy.count())
+        got = planned.by_plan(loss=planned.loss, precision=precision)
+    np.testing.assert_allclose(got, plain.by_layers(), rtol=2e-2 if half else 2e-3)
+    planned.check(plain, 1e-2 if half else 2e-3)
+    if device.name == "emulated":
+        names = {event.partition(":")[2] for event in events}
+        assert {name.partition("<")[0] for name in names} >= {"pad_channels", "unpool2d"}
+        back = [name for name in names if name.startswith("conv2d_backward")]
+        assert back
+        assert all("Tensor" in name for name in back)
 
 
 def test_replays_take_batches_from_the_device(device: Backend) -> None:

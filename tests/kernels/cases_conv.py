@@ -47,11 +47,24 @@ def _grid(name: str, rows: int, cols: int, parts: int = 1) -> tuple[int, int, in
     return -(-rows // tile.rows), -(-cols // tile.cols), parts
 
 
-def constants(g: Geometry, filters: int, pooled: bool, special: bool) -> str:
+def constants(
+    g: Geometry, filters: int, pooled: bool, special: bool, depth: int | None = None
+) -> str:
     """What a plan compiles a kernel for."""
-    names = (*table.WINDOW_NAMES, "filters", "pooled")
-    known = zip(names, (*g.numbers, filters, int(pooled)), strict=True)
+    names = (*table.WINDOW_NAMES, "filters", "pooled", "depth")
+    known = zip(names, (*g.numbers, filters, int(pooled), depth or g.ch), strict=True)
     return ",".join(f"{name}={value}" for name, value in known) if special else ""
+
+
+def with_channels(x: np.ndarray, depth: int | None) -> np.ndarray:
+    """Zeros in the place of the channels from `depth` on."""
+    return x if depth is None else np.where(np.arange(x.shape[-1]) < depth, x, 0)
+
+
+def of_channels(w: np.ndarray, g: Geometry, depth: int | None) -> np.ndarray:
+    """The first `depth` channels of weights (taps * channels, filters)."""
+    few = w.reshape(-1, g.ch, w.shape[1])[:, :depth].reshape(-1, w.shape[1])
+    return np.ascontiguousarray(few)
 
 
 def _windows(x: np.ndarray, g: Geometry) -> np.ndarray:
@@ -71,10 +84,11 @@ def forward(
     follow: bool = True,
     pooled: bool = False,
     special: bool = False,
+    depth: int | None = None,
 ) -> None:
-    """`special`: compiled for this geometry."""
+    """`special`: compiled for this geometry; `depth`: the channels that are not zeros."""
     count = _filters(name)
-    x, image = rounded(random(*g.shape), dtype)
+    x, image = rounded(with_channels(random(*g.shape), depth), dtype)
     w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
     bias, shift = rounded(random(count, seed="b"), dtype)
     if pooled and dtype == "float32":  # a first maximum among equals, and NaN before all
@@ -92,10 +106,10 @@ def forward(
         want = np.where(want + shift <= 0, 0, want + shift)
     z = poisoned(shape, dtype)
     pixels = (4 if pooled else 1) * z.size // count
-    numbers = (pixels, count, follow, follow, pooled, *g.numbers)
+    numbers = (pixels, count, follow, follow, pooled, depth or g.ch, *g.numbers)
     grid = _grid(name, pixels, count)
-    args = (x, w, bias, z, winners, *numbers)
-    known = constants(g, count, pooled, special)
+    args = (x, of_channels(w, g, depth), bias, z, winners, *numbers)
+    known = constants(g, count, pooled, special, depth)
     launcher.launch(name, dtype, index, grid, args, constants=known)
     close(z, want, dtype, factor=4)
     if want_winners is not None:

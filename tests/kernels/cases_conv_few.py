@@ -62,6 +62,16 @@ CASES = {
             )
             for which in _POOLED
         ),
+        *(
+            _case(cases_conv.forward, g=GEOMETRIES["same"], special=special, depth=3, **more)
+            for special in (False, True)
+            for more in (
+                {"name": "conv2d_forward_tensor_tall", "pooled": True},
+                {"name": "conv2d_forward_tensor", "dtype": "bfloat16"},
+                {"name": "conv2d_forward_tall"},
+                {},
+            )
+        ),
         # these read number by number, of any count of channels
         _case(cases_conv.forward, g=cases_conv.SKEW, special=True),
         _case(cases_conv.forward, g=cases_conv.RUNS, name="conv2d_forward_tall", special=True),
@@ -94,6 +104,22 @@ CASES = {
             )
             for which in _POOLED
             for pooled in (False, True)
+        ),
+        *(
+            _case(
+                cases_conv_step.backward,
+                g=GEOMETRIES[which],
+                name=f"conv2d_backward{tile}",
+                inputs=False,
+                special=True,
+                depth=depth,
+                dtype=dtype,
+            )
+            for which, tile, dtype, depth in (
+                ("strides", "_tensor_tall", "float32", 3),
+                ("dilated", "_tensor", "bfloat16", 9),
+                ("33 taps", "_tensor_large", "float16", 1),
+            )
         ),
         *(
             _case(cases_conv_step.backward, g=NOTED, name=f"conv2d_backward{tile}", **more)

@@ -21,7 +21,7 @@ from tests.kernels.arrays import (
     rounded,
     store,
 )
-from tests.kernels.cases_conv import LARGE, constants
+from tests.kernels.cases_conv import LARGE, constants, of_channels, with_channels
 from tests.kernels.cases_gemm import seen
 from tests.kernels.cases_norm import Layer, Shape
 from tests.kernels.gold import Geometry
@@ -58,9 +58,10 @@ def moments(
     index: str = "int32",
     offset: float = 0.0,
     special: bool = False,
+    depth: int | None = None,
 ) -> None:
     tile, count = TILES[_tile(name)], _filters(name)
-    x, image = rounded(random(*g.shape), dtype)
+    x, image = rounded(with_channels(random(*g.shape), depth), dtype)
     w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
     bias, shift = rounded(random(count, seed="b") + offset, dtype)
     z = poisoned((g.columns_shape[0], count), dtype)
@@ -68,8 +69,9 @@ def moments(
     parts, span = -(-tiles // MEMBERS), MEMBERS * tile.rows
     each, arrived = poisoned((tiles, 2, count), WIDE[dtype]), _arrived(across, parts)
     sums, squares = (poisoned((count, parts), WIDE[dtype]) for _ in range(2))
-    args = (x, w, bias, z, each, arrived, sums, squares, len(z), count, MEMBERS, *g.numbers)
-    compiled = constants(g, count, False, special)
+    stored, numbers = of_channels(w, g, depth), (len(z), count, MEMBERS, depth or g.ch, *g.numbers)
+    args = (x, stored, bias, z, each, arrived, sums, squares, *numbers)
+    compiled = constants(g, count, False, special, depth)
     launcher.launch(name, dtype, index, (tiles, across), args, constants=compiled)
     want = gold.im2col(seen(image, name, dtype), g) @ seen(filters, name, dtype) + shift
     close(z, want, dtype, factor=4)
@@ -107,20 +109,22 @@ def backward(
     norm: str = "",
     inputs: bool = True,
     special: bool = False,
+    depth: int | None = None,
 ) -> None:
     """`norm`: "relu" or "pooled", with ReLU before the pooling, of a normalisation before it;
-    `special`: compiled for this geometry."""
+    `special`: compiled for this geometry; `depth`: the channels that are not zeros."""
     tile, count, ch = TILES[_tile(name)], _filters(name), g.ch
-    x, image = rounded(random(*g.shape), dtype)
+    x, image = rounded(with_channels(random(*g.shape), depth), dtype)
     stored, winners, dz = _gradient(g, dtype, pooled, count)
     w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
     added, beside = rounded(random(*g.shape, seed="side"), dtype)
     pixels, outputs = x.size // ch, (4 if pooled else 1) * stored.size // count
-    grads = poisoned((parts, g.columns_shape[1] + 1, count), WIDE[dtype])
+    stored_w = of_channels(w, g, depth)
+    grads = poisoned((parts, len(stored_w) + 1, count), WIDE[dtype])
     dx = poisoned(g.shape, dtype)
     tiles = -(-pixels // tile.rows)
     across, groups = -(-ch // tile.cols), -(-tiles // MEMBERS)
-    weight_blocks = -(-grads.shape[1] // tile.rows) * -(-count // tile.cols) * parts
+    weight_blocks = -(-(g.columns_shape[1] + 1) // tile.rows) * -(-count // tile.cols) * parts
 
     double = norm == "pooled"
     shape = Shape(g.n, *((1 + double) * n + double for n in g.shape[1:3]), ch, 1, 1, double)
@@ -130,14 +134,16 @@ def backward(
     each = poisoned((tiles, 2, ch), WIDE[dtype])
     known = (layer.x, codes, layer.s, layer.b, *layer.saved(dtype), each, arrived, sums)
     numbers = (outputs, pixels, count, -(-outputs // parts), parts, weight_blocks, masked, side)
-    flags = (pooled, bool(norm), shape.rows, shape.cols, layer.relu, double, MEMBERS, *g.numbers)
-    args = (x, stored, winners, w, added if side else added[:0], grads, dx, *known)
+    flags = (pooled, bool(norm), shape.rows, shape.cols, layer.relu, double, MEMBERS)
+    flags = (*flags, depth or ch, *g.numbers)
+    args = (x, stored, winners, stored_w, added if side else added[:0], grads, dx, *known)
     grid = (weight_blocks + (tiles * across if inputs else 0),)
-    compiled = constants(g, count, pooled, special)
+    compiled = constants(g, count, pooled, special, depth)
     launcher.launch(name, dtype, index, grid, (*args, *numbers, *flags), constants=compiled)
 
     dz, filters = seen(dz.reshape(-1, count), name, dtype), seen(filters, name, dtype)
-    want = np.vstack([gold.im2col(seen(image, name, dtype), g).T @ dz, dz.sum(axis=0)])
+    want = gold.im2col(seen(image, name, dtype), g).T @ dz
+    want = np.vstack([of_channels(want, g, depth), dz.sum(axis=0)])
     # tensor cores cut each product's sum off, where others round it
     factor = 8.0 * (max(1.0, outputs / parts / 128) if tile.tensor else 1.0)
     close(store(load(grads, WIDE[dtype]).sum(axis=0), WIDE[dtype]), want, WIDE[dtype], factor)
@@ -169,7 +175,32 @@ def unpool(
     np.testing.assert_array_equal(load(out, dtype), dz)
 
 
+def pad(launcher: Launcher, channels: int, dtype: str = "float32", index: str = "int32") -> None:
+    x, image = rounded(random(2, 5, 7, channels), dtype)
+    step = 16 // x.itemsize
+    padded = -(-channels // step) * step
+    y = poisoned((*x.shape[:3], padded), dtype)
+    total = y.size // step
+    args = (x, y, total, channels, padded)
+    launcher.launch("pad_channels", dtype, index, blocks(total, "pad_channels"), args)
+    want = np.pad(image, [(0, 0)] * 3 + [(0, padded - channels)])
+    np.testing.assert_array_equal(load(y, dtype), want)
+
+
 CASES = [
+    *(
+        functools.partial(pad, channels=channels, dtype=d, index=i)
+        for channels, d, i in (
+            *((1, "float32", "int32"), (3, "float32", "int64"), (7, "float32", "int32")),
+            *((3, "float16", "int32"), (9, "float16", "int64"), (1, "bfloat16", "int32")),
+            *((11, "bfloat16", "int64"),),
+        )
+    ),
+    *(
+        functools.partial(f, g=RUNS, name=f"conv2d_{f.__name__}{tile}", depth=depth, **more)
+        for f, more in ((moments, {}), (backward, {"inputs": False, "parts": 2}))
+        for tile, depth in (("", 7), ("_tall", 3), ("_tensor", 1), ("_tensor_tall", 5))
+    ),
     *(
         functools.partial(unpool, g=g, filters=filters, dtype=d, index=i)
         for g in (RUNS, MANY, LONG)

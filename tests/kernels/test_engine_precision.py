@@ -116,7 +116,9 @@ def test_factors_at_odd_addresses_are_copied(emulated: Backend) -> None:
 @pytest.mark.parametrize(
     ("size", "shared", "runs", "fp32", "tf32"),
     [
-        ((50000, 16, 100), False, True, "_narrow", "_narrow"),
+        ((50000, 16, 100), False, True, "_narrow", "_tensor_tall"),
+        ((50000, 16, 100), False, False, "_narrow", "_narrow"),
+        ((500, 16, 100), False, True, "_narrow", "_tensor"),
         ((50000, 32, 288), False, True, "_tall", "_tensor_tall"),
         ((50000, 128, 576), False, True, "_large", "_tensor_large"),
         ((50000, 128, 576), False, False, "", ""),
