@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from gpulayers import _spec
@@ -87,7 +86,7 @@ def calc_pad_dims_1D(
 
 
 def _pad_for(name: str, size: int, out: Any, span: int, stride: int) -> tuple[int, int]:
-    total = stride * (integer(name, "the output size", out, 1) - 1) + span - size
+    total = stride * (_spec.integer(name, "the output size", out, 1) - 1) + span - size
     if total <= -stride:
         raise ShapeError(
             f"{name}: no padding makes {size} pixels give {out} (the kernel spans {span}, stride "
@@ -193,7 +192,7 @@ def dilate(X: Array, d: int) -> Array:
     check.array("dilate", "X", X)
     rank("dilate", "X", X.shape, 4, "(n_ex, rows, cols, in_ch)")
     xp = xp_of(X)
-    step = integer("dilate", "d", d, 0) + 1
+    step = _spec.integer("dilate", "d", d, 0) + 1
     n_ex, rows, cols, in_ch = X.shape
     out = max(step * (rows - 1) + 1, 0), max(step * (cols - 1) + 1, 0)
     spread = xp.zeros((n_ex, *out, in_ch), dtype=X.dtype)
@@ -205,14 +204,3 @@ def rank(name: str, what: str, shape: Any, ndim: int, axes: str) -> None:
     sizes = _spec.sizes(shape)
     if sizes is None or len(sizes) != ndim:
         raise ShapeError(f"{name}: {what} must be {axes}, got {shape!r}")
-
-
-def integer(name: str, what: str, value: Any, minimum: int) -> int:
-    if not isinstance(value, bool):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is not None and number >= minimum:
-            return number
-    raise ParameterError(f"{name}: {what} must be an integer >= {minimum}, got {value!r}")

@@ -12,6 +12,7 @@ import ast
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -208,11 +209,16 @@ def real(
 
 
 def integer(owner: str, name: str, value: Any, low: int) -> int:
-    """Return `value` as an int >= `low`; ParameterError otherwise (3.0 is no integer)."""
-    number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, int) or number < low:
-        raise ParameterError(f"{owner}: {name} must be an integer >= {low}, got {value!r}")
-    return int(number)
+    """Return `value`, which may be an integer of an array library, as an int >= `low`;
+    ParameterError otherwise (3.0 is no integer)."""
+    if not isinstance(value, bool):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = None
+        if number is not None and number >= low:
+            return number
+    raise ParameterError(f"{owner}: {name} must be an integer >= {low}, got {value!r}")
 
 
 def sizes(shape: Any) -> tuple[int, ...] | None:

@@ -21,7 +21,6 @@ from gpulayers._padding import (
     calc_pad_dims_1D,
     calc_pad_dims_2D,
     dilate,
-    integer,
     pad1D,
     pad2D,
     rank,
@@ -88,7 +87,7 @@ def minibatch(X: Array, batchsize: int = 256, shuffle: bool = True) -> tuple[Ite
     ShapeError
         If X has no axes.
     """
-    size = integer("minibatch", "batchsize", batchsize, 1)
+    size = _spec.integer("minibatch", "batchsize", batchsize, 1)
     shuffle = _spec.flag("minibatch", "shuffle", shuffle)
     check.array("minibatch", "X", X)
     xp = xp_of(X)

@@ -28,6 +28,8 @@ Options and variables
 --require-gpu                   a missing GPU is an error, not a skip, for tests marked `gpu`
 GPULAYERS_REQUIRE_EMULATOR=1    a missing g++ or header wheel is an error for `emulated` tests
 GPULAYERS_REQUIRE_COMPILED=1    a missing build of the C kernels is an error, not left out
+GPULAYERS_REQUIRE_BROWSER=1     a missing browser is an error for the tests of the demo page
+GPULAYERS_SANITIZERS=all        every case under the sanitizers, not a third of those of large tests
 GPULAYERS_EMULATOR=check        kernels in layer tests run with all checks (slower); default plain
 GPULAYERS_TEST_CASES=all        every case on every backend (see `_sample`); default: all on a GPU,
                                 a third of those of large tests on NumPy, one in twelve with the C

@@ -27,10 +27,17 @@ class ActivationBase(ABC):
 
     def __call__(self, z: Array) -> Array:
         """Return ``fn(z)``; as in numpy-ml a 1-D `z` of n values is taken as shape (1, n)."""
-        xp_of(z)  # raises where it is no array
+        self._library(z)  # raises where it is no array
         if z.ndim == 1:
             z = z.reshape(1, -1)
         return self.fn(z)
+
+    def _library(self, z: Any) -> ModuleType:
+        """`xp_of`; the error for what is no array says which activation it was."""
+        try:
+            return xp_of(z)
+        except DTypeError as error:
+            raise DTypeError(f"{self}: {error}") from None
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -96,7 +103,7 @@ class BuiltIn(ActivationBase):
         return self._apply(self._grad2, x)
 
     def _apply(self, formula: Any, z: Array) -> Array:
-        xp = xp_of(z)
+        xp = self._library(z)
         dtype = z.dtype
         if not is_floating(dtype):
             raise DTypeError(f"{self}: expected a floating array, got {dtype}")

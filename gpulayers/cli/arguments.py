@@ -194,7 +194,8 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
         "--optimizer",
         type=values.optimizer,
         metavar="NAME",
-        help='SGD, AdaGrad, RMSProp, Adam (default), also with arguments: "SGD(momentum=0.9)"',
+        help="SGD, AdaGrad, RMSProp, Adam (default), AdamW, also with arguments: "
+        '"SGD(momentum=0.9)"',
     )
     train.add_argument(
         "--schedule",

@@ -95,7 +95,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
 def _training_step(
     network: Sequential, images: Array, labels: Array, place: str
 ) -> Callable[[], Any]:
-    """A whole step as `Trainer` makes it: by the plan on the CPU, layer by layer on a GPU."""
+    """A whole step: on the CPU by the plan, as `Trainer` makes it, on a GPU layer by layer."""
     if place == "numpy":
         network.forward(images)
         network.flush_gradients()

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
         "Loss, accuracy and confusions of a trained network on a test set.",
         (
             ("gpulayers evaluate runs/lenet-mnist-10k", ""),
-            ("gpulayers evaluate runs/lenet-mnist-10k/best.npz --data mnist", ""),
+            ("gpulayers evaluate runs/lenet-mnist-10k/best.safetensors --data mnist", ""),
             ("gpulayers evaluate runs/lenet-mnist-10k --plots pictures", "what it gets wrong"),
             ("gpulayers evaluate runs/lenet-mnist-10k --json | jq .accuracy", ""),
         ),
@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
                 "gpulayers export runs/lenet-mnist-10k lenet.onnx --uint8",
                 "takes pixels as they are",
             ),
-            ("gpulayers export runs/lenet-mnist-10k/best.npz weights.safetensors", ""),
+            ("gpulayers export runs/lenet-mnist-10k/best.safetensors weights.safetensors", ""),
         ),
     ),
     "bench": (

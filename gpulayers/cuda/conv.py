@@ -170,7 +170,7 @@ def weight_grad(X: Array, dZ: Array, window: Window, bias: bool) -> Array:
 
 
 class CudaConv(CudaColumns):
-    """The products of float32 and float64 images; what they do not take goes by im2col."""
+    """The products, which read the images themselves; what is too large for them goes by im2col."""
 
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         if not serves(X.dtype, X.shape, window, W.shape[3]):

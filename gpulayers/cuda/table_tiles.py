@@ -1,8 +1,8 @@
-"""The kernels of gemm.cu, conv.cu and conv_step.cu: each for every tile of a product.
+"""The products of gemm.cu, conv.cu, conv_step.cu and sequence_plan.cu, by tile.
 
 A tile is the part of a product that a block of 256 threads works out (tile.cuh, large.cuh,
-pipeline.cuh, group.cuh). Which of them a product goes by is `gpulayers.cuda.product.tile_of`'s
-rule, or what was measured.
+pipeline.cuh, group.cuh). A product goes by the tile that `gpulayers.cuda.product.tile_of`
+chooses, or by the one that was measured fastest.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def to_dlpack(array: Array, copy: bool = False) -> Any:
         If the array is read-only, or its strides are no multiples of an element, and `copy` is
         False: a receiver that does not know the mark would write into it.
     """
-    xp = backend.xp_of(array)
+    xp = backend.module(backend.home_of("to_dlpack", "array", array))
     dtype = array.dtype
     foreign = dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 16
     if foreign or dtype.name in ("longdouble", "float128"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from gpulayers import backend
+from gpulayers import _spec, backend
 from gpulayers._types import is_mapping, is_sequence
 from gpulayers.errors import DTypeError, ParameterError, suggest
 from gpulayers.initializers import WeightInitializer
@@ -17,14 +17,7 @@ from gpulayers.ops.window import Window
 
 def integer(layer: str, name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as a Python int (array-library integers too), at least `minimum`."""
-    if not isinstance(value, bool):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is not None and number >= minimum:
-            return number
-    raise ParameterError(f"{layer}: {name} must be an integer >= {minimum}, got {value!r}")
+    return _spec.integer(layer, name, value, minimum)
 
 
 def number(layer: str, name: str, value: Any, low: float, high: float, closed: str = "") -> float:

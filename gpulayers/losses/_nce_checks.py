@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend
-from gpulayers.backend import Array, backend_of, is_floating, to_backend, xp_of
+from gpulayers.backend import Array, backend_of, home_of, is_floating, to_backend, xp_of
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.losses._base import ObjectiveBase
 
@@ -41,6 +41,8 @@ class NCEChecks(ObjectiveBase):
         }
 
     def _inputs(self, X: Array, target: Array) -> tuple[Array, Array]:
+        for what, array in (("X", X), ("target", target)):
+            home_of("NCELoss", what, array)
         xp = xp_of(X, target)
         if not is_floating(X.dtype):
             raise DTypeError(f"NCELoss: X must be a floating array, got {X.dtype}")

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec
-from gpulayers.backend import Array, is_floating, xp_of
+from gpulayers.backend import Array, home_of, is_floating, xp_of
 from gpulayers.errors import DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.losses._base import ObjectiveBase, pair, wide
 
 
 def _floating(name: str, what: str, array: Array) -> None:
-    xp_of(array)
+    home_of(name, what, array)
     if not is_floating(array.dtype):
         raise DTypeError(f"{name}: {what} must be a floating array, got {array.dtype}")
 
@@ -82,10 +82,10 @@ class VAELoss(ObjectiveBase):
         method: str, y: Array, y_pred: Array, t_mean: Array, t_log_var: Array
     ) -> tuple[Array, Array, Array, Array, int]:
         name = f"VAELoss.{method}"
-        xp = xp_of(y, y_pred, t_mean, t_log_var)
         targets = wide(pair(name, y, y_pred))
         for what, array in (("t_mean", t_mean), ("t_log_var", t_log_var)):
             _floating(name, what, array)
+        xp = xp_of(y, y_pred, t_mean, t_log_var)
         if y_pred.ndim != 2:
             raise ShapeError(f"{name}: y_pred must be (n_ex, n_features), got {y_pred.shape}")
         if (
@@ -240,10 +240,10 @@ class WGAN_GPLoss(ObjectiveBase):  # noqa: N801 - numpy-ml's name
         if Y_real is None or gradInterp is None:
             missing = "Y_real" if Y_real is None else "gradInterp"
             raise ParameterError(f"{name}: the critic's loss needs {missing}")
-        xp_of(Y_fake, Y_real, gradInterp)
         WGAN_GPLoss._critics(method, "Y_fake", Y_fake)
         WGAN_GPLoss._critics(method, "Y_real", Y_real)
         _floating(name, "gradInterp", gradInterp)
+        xp_of(Y_fake, Y_real, gradInterp)
         if gradInterp.ndim < 2 or not gradInterp.size:
             raise ShapeError(
                 f"{name}: gradInterp must be (n_ex, n_features), got {gradInterp.shape}"

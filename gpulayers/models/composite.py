@@ -123,7 +123,9 @@ class Composite(LayerGroup):
         return self
 
     def forward(self, X: Array, retain_derived: bool = True) -> Array:
+        """Compute the group's output."""
         raise NotImplementedError
 
-    def backward(self, dLdY: Any, retain_grads: bool = True) -> Any:
+    def backward(self, dLdY: Any, retain_grads: bool = True, input_grad: bool = True) -> Any:
+        """Carry the gradient of the loss back through the group."""
         raise NotImplementedError

@@ -15,8 +15,6 @@ from gpulayers.activations import Identity, ReLU
 from gpulayers.backend import Array
 from gpulayers.layers import (
     Add,
-    BatchNorm1D,
-    BatchNorm2D,
     Conv1D,
     Conv2D,
     Deconv2D,
@@ -62,7 +60,6 @@ _BY_EXAMPLE = (
     Upsample2D,
     ZeroPad2D,
 )
-_BATCH_STATISTICS = (BatchNorm1D, BatchNorm2D)
 _SEVERAL_INPUTS = (Add, Multiply)
 
 

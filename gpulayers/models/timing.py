@@ -129,6 +129,8 @@ def profile(network: Any, X: Any, labels: Array | None = None, repeats: int = 10
     """
     repeats = check.integer("profile", "repeats", repeats)
     inputs: list[Array] = _listed(X)
+    for array in inputs:
+        backend.home_of("profile", "X", array)
     xp = backend.xp_of(*inputs)
     watch = _Watch(xp)
     twin = watched(network, watch, "forward", "backward")

@@ -367,7 +367,17 @@ class BernoulliVAE(Model):
         return float(total) / seen
 
     def sample(self, n: int) -> Array:
-        """Return the pixel probabilities of `n` codes drawn from N(0, 1): (n, n_features)."""
+        """Return the pixel probabilities of `n` codes drawn from N(0, 1): (n, n_features).
+
+        Raises
+        ------
+        NotInitializedError
+            Before the first forward pass.
+        ShapeError
+            If the decoder has no parameters yet.
+        ParameterError
+            If `n` is no positive integer.
+        """
         if not self.decoder:
             raise NotInitializedError("BernoulliVAE: no image was seen; call forward or fit first")
         first = self.decoder["FC1"]

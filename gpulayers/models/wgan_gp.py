@@ -328,8 +328,11 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
         """
         owner = "WGAN_GP.fit"
         X_real = self._checked(X_real, 2, "(n_ex, n_features)")
-        counts = {"n_steps": n_steps, "batchsize": batchsize, "c_updates": c_updates_per_epoch}
-        for name, value in counts.items():
+        for name, value in (
+            ("n_steps", n_steps),
+            ("batchsize", batchsize),
+            ("c_updates_per_epoch", c_updates_per_epoch),
+        ):
             _spec.integer(owner, name, value, 1)
         self.loss = WGAN_GPLoss(lambda_)
         if self.n_features is None:
@@ -367,7 +370,15 @@ class WGAN_GP(Model):  # noqa: N801 - numpy-ml's name
             )
 
     def sample(self, n: int) -> Array:
-        """Return `n` generated examples (n, n_features)."""
+        """Return `n` generated examples (n, n_features).
+
+        Raises
+        ------
+        NotInitializedError
+            If no example was seen.
+        ParameterError
+            If `n` is no positive integer.
+        """
         first = self._chain("G")["FC1"]
         n = _spec.integer("WGAN_GP.sample", "n", n, 1)
         xp = backend.module(first.home or backend.current_backend())

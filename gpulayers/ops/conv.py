@@ -89,6 +89,7 @@ def conv2d_forward(X: Array, W: Array, b: Array | None, window: Window) -> Array
     X : (n, rows, cols, in_ch), floating
     W : (fr, fc, in_ch, out_ch), X's dtype
     b : (out_ch,) or None
+    window : Window
 
     Returns
     -------
@@ -113,6 +114,7 @@ def conv2d_input_grad(dZ: Array, W: Array, x_shape: Shape4, window: Window) -> A
     dZ : (n, out_rows, out_cols, out_ch), floating
     W : (fr, fc, in_ch, out_ch)
     x_shape : (n, rows, cols, in_ch)
+    window : Window
 
     Returns
     -------
@@ -141,6 +143,7 @@ def conv2d_weight_grad(X: Array, dZ: Array, window: Window) -> Array:
     ----------
     X : (n, rows, cols, in_ch), floating
     dZ : (n, out_rows, out_cols, out_ch)
+    window : Window
 
     Returns
     -------
@@ -162,6 +165,7 @@ def conv2d_param_grads(X: Array, dZ: Array, window: Window) -> tuple[Array, Arra
     ----------
     X : (n, rows, cols, in_ch), floating
     dZ : (n, out_rows, out_cols, out_ch)
+    window : Window
 
     Returns
     -------
@@ -185,6 +189,7 @@ def conv2d_grads(X: Array, dZ: Array, W: Array, window: Window) -> tuple[Array, 
     X : (n, rows, cols, in_ch), floating
     dZ : (n, out_rows, out_cols, out_ch)
     W : (fr, fc, in_ch, out_ch)
+    window : Window
 
     Returns
     -------

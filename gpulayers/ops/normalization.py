@@ -97,7 +97,7 @@ def standardize_forward(X: Array, axes: tuple[int, ...], eps: float) -> tuple[Ar
     """
     name = "standardize_forward"
     check.array(name, "X", X)
-    chosen = _axes(name, X, axes)
+    chosen = _axes(name, "X", X, axes)
     (X,) = check.same_float(name, X=X)
     return kernels_for(X).standardize_forward(X, chosen, float(eps))
 
@@ -123,7 +123,7 @@ def standardize_backward(
     """
     name = "standardize_backward"
     check.array(name, "X_hat", X_hat)
-    chosen = _axes(name, X_hat, axes)
+    chosen = _axes(name, "X_hat", X_hat, axes)
     check.shape(name, "dX_hat", dX_hat, X_hat.shape)
     kept = tuple(1 if k in chosen else n for k, n in enumerate(X_hat.shape))
     check.shape(name, "inv_std", inv_std, kept)
@@ -156,7 +156,7 @@ def layernorm_forward(
     """
     name = "layernorm_forward"
     check.rank(name, "X", X, 2, "(m, width)")
-    _axes(name, X, (1,))
+    _axes(name, "X", X, (1,))
     check.shape(name, "scaler", scaler, X.shape[1:])
     check.shape(name, "intercept", intercept, X.shape[1:])
     X, scaler, intercept = check.same_float(name, X=X, scaler=scaler, intercept=intercept)
@@ -185,7 +185,7 @@ def layernorm_backward(
     """
     name = "layernorm_backward"
     check.rank(name, "dY", dY, 2, "(m, width)")
-    _axes(name, dY, (1,))
+    _axes(name, "dY", dY, (1,))
     check.shape(name, "X_hat", X_hat, dY.shape)
     check.shape(name, "scaler", scaler, dY.shape[1:])
     check.shape(name, "inv_std", inv_std, (len(dY), 1))
@@ -205,11 +205,11 @@ def _checked_inv_std(name: str, X_hat: Array, inv_std: Array) -> Array:
     return inv_std
 
 
-def _axes(name: str, X: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+def _axes(name: str, what: str, X: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     """`axes` counted from the start, in order."""
     if not axes or not all(-X.ndim <= axis < X.ndim for axis in axes):
-        raise ShapeError(f"{name}: X of shape {X.shape} has no axes {axes}")
+        raise ShapeError(f"{name}: {what} of shape {X.shape} has no axes {axes}")
     chosen = tuple(sorted({axis % X.ndim for axis in axes}))
     if not all(X.shape[axis] for axis in chosen):
-        raise ShapeError(f"{name}: axes {axes} hold no element in X of shape {X.shape}")
+        raise ShapeError(f"{name}: axes {axes} hold no element in {what} of shape {X.shape}")
     return chosen

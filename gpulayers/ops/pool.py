@@ -60,6 +60,7 @@ def max_pool2d_backward(dY: Array, argmax: Array, x_shape: Shape4, window: Windo
     dY : (n, out_rows, out_cols, ch), floating
     argmax : as `max_pool2d_forward` returned it
     x_shape : (n, rows, cols, ch)
+    window : Window
 
     Returns
     -------
@@ -89,6 +90,7 @@ def avg_pool2d_forward(X: Array, window: Window) -> Array:
     Parameters
     ----------
     X : (n, rows, cols, ch), floating
+    window : Window
 
     Returns
     -------
@@ -111,6 +113,7 @@ def avg_pool2d_backward(dY: Array, x_shape: Shape4, window: Window) -> Array:
     ----------
     dY : (n, out_rows, out_cols, ch), floating
     x_shape : (n, rows, cols, ch)
+    window : Window
 
     Returns
     -------

@@ -42,6 +42,7 @@ def softmax_backward(dY: Array, Y: Array, axis: int = -1) -> Array:
     ----------
     dY, Y : arrays of one shape, floating
         Y is the softmax's output.
+    axis : int
 
     Returns
     -------
@@ -83,6 +84,7 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
     ParameterError
         On NumPy, for a label out of range. On a GPU looking would stall the device: there the
         loss of that example is NaN.
+    BackendError
     """
     name = "softmax_cross_entropy_forward"
     _check_labels(name, "logits", logits, labels)

@@ -27,7 +27,8 @@ def _kernels(op: str, param: Array, grad: Array, **state: Array) -> Kernels:
         if array.shape != param.shape:
             raise ShapeError(f"{op}: {name} must have shape {param.shape}, got {array.shape}")
         if not array.flags.c_contiguous:
-            raise ShapeError(f"{op}: {name} must be C-contiguous, it is changed in place")
+            why = "" if name == "grad" else ", it is changed in place"
+            raise ShapeError(f"{op}: {name} must be C-contiguous{why}")
     # NumPy's formulas change arrays of the other byte order in place; kernels and BLAS would not
     return kernels_for(param) if param.dtype.isnative else reference_kernels()
 

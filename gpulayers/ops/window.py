@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
+from gpulayers import _spec
 from gpulayers._types import is_sequence
 from gpulayers.errors import ParameterError, ShapeError
-
-
-def _integer(value: Any, what: str, name: str, minimum: int) -> int:
-    """`value` as a Python int (NumPy integers too), at least `minimum`."""
-    if not isinstance(value, bool):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is not None and number >= minimum:
-            return number
-    raise ParameterError(f"{name}: {what} must be an integer >= {minimum}, got {value!r}")
 
 
 def _pair(value: Any, what: str, name: str, minimum: int) -> tuple[int, int]:
@@ -27,8 +15,12 @@ def _pair(value: Any, what: str, name: str, minimum: int) -> tuple[int, int]:
     if is_sequence(value):
         if len(value) != 2:
             raise ParameterError(f"{name}: {what} must be an int or (rows, cols), got {value!r}")
-        return _integer(value[0], what, name, minimum), _integer(value[1], what, name, minimum)
-    number = _integer(value, what, name, minimum)
+        rows, cols = value
+        return (
+            _spec.integer(name, what, rows, minimum),
+            _spec.integer(name, what, cols, minimum),
+        )
+    number = _spec.integer(name, what, value, minimum)
     return number, number
 
 
@@ -105,7 +97,7 @@ class Window:
             top, bottom = _same_pad(in_size[0], (fr - 1) * dr + 1, sr)
             left, right = _same_pad(in_size[1], (fc - 1) * dc + 1, sc)
         elif is_sequence(pad) and len(pad) == 4:
-            top, bottom, left, right = (_integer(p, "pad", name, 0) for p in pad)
+            top, bottom, left, right = (_spec.integer(name, "pad", p, 0) for p in pad)
         elif is_sequence(pad) and len(pad) != 2:
             raise ParameterError(
                 f"{name}: pad must be an int, a tuple of 2 or 4 ints or 'same', got {pad!r}"
@@ -132,9 +124,9 @@ class Window:
         As `make`, with one number each; pad is an int, (left, right), ``"same"`` or ``"causal"``
         (all padding on the left, so that no output sees a later input).
         """
-        fw = _integer(kernel_width, "kernel_width", name, 1)
-        step = _integer(stride, "stride", name, 1)
-        spacing = _integer(dilation, "dilation", name, 0) + 1
+        fw = _spec.integer(name, "kernel_width", kernel_width, 1)
+        step = _spec.integer(name, "stride", stride, 1)
+        spacing = _spec.integer(name, "dilation", dilation, 0) + 1
         if isinstance(pad, str):
             if pad not in ("same", "causal"):
                 raise ParameterError(

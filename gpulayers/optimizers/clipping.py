@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpulayers import _spec
-from gpulayers.backend import Array, is_floating, xp_of
+from gpulayers.backend import Array, home_of, is_floating, xp_of
 from gpulayers.errors import DTypeError, ParameterError
 
 
@@ -44,10 +44,9 @@ def clip_global_norm(gradients: Iterable[Array], max_norm: float) -> Array:
     grads = list(gradients)
     if not grads:
         raise ParameterError(f"{name}: expected at least one gradient, got none")
-    xp = xp_of(*grads)
     for grad in grads:
-        if not is_floating(grad.dtype):
-            raise DTypeError(f"{name}: gradients must be floating arrays, got {grad.dtype}")
+        _check_floating(name, grad)
+    xp = xp_of(*grads)
     exact = any(grad.dtype == np.float64 for grad in grads)
     dtype = np.dtype(np.float64 if exact else np.float32)
     limit = min(limit, float(np.finfo(dtype).max))
@@ -87,10 +86,14 @@ def clip_value(gradients: Iterable[Array], limit: float) -> None:
     name = "clip_value"
     limit = float(_spec.real(name, "limit", limit, 0.0, open_low=True))
     for grad in gradients:
-        xp_of(grad)
-        if not is_floating(grad.dtype):
-            raise DTypeError(f"{name}: gradients must be floating arrays, got {grad.dtype}")
+        _check_floating(name, grad)
         grad[...] = clipped_value(grad, limit)
+
+
+def _check_floating(name: str, grad: Array) -> None:
+    home_of(name, "a gradient", grad)
+    if not is_floating(grad.dtype):
+        raise DTypeError(f"{name}: gradients must be floating arrays, got {grad.dtype}")
 
 
 def clipped_value(grad: Array, limit: float) -> Array:

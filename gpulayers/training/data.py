@@ -269,22 +269,34 @@ def index_batches(
         If batch_size is no positive integer, another argument none of those, or drop_last would
         leave no batch.
     """
-    n = _spec.integer("batches", "n", n, 0)
-    shuffle = _spec.flag("batches", "shuffle", shuffle)
-    drop_last = _spec.flag("batches", "drop_last", drop_last)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-        raise ParameterError(f"batches: batch_size must be an integer, got {batch_size!r}")
-    if batch_size < 1:
-        raise ParameterError(f"batches: batch_size must be at least 1, got {batch_size}")
-    if drop_last and n < batch_size:
-        raise ParameterError(
-            f"batches: drop_last leaves no batch, as batch_size={batch_size} exceeds the "
-            f"{n} examples"
-        )
-    return _index_batches(n, int(batch_size), generator, shuffle, drop_last)
+    return _index_batches("index_batches", n, batch_size, generator, shuffle, drop_last)
 
 
 def _index_batches(
+    name: str,
+    n: int,
+    batch_size: int,
+    generator: random.Generator | None,
+    shuffle: bool,
+    drop_last: bool,
+) -> Iterator[np.ndarray]:
+    """`index_batches`, checked in the name of the function that was called."""
+    n = _spec.integer(name, "n", n, 0)
+    shuffle = _spec.flag(name, "shuffle", shuffle)
+    drop_last = _spec.flag(name, "drop_last", drop_last)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise ParameterError(f"{name}: batch_size must be an integer, got {batch_size!r}")
+    if batch_size < 1:
+        raise ParameterError(f"{name}: batch_size must be at least 1, got {batch_size}")
+    if drop_last and n < batch_size:
+        raise ParameterError(
+            f"{name}: drop_last leaves no batch, as batch_size={batch_size} exceeds the "
+            f"{n} examples"
+        )
+    return _cut(n, int(batch_size), generator, shuffle, drop_last)
+
+
+def _cut(
     n: int, batch_size: int, generator: random.Generator | None, shuffle: bool, drop_last: bool
 ) -> Iterator[np.ndarray]:
     if shuffle:
@@ -315,6 +327,6 @@ def batches(
         What is done to the pixels; by default uint8 is divided by 255 and floats are kept.
     """
     check_split("batches", "split", split)
-    indices = index_batches(len(split), batch_size, generator, shuffle, drop_last)
+    indices = _index_batches("batches", len(split), batch_size, generator, shuffle, drop_last)
     normalise = normalizer or Normalizer.scale(split)
     return ((normalise(split.images[i]), split.labels[i]) for i in indices)

@@ -123,7 +123,7 @@ def pack(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
 
 
 def rebuild(spec: dict[str, Any], arrays: dict[str, np.ndarray], custom: dict[str, type]) -> Any:
-    """The layer or group of layers that `_describe` described."""
+    """The layer or group of layers that `describe` described."""
     name = spec["class"]
     if name == _WRAPPED:
         return init_wrappers(rebuild(spec["layer"], arrays, custom), spec["wrappers"])
@@ -182,7 +182,7 @@ def _rebuild_model(model: Model, spec: dict[str, Any], arrays: dict[str, np.ndar
 
 
 def _restore(layer: Any, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Give a layer the parameters, settings and optimizer state that `_describe` described."""
+    """Give a layer the parameters, settings and optimizer state that `describe` described."""
     values = unpack(spec["hyperparameters"], arrays)
     layer.set_params({"parameters": unpack(spec["parameters"], arrays), "hyperparameters": values})
     state = unpack(spec["optimizer"], arrays)

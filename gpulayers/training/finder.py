@@ -17,7 +17,7 @@ from gpulayers.training.data import Dataset
 from gpulayers.training.description import describe, rebuild
 from gpulayers.training.feed import Feed
 from gpulayers.training.samplers import ShuffledSampler
-from gpulayers.training.settings import count, parts
+from gpulayers.training.settings import parts
 from gpulayers.training.setup import output_check, set_up
 from gpulayers.training.step import Step
 
@@ -98,7 +98,7 @@ def find_learning_rate(
     """
     name = "find_learning_rate"
     network, data = parts(network, data, name)
-    size = count("batch_size", batch_size)
+    size = _spec.integer(name, "batch_size", batch_size, 1)
     steps = _spec.integer(name, "steps", steps, 10)
     low = float(_spec.real(name, "low", low, 0.0, open_low=True))
     high = float(_spec.real(name, "high", high, 0.0, open_low=True))
@@ -141,7 +141,7 @@ def _test(
     feed = Feed(data.train, place)
     shape = (min(size, feed.count), *data.train.images.shape[1:])
     objective = SoftmaxCrossEntropy() if loss is None else loss
-    check = output_check(network.name, data)
+    check = output_check("find_learning_rate", network.name, data)
     step = Step(clone, objective, place == "numpy", shape, None, check)
     rates: list[float] = []
     losses: list[float] = []

@@ -21,7 +21,7 @@ class Epoch:
     train_loss, train_accuracy : float
         Means over the epoch's examples, while the parameters were changing.
     val_loss, val_accuracy : float
-        Over the whole test split, after the epoch.
+        Over the whole validation split, or without one the test split, after the epoch.
     lr : float
         Learning rate of the last step.
     examples_per_second : float

@@ -122,7 +122,7 @@ class Runs:
             return self._needed("the training images, untransformed, in a GPU's memory")
         loss = t.train_loss if t.scaler is None else WideLoss(t.train_loss, t.scaler)
         plan: Any = t.network.compile(shape, loss=loss, engine=t.engine)
-        output_check(t.network.name, t.data)((shape[0], *plan.output_shape))
+        output_check("Trainer", t.network.name, t.data)((shape[0], *plan.output_shape))
         if plan.why_not_resident() is None:
             self._plan, self._resident = plan, resident
             t._tally.place(np)

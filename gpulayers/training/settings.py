@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import _spec, backend
+from gpulayers._dtypes import float_dtype
 from gpulayers._types import is_array, is_mapping
 from gpulayers.errors import BackendError, ParameterError, suggest
 from gpulayers.losses import SoftmaxCrossEntropy
@@ -160,12 +161,7 @@ def parameter_dtype(dtype: Any, network: Sequential) -> np.dtype:
     """
     if dtype is None:
         return np.dtype(network.dtype)
-    former = backend.default_dtype()
-    try:
-        backend.set_default_dtype(dtype)  # checks it
-        asked = backend.default_dtype()
-    finally:
-        backend.set_default_dtype(former)
+    asked = float_dtype(dtype, "Trainer: dtype")
     if network.home is not None and network.dtype != asked:
         raise ParameterError(
             f"Trainer: dtype={asked.name} was asked for, but the network's parameters are "

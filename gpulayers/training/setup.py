@@ -47,13 +47,14 @@ def set_up(
         network.pixels = Pixels(channels.mean.tolist(), channels.std.tolist())
 
 
-def output_check(name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:
-    """A function of the outputs' shape that raises ShapeError if the classes do not fit in."""
+def output_check(owner: str, name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:
+    """A function of the outputs' shape that raises ShapeError if the classes do not fit in; the
+    error says who trains and which network it is."""
 
     def check(shape: tuple[int, ...]) -> None:
         if len(shape) != 2 or shape[1] < len(data.classes):
             raise ShapeError(
-                f"Trainer: {data.name} has {len(data.classes)} classes, so {name} must give "
+                f"{owner}: {data.name} has {len(data.classes)} classes, so {name} must give "
                 f"outputs (n, {len(data.classes)}), got {shape}"
             )
 
@@ -69,7 +70,7 @@ def make_step(trainer: Trainer, shape: tuple[int, ...], planned: bool) -> Step:
         planned,
         largest,
         trainer.clip_global_norm,
-        output_check(trainer.network.name, trainer.data),
+        output_check("Trainer", trainer.network.name, trainer.data),
         trainer.accumulate,
         trainer.scaler,
     )

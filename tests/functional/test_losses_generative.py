@@ -100,6 +100,8 @@ def test_vae_bad_calls(backend):
         VAELoss.loss(y[0], p[0], mean, log_var)
     with pytest.raises(DTypeError, match="t_mean must be a floating array, got int64"):
         VAELoss.loss(y, p, mean.astype(np.int64), log_var)
+    with pytest.raises(DTypeError, match=r"VAELoss.loss: t_log_var: expected a numpy .* got list"):
+        VAELoss.loss(y, p, mean, [1.0])
 
 
 # ------------------------------------------------------------------------------------- WGAN-GP
@@ -198,6 +200,8 @@ def test_wgan_bad_calls(backend):
         objective(fake, "C", real, fake)
     with pytest.raises(DTypeError, match="Y_real must be a floating array"):
         objective(fake, "C", real.astype(np.int64), gradient)
+    with pytest.raises(DTypeError, match=r"WGAN_GPLoss.loss: gradInterp: expected .* got list"):
+        objective(fake, "C", real, [1.0])
     if backend.name != "numpy":
         with pytest.raises(BackendError):
             objective(fake, "C", np.zeros(5), gradient)

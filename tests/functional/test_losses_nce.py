@@ -257,6 +257,8 @@ def test_bad_calls(backend):
         objective.grad()
     with pytest.raises(ShapeError, match=r"X must be \(n_ex, n_c, n_in\), got \(2, 3\)"):
         objective(X[0], target)
+    with pytest.raises(DTypeError, match=r"NCELoss: target: expected a numpy .* got list"):
+        objective(X, [1, 2, 3])
     with pytest.raises(DTypeError, match="X must be a floating array"):
         objective(X.astype(np.int64), target)
     with pytest.raises(ShapeError, match=r"target must be \(3,\)"):

@@ -199,6 +199,8 @@ def test_bad_calls(backend):
     for clip in (clip_global_norm, clip_value):
         with pytest.raises(DTypeError, match="gradients must be floating arrays, got int64"):
             clip([one, one.astype(np.int64)], 1.0)
+        with pytest.raises(DTypeError, match=rf"{clip.__name__}: a gradient: expected .* got list"):
+            clip([one, [1.0]], 1.0)
     if backend.name != "numpy":
         with pytest.raises(BackendError):
             clip_global_norm([one, np.ones(2)], 1.0)

@@ -98,7 +98,7 @@ def test_dtypes_without_a_counterpart(torch: Any) -> None:
 def test_what_is_refused(torch: Any) -> None:
     with pytest.raises(DTypeError, match="expected an array with __dlpack__, got list"):
         from_dlpack([1.0, 2.0])
-    with pytest.raises(DTypeError, match="expected a numpy or cupy array, got Tensor"):
+    with pytest.raises(DTypeError, match=r"to_dlpack: array: expected .* array, got Tensor"):
         to_dlpack(torch.zeros(3))
     with pytest.raises(InterchangeError, match=r"does not give its memory.*grad"):
         from_dlpack(torch.zeros(3, requires_grad=True))

@@ -10,7 +10,6 @@ from tests.kernels.arrays import Launcher, close, poisoned, random, rounded, sto
 
 SIZES = (3000, 1, 40)
 CHUNKS = ((0, 0, 2048), (0, 2048, 3000), (1, 3000, 3001), (2, 3001, 3041))
-BOUNDS = (0, 2, 3, 4)
 DTYPES = (("float32", "int32"), ("float64", "int64"))
 SMALLEST, LARGEST = 0.25, 64.0
 

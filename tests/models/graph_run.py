@@ -19,19 +19,26 @@ SGD = "SGD(lr=0.1, momentum=0.9)"
 class Run:
     """A network and its data on the stand-in, trained by its layers or by its plan."""
 
-    def __init__(self, backend: Backend, layers: Callable[[], list[Any]], optimizer: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        layers: Callable[[], list[Any]],
+        optimizer: str,
+        shape: tuple[int, ...] = SHAPE,
+        classes: int = CLASSES,
+    ) -> None:
         random.seed(0)
         rng = np.random.default_rng(0)
-        self.backend = backend
+        self.backend, self.shape = backend, shape
         self.network: Any = Sequential(layers(), optimizer)
-        self.X = backend.asarray(rng.standard_normal((BATCH, *SHAPE)).astype(np.float32))
-        self.labels = backend.asarray(rng.integers(0, CLASSES, BATCH))
+        self.X = backend.asarray(rng.standard_normal((BATCH, *shape)).astype(np.float32))
+        self.labels = backend.asarray(rng.integers(0, classes, BATCH))
         self.network.forward(self.X[:1], retain_derived=False)
         self.loss = SoftmaxCrossEntropy()
         self.plan: Any = None
 
-    def compile(self) -> Run:
-        self.plan = self.network.compile((BATCH, *SHAPE))
+    def compile(self, **options: Any) -> Run:
+        self.plan = self.network.compile((BATCH, *self.shape), **options)
         return self
 
     def step(self, n: int = BATCH) -> float:

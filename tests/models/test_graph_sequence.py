@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +11,16 @@ import pytest
 
 from gpulayers import random
 from gpulayers.layers import GRU, LSTM, RNN, Flatten, FullyConnected
-from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from tests.conftest import Backend
 from tests.layers.harness import default_dtype
+from tests.models.graph_run import BATCH, SGD, Run, same
 from tests.rules.step import BUDGET
 from tests.support import fake_cupy
 
 pytestmark = pytest.mark.emulated
 
-BATCH, N_IN, N_T, CLASSES = 5, 3, 6, 4
-SGD = "SGD(lr=0.1, momentum=0.9)"
+SHAPE, CLASSES = (3, 6), 4  # features, steps in time
 LAST: dict[str, Any] = {"return_sequences": False}
 Layers = Callable[[], list[Any]]
 
@@ -39,40 +37,14 @@ NETWORKS: dict[str, tuple[Layers, int]] = {
 }
 
 
-class Run:
-    """A network on the stand-in, trained by its layers or by its plan."""
-
-    def __init__(self, backend: Backend, layers: Layers, optimizer: str = SGD) -> None:
-        random.seed(0)
-        rng = np.random.default_rng(0)
-        self.network: Any = Sequential(layers(), optimizer)
-        self.X = backend.asarray(rng.standard_normal((BATCH, N_IN, N_T)).astype(np.float32))
-        self.labels = backend.asarray(rng.integers(0, CLASSES, BATCH))
-        self.network.forward(self.X[:1], retain_derived=False)
-        self.loss, self.plan = SoftmaxCrossEntropy(), None
-
-    def compile(self) -> Any:
-        self.plan = self.network.compile((BATCH, N_IN, N_T))
-        return self
-
-    def step(self, n: int = BATCH) -> float:
-        X, labels = self.X[:n], self.labels[:n]
-        if self.plan is not None:
-            return float(self.plan.step(X, labels))
-        value = float(self.loss.forward(labels, self.network.forward(X)))
-        self.network.backward(self.loss.backward(), input_grad=False)
-        self.network.update()
-        return value
-
-    def check(self, other: Any, tolerance: float = 2e-5) -> None:
-        theirs = other.network.parameters
-        for name, array in self.network.parameters.items():
-            wanted = theirs[name].get()
-            np.testing.assert_allclose(array.get(), wanted, atol=tolerance, rtol=1e-4, err_msg=name)
+def run_of(
+    backend: Backend, layers: Layers, optimizer: str = SGD, shape: tuple[int, ...] = SHAPE
+) -> Run:
+    return Run(backend, layers, optimizer, shape, CLASSES)
 
 
-def pair(backend: Backend, layers: Layers, optimizer: str = SGD) -> tuple[Any, Any]:
-    return Run(backend, layers, optimizer), Run(backend, layers, optimizer).compile()
+def pair(backend: Backend, layers: Layers, optimizer: str = SGD) -> tuple[Run, Run]:
+    return run_of(backend, layers, optimizer), run_of(backend, layers, optimizer).compile()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,7 +57,7 @@ def test_losses_and_launches(emulated: Backend, name: str) -> None:
         got += [planned.step()]
     got += [planned.step(n) for n in sizes[2:]]
     np.testing.assert_allclose(got, [plain.step(n) for n in sizes], rtol=2e-5)
-    planned.check(plain)
+    same(planned, plain)
     with fake_cupy.count() as events, fake_cupy.forbid("sync", "h2d", "d2h", "iterate"):
         planned.plan.step(planned.X, planned.labels)
     assert events["graph_launch"] == 1
@@ -101,7 +73,7 @@ def test_adam_and_halves_of_a_step(emulated: Backend) -> None:
     plain, planned = pair(emulated, NETWORKS["gru"][0], "Adam(lr=0.003)")
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
-    planned.check(plain, 2e-4)
+    same(planned, plain, 2e-4)
     planned.plan.gradients(planned.X, planned.labels)
     plain.loss.forward(plain.labels, plain.network.forward(plain.X))
     plain.network.backward(plain.loss.backward(), input_grad=False)
@@ -118,14 +90,14 @@ def test_adam_and_halves_of_a_step(emulated: Backend) -> None:
 
 def test_half_precision(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters and arrays of float16, gradients and master weights of float32."""
-    wide = Run(emulated, NETWORKS["lstm"][0])
+    wide = run_of(emulated, NETWORKS["lstm"][0])
     with default_dtype("float16"):
-        run = Run(emulated, NETWORKS["lstm"][0])
+        run = run_of(emulated, NETWORKS["lstm"][0])
     run.X = run.X.astype("float16")
     run.compile()
     got, want = [run.step() for _ in range(3)], [wide.step() for _ in range(3)]
     np.testing.assert_allclose(got, want, rtol=2e-3)
-    run.check(wide, 2e-3)
+    same(run, wide, 2e-3)
     assert {p.dtype.name for p in run.network.parameters.values()} == {"float16"}
     assert "captured as one CUDA graph" in run.plan.describe()
     # and step by step
@@ -133,11 +105,13 @@ def test_half_precision(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(run.compile().step(), wide.step(), rtol=2e-3)
 
 
-def test_gradients_by_tensor_cores(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_by_tensor_cores(emulated: Backend) -> None:
     """Those of the weights, in TF32, for sizes that come in runs of 16 bytes."""
-    monkeypatch.setattr(sys.modules[__name__], "N_IN", 4)
-    plain, planned = pair(emulated, lambda: [GRU(8, **LAST), FullyConnected(CLASSES)])
-    planned.plan = planned.network.compile((BATCH, N_IN, N_T), precision="tf32")
+    plain, planned = (
+        run_of(emulated, lambda: [GRU(8, **LAST), FullyConnected(CLASSES)], shape=(4, 6))
+        for _ in range(2)
+    )
+    planned.compile(precision="tf32")
     planned.step()
     with fake_cupy.count() as captured:
         planned.step()
@@ -146,7 +120,7 @@ def test_gradients_by_tensor_cores(emulated: Backend, monkeypatch: pytest.Monkey
         plain.step()
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=1e-3)
-    planned.check(plain, 1e-3)
+    same(planned, plain, 1e-3)
 
 
 def test_frozen(emulated: Backend) -> None:
@@ -160,7 +134,7 @@ def test_frozen(emulated: Backend) -> None:
         plain.loss.forward(plain.labels, plain.network.forward(plain.X))
         plain.network.backward(plain.loss.backward(), input_grad=False)
         plain.network.update()
-    planned.check(plain)
+    same(planned, plain)
 
 
 @pytest.mark.parametrize("name", ["gru", "two"])
@@ -173,12 +147,12 @@ def test_in_groups_of_blocks(emulated: Backend, name: str, monkeypatch: pytest.M
     plain, planned = pair(emulated, layers)
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
-    planned.check(plain)
+    same(planned, plain)
     graph = next(iter(planned.plan._programs.values())).graphs[True]
     assert graph._recording.launches == launches + (4 if name == "two" else 2)
     said = planned.plan.describe()
     assert "\nGRU: ahead in one launch of 1 groups of 3 blocks, back in one launch of 1" in said
-    said = planned.network.compile((BATCH, N_IN, N_T), precision="tf32").describe()
+    said = planned.compile(precision="tf32").plan.describe()
     assert said.count("blocks, by tensor cores") == (4 if name == "two" else 2)
 
 
@@ -190,9 +164,9 @@ def test_step_by_step(emulated: Backend, name: str, monkeypatch: pytest.MonkeyPa
     plain, planned = pair(emulated, layers)
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
-    planned.check(plain)
+    same(planned, plain)
     graph = next(iter(planned.plan._programs.values())).graphs[True]
-    assert graph._recording.launches > 2 * 2 * N_T
+    assert graph._recording.launches > 2 * 2 * SHAPE[1]
     assert ": ahead step by step: it would read too much" in planned.plan.describe()
 
 
@@ -202,11 +176,11 @@ def test_other_activations(emulated: Backend) -> None:
     )
     for _ in range(3):
         assert planned.step() == pytest.approx(plain.step(), rel=2e-5)
-    planned.check(plain)
+    same(planned, plain)
 
 
 def test_a_layer_with_methods_of_its_own_is_called(emulated: Backend) -> None:
-    run = Run(emulated, NETWORKS["lstm"][0])
+    run = run_of(emulated, NETWORKS["lstm"][0])
     layer = run.network[0]
     forward, calls = layer.forward, []
     layer.forward = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]

@@ -10,7 +10,7 @@ import pytest
 
 import gpulayers
 from gpulayers import layers, models, modules, random
-from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.errors import DTypeError, ParameterError, ShapeError
 from gpulayers.layers import BatchNorm2D, Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Residual, Sequential
 
@@ -174,6 +174,8 @@ def test_profiles_of_other_parts() -> None:
     assert row.layer == "Add" and row.output == (6, 4)
     with pytest.raises(ParameterError, match="repeats"):
         gpulayers.profile(models.mlp(), X, repeats=0)
+    with pytest.raises(DTypeError, match="profile: X: expected a numpy or cupy array, got float"):
+        gpulayers.profile(models.mlp(), [1.0])
 
 
 def test_a_network_gives_its_table_for_a_shape_and_its_dictionary_without() -> None:

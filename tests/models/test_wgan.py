@@ -244,7 +244,7 @@ def test_bad_calls():
     with pytest.raises(ShapeError, match=r"expected an input \(n_ex, n_features\)"):
         gan.fit(X[0])
     for bad in ({"n_steps": 0}, {"batchsize": 1.5}, {"c_updates_per_epoch": 0}):
-        with pytest.raises(ParameterError, match="must be an integer >= 1"):
+        with pytest.raises(ParameterError, match=f"fit: {next(iter(bad))} must be an integer >= 1"):
             gan.fit(X, **bad)
     with pytest.raises(ParameterError, match="lambda_ must be in"):
         gan.fit(X, lambda_=-1)

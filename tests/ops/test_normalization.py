@@ -315,3 +315,5 @@ def test_wrong_calls_of_layer_normalisation(engine: Engine) -> None:
         backward(X, X, ones, inv_std[:, 0])
     with pytest.raises(DTypeError, match="inv_std must be float64 for X_hat float64, got float32"):
         backward(X, X, ones, inv_std.astype("float32"))
+    with pytest.raises(ShapeError, match=r"hold no element in dY of shape \(4, 0\)"):
+        backward(X[:, :0], X[:, :0], ones[:0], inv_std)

@@ -13,8 +13,8 @@ which check bounds, initialisation and happens-before order. So a missing barrie
 whatever order the threads happened to run in.
 
 What it cannot see: paths that the test data does not execute, memory ordering weaker than fences,
-atomics and barriers tell, PTX beyond ``device/ptx.h`` (which has the tensor-core products, ldmatrix
-and cp.async), contraction to FMA, ``-ftz=true``, and time.
+atomics and barriers tell, PTX beyond ``device/ptx.h`` (which has the tensor-core products, those of
+warpgroups too, ldmatrix and cp.async), contraction to FMA, ``-ftz=true``, and time.
 Deliberately strict: leaving a kernel before the others' ``__syncthreads``, warp-synchronous code
 without ``__syncwarp``, a plain read of a word that other threads update atomically, or of what
 another block wrote without a fence behind the atomic that told of it, overlapping arguments, any
