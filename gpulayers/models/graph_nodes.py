@@ -92,7 +92,7 @@ class ConvStep(_Product):
         X, window, winners = contiguous(X), self._window(X), None
         W, b = self._weight, self._conv.parameters["b"].reshape(-1)
         if not self.inputs:
-            X = conv_step.pad(X, conv_step.padded_channels(*W.shape[2:], X.dtype))
+            X = conv_step.pad(X, conv_step.padded_channels(W.shape[2], W.shape[3], X.dtype))
         if self.behind is not None:
             Y, self.behind.moments = conv_step.forward(X, W, b, window, self._arrived)
         else:
