@@ -101,7 +101,8 @@ def test_large_tiles_take_runs_and_tensor_cores(compiled: Matrix, spec: table.Ke
     those) is asked for before, one in the loop."""
     (tile,) = (t for t in TILES.values() if re.search(rf", {t.name}[,>]", spec.template))
     stages = tile.stages - bool(tile.only)
-    copies = stages * (tile.rows + tile.cols) * tile.row // 16 // spec.block
+    each = [-(-lines * tile.row // 16 // spec.block) for lines in (tile.rows, tile.cols)]
+    copies = stages * sum(each)
     products = 2 * tile.rows * tile.cols // (16 * 8) // (spec.block // 32) if tile.tensor else 0
     by_groups = tile.rows // 64 // (spec.block // 128) * 4 if tile.only else 0
     if spec.name.startswith(("dense_backward", "conv2d_backward")):
@@ -147,6 +148,9 @@ SPECIAL = [
     ("conv2d_forward<float, float, Tensor>", LAST, 64, True),
     ("conv2d_backward<float, float, Tensor>", LAST, 64, True),
     ("conv2d_backward<float, float, Tensor>", LAST, 64, False),
+    ("conv2d_forward<float, float, TensorTall>", (*FIRST[:2], 4, *FIRST[3:]), 32, False),
+    ("conv2d_forward<float, float, TensorTall>", (*FIRST[:2], 32, *FIRST[3:]), 32, True),
+    ("conv2d_backward<float, float, TensorTall>", (*FIRST[:2], 32, *FIRST[3:]), 32, False),
 ]
 
 
@@ -154,9 +158,11 @@ SPECIAL = [
 def test_compiled_for_a_shape(
     compiler: None, name: str, numbers: tuple[int, ...], filters: int, pooled: bool
 ) -> None:
-    """No spills; at least one block of 256 threads fits, of 64 columns by tensor cores two."""
-    names = [*table.WINDOW_NAMES, "filters", "pooled"]
-    values = zip(names, (*numbers, filters, int(pooled)), strict=True)
+    """No spills; at least one block of 256 threads fits, by tensor cores two but of the largest
+    tile. Images of three channels have a fourth one of zeros."""
+    names = [*table.WINDOW_NAMES, "filters", "pooled", "depth"]
+    depth = 3 if numbers[2] == 4 else numbers[2]
+    values = zip(names, (*numbers, filters, int(pooled), depth), strict=True)
     constants = ",".join(f"{parameter}={value}" for parameter, value in values)
     options = (*table.options("float32"), f"-DSPECIALISE={constants}")
     file = "conv.cu" if "forward" in name else "conv_step.cu"
@@ -164,4 +170,4 @@ def test_compiled_for_a_shape(
     assert not compiled.log, compiled.log
     found = compiled.kernels[name]
     assert found.spill_bytes == found.stack_bytes == found.local_accesses == 0
-    assert found.registers <= (128 if "Tensor>" in name else 176)
+    assert found.registers <= (128 if "Tensor" in name else 184)
