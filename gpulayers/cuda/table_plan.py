@@ -34,6 +34,23 @@ SPECS = (
         (*(ARRAY,) * 2, INDEX, *(INT,) * 2),
         dtypes=CORES,
     ),
+    # ---- example_conv.cu
+    KernelSpec(
+        "example_conv_forward",
+        "example_conv.cu",
+        "example_conv_forward<{T}>",
+        (*(ARRAY,) * 5, INT),
+        dtypes=CORES,
+        barriers=True,
+    ),
+    KernelSpec(
+        "example_conv_backward",
+        "example_conv.cu",
+        "example_conv_backward<{T}>",
+        (*(ARRAY,) * 6, INT, INT),
+        dtypes=CORES,
+        barriers=True,
+    ),
     # ---- norm.cu
     KernelSpec(
         "norm_forward",

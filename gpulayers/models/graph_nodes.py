@@ -51,8 +51,10 @@ class ConvStep(_Product):
         Whether the input's gradient will be wanted.
     behind, before : NormStep or None
         The normalisations of its output and of its input, which it makes sums for on its way.
+    takes_side : bool
+        Whether it begins a residual block.
     side : array or None
-        Is added to the next gradient of the input: what goes around a residual block.
+        Is added to the next gradient of the input: what goes around that block.
     """
 
     def __init__(self, node: Node, relu: bool, pooled: bool) -> None:
@@ -61,6 +63,7 @@ class ConvStep(_Product):
         self.ends_with_relu = relu and not pooled
         self.plain = not relu and not pooled
         self.inputs = True
+        self.takes_side = False
         self.behind: NormStep | None = None
         self.before: NormStep | None = None
         self.side: Any = None
@@ -87,10 +90,14 @@ class ConvStep(_Product):
         return self._conv.parameters["W"]
 
     def forward(self, X: Array) -> Array:
-        from gpulayers.cuda import conv, conv_step  # needs CuPy
+        from gpulayers.cuda import conv, conv_step, example_conv  # needs CuPy
 
         X, window, winners = contiguous(X), self._window(X), None
         W, b = self._weight, self._conv.parameters["b"].reshape(-1)
+        if self._by_example(X, window):
+            Y, winners = example_conv.forward(X, W, b, window, self._relu, self._pooled)
+            self._saved = X, window, Y, winners if self._pooled else None
+            return Y
         if not self.inputs:
             X = conv_step.pad(X, conv_step.padded_channels(W.shape[2], W.shape[3], X.dtype))
         if self.behind is not None:
@@ -101,6 +108,14 @@ class ConvStep(_Product):
         self._saved = X, window, Y, winners if self._pooled else None
         return Y
 
+    def _by_example(self, X: Array, window: Window) -> bool:
+        """Whether the images are so small that blocks take them whole."""
+        from gpulayers.cuda import example_conv  # needs CuPy
+
+        if self.behind is not None or self.before is not None or self.takes_side:
+            return False
+        return example_conv.serves(X.dtype, X.shape, self._weight.shape[3], window, self._pooled)
+
     def _choice(self) -> Any:
         from gpulayers.cuda import conv_step  # needs CuPy
 
@@ -109,6 +124,11 @@ class ConvStep(_Product):
         return conv_step.backward_choice(X.shape, Y.shape[3], window, *flags)
 
     def parts(self) -> int:
+        from gpulayers.cuda import example_conv  # needs CuPy
+
+        X, window, _, _ = self._saved
+        if self._by_example(X, window):
+            return example_conv.parts(len(X), self._weight.size + self._weight.shape[3])
         return self._choice().parts
 
     def parts_before(self) -> int:
@@ -118,7 +138,7 @@ class ConvStep(_Product):
         return conv_step.parts_before(self._saved[0].shape, self._choice())
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
-        from gpulayers.cuda import conv_step  # needs CuPy
+        from gpulayers.cuda import conv_step, example_conv  # needs CuPy
 
         X, window, Y, winners = self._saved
         dY = contiguous(dY).reshape(Y.shape)
@@ -126,6 +146,11 @@ class ConvStep(_Product):
             dY = kernels_for(dY).relu_backward(dY, Y)
         if not inputs and not self.learns:
             return None
+        if self._by_example(X, window):
+            return example_conv.backward(
+                *(X, dY, winners, self._weight, window),
+                *(self.grads if self.learns else None, inputs, self.masks_input),
+            )
         return conv_step.backward(
             *(X, dY, self._weight, window, winners),
             *(self.grads if self.learns else None, inputs, self.masks_input, self.side),
@@ -203,6 +228,8 @@ class SumStep(ResidualNode):
         Node.__init__(self, [], node.name)
         self.body = on_gpu(node.body)
         self.side = None if node.side is None else on_gpu(node.side)
+        if self.entry is not None:
+            self.entry.takes_side = True
 
     def forward(self, X: Array) -> Array:
         last = self.exit

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from gpulayers.cuda.mega_constants import THREADS, TILE_FLOATS
+from gpulayers.cuda.mega_tiles import conv_constants, spread_constants, widest
 from gpulayers.models.mega_stages import Conv, Dense, Norm, Stage
 
 __all__ = ["Constants", "Layout", "lay_out", "splits"]
 
 _ALIGNED = 4  # floats: vectors of 16 bytes are read
-_MOST_PIXELS = 8  # of one thread, where the pooling does not say
 
 Constants = dict[str, float | str]
 
@@ -200,11 +200,6 @@ def _output_place(stage: Conv | Norm, after: Stage) -> Constants:
     }
 
 
-def _widest(*numbers: int) -> int:
-    """The widest vector that divides all numbers."""
-    return next(n for n in (4, 2, 1) if not any(number % n for number in numbers))
-
-
 def _dense_shares(stage: Dense, vector: int) -> int:
     """Into how many parts the rows are cut, so that all threads have something to do."""
     return max(1, min(stage.inputs, THREADS * vector // stage.outputs))
@@ -214,28 +209,10 @@ def _dense_scratch(stage: Stage) -> int:
     return stage.outputs * _dense_shares(stage, 4) if isinstance(stage, Dense) else 0
 
 
-def _tile(rows: int, cols: int, each: int) -> tuple[int, int]:
-    """Rows and columns of the pixels of one thread, where each tile is computed `each` times over
-    by different threads: so that little time is left over when they take turns, and what they read
-    serves many pixels."""
-
-    def cost(tile: tuple[int, int]) -> float:
-        pixels = tile[0] * tile[1]
-        turns = -(-rows * cols * each // (pixels * THREADS))
-        return turns * (pixels + 1.5)  # besides the products there are loads
-
-    sizes = [(r, c) for r in _divisors(rows) for c in _divisors(cols) if r * c <= _MOST_PIXELS]
-    return min(sizes, key=cost)
-
-
-def _divisors(size: int) -> list[int]:
-    return [n for n in range(1, _MOST_PIXELS + 1) if size % n == 0]
-
-
 def _dense(stage: Dense, room: _Room) -> Constants:
     flat = room.parameters(stage)
     weights = flat.take(stage.weights)
-    vector = _widest(stage.outputs, weights)
+    vector = widest(stage.outputs, weights)
     return {
         "inputs": stage.inputs,
         "outputs": stage.outputs,
@@ -273,55 +250,18 @@ def _rounded(value: float) -> float:
 
 
 def _conv(stage: Conv, first: bool, room: _Room) -> Constants:
-    shared = room.shared
-    window, filters = stage.window, stage.filters
-    (top, _, left, right), (kernel_rows, kernel_cols) = window.pad, window.kernel
-    tile = stage.pool or _tile(*stage.convolved, filters)
-    down, across = stage.convolved[0] // tile[0], stage.convolved[1] // tile[1]
-    units = kernel_rows * stage.channels * filters
-    shares = max(1, min(stage.out[0] * stage.out[1], THREADS // units))
-    parameters = stage.weights + filters
+    shared, image = room.shared, (stage.rows, stage.cols, stage.channels)
+    known = conv_constants(image, stage.filters, stage.window, stage.pool)
+    parameters = known["parameters"]
     own: Constants = {
-        **{"rows": stage.rows, "cols": stage.cols, "channels": stage.channels, "filters": filters},
-        **{"kernel_rows": kernel_rows, "kernel_cols": kernel_cols},
-        **{"stride_rows": window.stride[0], "stride_cols": window.stride[1]},
-        **{"dilation_rows": window.dilation[0], "dilation_cols": window.dilation[1]},
-        **{"top": top, "left": left, "input_cols": stage.cols + left + right},
-        **{"tile_rows": tile[0], "tile_cols": tile[1], "tiles_down": down, "tiles_across": across},
-        **{"out_rows": stage.out[0], "out_cols": stage.out[1], "pooled": int(bool(stage.pool))},
-        "group": _group(filters, down * across, tile[0] * tile[1]),
+        **known,
         "weights": shared.take(stage.weights),
-        "bias": shared.take(filters),
-        "shares": shares,
-        "sums": shared.take(shares * parameters),
-        "parameters": parameters,
+        "bias": shared.take(stage.filters),
+        "sums": shared.take(known["shares"] * parameters),
         "partial": room.partial.take(parameters),
         "flat": room.parameters(stage).take(parameters),
     }
-    return own if first else own | _spread(stage, shared)
-
-
-def _group(filters: int, tiles: int, pixels: int) -> int:
-    """Filters of one thread: as many as leave enough threads with something to do."""
-    sizes = [n for n in (4, 2, 1) if filters % n == 0 and n * pixels <= 16]
-    for size in sizes:
-        if 4 * tiles * (filters // size) >= 3 * THREADS:
-            return size
-    return sizes[-1] if sizes else 1
-
-
-def _spread(stage: Conv, shared: _Places) -> Constants:
-    """The room that the output's gradient needs for the gradient of the input."""
-    window = stage.window
-    (top, _, left, _), (rows, cols) = window.pad, (stage.rows, stage.cols)
-    above = max(0, (window.kernel[0] - 1) * window.dilation[0] - top)
-    before = max(0, (window.kernel[1] - 1) * window.dilation[1] - left)
-    spread_rows, spread_cols = rows + top + above, cols + left + before
-    back = _tile(rows, cols, stage.channels)
-    return {
-        **{"spread_top": above, "spread_left": before},
-        **{"spread_rows": spread_rows, "spread_cols": spread_cols},
-        "spread": shared.take(spread_rows * spread_cols * stage.filters),
-        **{"back_rows": back[0], "back_cols": back[1]},
-        "vector": _widest(stage.filters),
-    }
+    if first:
+        return own
+    spread, size = spread_constants(image, stage.filters, stage.window)
+    return {**own, **spread, "spread": shared.take(size)}

@@ -111,7 +111,7 @@ def test_one_rule_for_each_layer(emulated: Backend) -> None:
 
 def test_kernels_compiled_for_the_shape(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def layers() -> list[Any]:
-        return [*small()[:2], *small()[3:]]
+        return [Conv2D(17, (3, 3), pad=1, act_fn="ReLU"), *small()[1:2], *small()[3:]]
 
     plain = Run(emulated, layers, SGD).compile()
     want = [plain.step() for _ in range(3)]
@@ -130,8 +130,33 @@ def test_kernels_compiled_for_the_shape(emulated: Backend, monkeypatch: pytest.M
     same(planned, plain, 0.0)
     assert set(asked) - {""} == {  # "": the first look at the sizes, layer by layer
         "rows=9,cols=8,channels=2,out_rows=9,out_cols=8,kernel_rows=3,kernel_cols=3,stride_rows=1,"
-        "stride_cols=1,pad_top=1,pad_left=1,dilation_rows=1,dilation_cols=1,filters=3,pooled=1"
+        "stride_cols=1,pad_top=1,pad_left=1,dilation_rows=1,dilation_cols=1,filters=17,pooled=1,"
+        "depth=2"
     }
+
+
+def few_channels() -> list[Any]:
+    """Pooled, followed by a ReLU of the next one's input, frozen, without an activation."""
+    frozen = Conv2D(3, (2, 2), act_fn="ReLU")
+    frozen.freeze()
+    return [
+        *(Conv2D(3, (3, 3), pad=1, act_fn="ReLU"), Pool2D((2, 2), stride=2), frozen),
+        *(Conv2D(5, (2, 1), act_fn="ReLU"), Conv2D(4, (1, 2)), Flatten(), FullyConnected(CLASSES)),
+    ]
+
+
+def test_small_images_go_by_whole_examples(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", True)
+    plain, planned = Run(emulated, few_channels, SGD), Run(emulated, few_channels, SGD).compile()
+    with fake_cupy.count() as events:
+        got = [planned.step(n) for n in (BATCH, BATCH, 2, BATCH, 2)]
+    assert got == pytest.approx([plain.step(n) for n in (BATCH, BATCH, 2, BATCH, 2)], rel=2e-5)
+    same(planned, plain)
+    launched = {name.partition("<")[0] for name in events if name.startswith("kernel:")}
+    assert launched >= {"kernel:example_conv_forward", "kernel:example_conv_backward"}
+    assert not any("conv2d_backward" in name for name in launched)
 
 
 def test_losses_stay_what_they_were(emulated: Backend) -> None:

@@ -77,11 +77,16 @@ def least_bytes(name: str, parameters: int) -> int:
 @pytest.fixture
 def first_blocks_only(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Launches are counted, not computed: that would take minutes; and no kernel is compiled for
-    its shape."""
+    its shape, but those that there are for shapes alone (`specialised`)."""
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
     fake_cupy.state.launch_options = {"only_blocks": 1}
     yield
     fake_cupy.state.launch_options = {}
+
+
+@pytest.fixture
+def specialised(first_blocks_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", True)
 
 
 #: networks with normalisation, of the zoo: their launches are those of the budget, no fewer
@@ -102,7 +107,11 @@ def planned(name: str, backend: Backend) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_launches_and_bytes(name: str, emulated: Backend, first_blocks_only: None) -> None:
+def test_launches_and_bytes(
+    name: str, emulated: Backend, first_blocks_only: None, request: pytest.FixtureRequest
+) -> None:
+    if name.startswith("lenet"):
+        request.getfixturevalue("specialised")
     plan, X, labels = planned(name, emulated)
     with fake_cupy.count() as captured:
         plan.step(X, labels)
@@ -138,7 +147,7 @@ def test_launches_with_normalisation(name: str, emulated: Backend, first_blocks_
     assert "column_moments" not in str(captured)
 
 
-def test_launches_in_half_precision(emulated: Backend, first_blocks_only: None) -> None:
+def test_launches_in_half_precision(emulated: Backend, specialised: None) -> None:
     """As in float32, and two that look at the gradients."""
     before = library.default_dtype()
     library.set_default_dtype("float16")
