@@ -84,13 +84,12 @@ def example_constants(
     padded = (rows + top + bottom) * (cols + left + right) * channels
     outputs = known["out_rows"] * known["out_cols"] * filters
     relu_number = ACTIVATIONS.index("relu")
-    places = {"input": take(padded), "input_size": padded}
-    output = take(outputs)
+    places = {"weights": take(known["parameters"] - filters), "input": take(padded)}
+    places["input_size"], output = padded, take(outputs)
     places |= {"output": output, "gradient": output}  # one ahead, the other back
     places["winners"] = take(math.ceil(outputs / 4) if pooled else 0)
     # a block back has either the sums, or what follows them
     places["sums"] = end
-    places["weights"] = take(known["parameters"] - filters)
     places["bias"] = take(filters)
     places["spread"] = take(room if back else 0)
     places["gradient_before"] = take(math.prod(image) if back else 0)

@@ -38,7 +38,7 @@ __device__ __forceinline__ int place_to_read(int own, int strip, int step, int p
 template <typename T, typename Tile, int LINES, bool TOGETHER>
 __device__ __forceinline__ void read_fragment(Fragment& fragment, const unsigned char* part, int own, int strip, int step)
 {
-    unsigned(&w)[2][4] = fragment.word;
+    auto& w = fragment.word;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
         const unsigned char* const from = part + place_to_read<T, Tile, LINES, TOGETHER>(own, strip, step, k);

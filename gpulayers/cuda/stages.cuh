@@ -57,7 +57,7 @@ struct Layout<T, Tile, LINES, false> {
 
     __device__ static __forceinline__ int place_of_run(int row, int run)
     {
-        const int other = sizeof(T) == 4 ? row % 4 * 2 : RUNS < 8 ? row / 2 % RUNS : row % 8;
+        const int other = sizeof(T) == 4 ? row % 4 * 2 : RUNS == 4 ? row / 2 % RUNS : row % 8;
         return (row * RUNS + (run ^ other)) * RUN_BYTES;
     }
     __device__ static __forceinline__ int line_in(int, int run)

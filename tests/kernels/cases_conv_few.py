@@ -124,9 +124,9 @@ CASES = {
         *(
             _case(cases_conv_step.backward, g=NOTED, name=f"conv2d_backward{tile}", **more)
             for tile, more in (
-                ("_tensor", {"special": True}),
-                ("_tensor_tall", {"parts": 3, "special": True}),
-                ("_tensor_tall", {"dtype": "bfloat16", "pooled": True, "special": True}),
+                ("_tensor_tall", {"special": True}),
+                ("_tensor", {"dtype": "bfloat16", "parts": 3, "special": True}),
+                ("_tensor", {"pooled": True, "special": True}),
                 ("_tensor_large", {"dtype": "float16", "inputs": False, "special": True}),
             )
         ),
