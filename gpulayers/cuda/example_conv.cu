@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(THREADS)
     extern __shared__ __align__(16) float shared[];
     clear(shared + Stage::input, Stage::input_size);
     load_filters(shared, w);
-    for (int i = this_thread(); i < Stage::filters; i += THREADS) shared[Stage::bias + i] = static_cast<float>(bias[i]);
+    static_assert(Stage::filters <= THREADS, "one number of the bias a thread");
+    if (this_thread() < Stage::filters)
+        shared[Stage::bias + this_thread()] = static_cast<float>(bias[this_thread()]);
     __syncthreads();
     for (int example = blockIdx.x; example < examples; example += gridDim.x) {
         load_example(shared, x + static_cast<long long>(example) * Stage::image_size);
@@ -93,7 +95,7 @@ __device__ __forceinline__ void load_gradient(float* shared, const T* x, const T
         if (Stage::pooled) {
             const unsigned char winner = winners[first + i];
             if (winner == 4) gradient = 0.0f;
-            winners_in(shared)[i] = winner == 4 ? 0 : winner;
+            winners_in(shared)[i] = winner % 4;
         }
         shared[Stage::gradient + i] = gradient;
     }

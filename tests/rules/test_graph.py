@@ -27,6 +27,8 @@ from tests.support import fake_cupy
 
 SGD = "SGD(lr=0.1, momentum=0.9)"
 MOST = 1.3  # times the least bytes
+#: on tensor cores, where gradients before a pooling are laid out: bytes in the place of instructions
+MOST_ON_CORES = 1.4
 
 
 def vgg() -> Sequential:
@@ -96,12 +98,12 @@ NORMED: dict[str, Any] = {
 }
 
 
-def planned(name: str, backend: Backend) -> tuple[Any, Any, Any]:
+def planned(name: str, backend: Backend, precision: str | None = None) -> tuple[Any, Any, Any]:
     shape = NETWORKS[name][1] if name in NETWORKS else (16, 32, 32, 3)
     network = NETWORKS[name][0]() if name in NETWORKS else NORMED[name]()
     X = backend.asarray(np.zeros(shape, np.float32))
     labels = backend.asarray(np.zeros(shape[0], np.int64))
-    plan = network.compile(shape)
+    plan = network.compile(shape, precision=precision)
     plan.step(X, labels)  # compiles the kernels
     return plan, X, labels
 
@@ -160,6 +162,20 @@ def test_launches_in_half_precision(emulated: Backend, specialised: None) -> Non
     kernels = sum(n for event, n in captured.items() if event.startswith("kernel:"))
     nodes = plan._last.graphs[True]._recording.launches
     assert {"nodes": nodes, "kernels": kernels} == BUDGET["graph"]["lenet b64 fp16"]
+
+
+def test_launches_on_tensor_cores(emulated: Backend, first_blocks_only: None) -> None:
+    """Three more than in float32: channels of zeros for the image, and the gradients before two
+    poolings laid out."""
+    plan, X, labels = planned("vgg b128", emulated, "tf32")
+    with fake_cupy.count() as captured:
+        plan.step(X, labels)
+    nodes = sum(n for event, n in captured.items() if event.startswith("kernel:"))
+    budget = BUDGET["graph"]["vgg b128 tf32"]
+    assert {"nodes": nodes, "kernel_bytes": captured["kernel_bytes"]} == budget
+    assert nodes == BUDGET["graph"]["vgg b128"]["nodes"] + 3 <= 20
+    parameters = sum(p.size for p in plan.network.parameters.values())
+    assert captured["kernel_bytes"] <= MOST_ON_CORES * least_bytes("vgg b128", parameters)
 
 
 def test_a_step_is_a_graph_and_the_batch_that_it_takes(
