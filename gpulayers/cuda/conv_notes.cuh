@@ -59,36 +59,33 @@ __device__ __forceinline__ int place_of_note(const NotedPixels<T, Acc>& noted, i
     return static_cast<int>(static_cast<unsigned>(term - noted.from) % (2 * NOTED));
 }
 
-// This thread's of the NOTED terms from `first` on; beyond the last one nothing is inside.
+// This thread's of the NOTED terms from `first` on; beyond the last one nobody looks.
 template <typename T, typename Acc>
-__device__ __forceinline__ void note_terms(const NotedPixels<T, Acc>& noted, int first, int to)
+__device__ __forceinline__ void note_terms(const NotedPixels<T, Acc>& noted, int first)
 {
     const Geometry& g = noted.source.windows.g;
     const int term = first + static_cast<int>(threadIdx.x);
-    Note note = {0, 0};
-    if (term < to) {
-        const Corner corner = corner_of(noted.source.windows, term);
-        const long long row = static_cast<long long>(corner.image) * g.rows + corner.row;
-        note.pixel = static_cast<int>(row * g.cols + corner.col);
-        note.inside = inside_of(g, inside_along(corner.row, g.dilation_rows, g.kernel_rows, g.rows),
-                                inside_along(corner.col, g.dilation_cols, g.kernel_cols, g.cols));
-    }
-    notes()[place_of_note(noted, term)] = note;
+    const Corner corner = corner_of(noted.source.windows, term);
+    const long long row = static_cast<long long>(corner.image) * g.rows + corner.row;
+    notes()[place_of_note(noted, term)] = {
+        static_cast<int>(row * g.cols + corner.col),
+        inside_of(g, inside_along(corner.row, g.dilation_rows, g.kernel_rows, g.rows),
+                  inside_along(corner.col, g.dilation_cols, g.kernel_cols, g.cols))};
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ void begin_notes(const NotedPixels<T, Acc>& noted, int to)
+__device__ __forceinline__ void begin_notes(const NotedPixels<T, Acc>& noted)
 {
     if (!is_noted(noted)) return;
-    note_terms(noted, noted.from, to);
-    note_terms(noted, noted.from + NOTED, to);
+    note_terms(noted, noted.from);
+    note_terms(noted, noted.from + NOTED);
     __syncthreads();
 }
 
 template <typename T, typename Acc>
-__device__ __forceinline__ void go_on_noting(const NotedPixels<T, Acc>& noted, int next, int to)
+__device__ __forceinline__ void go_on_noting(const NotedPixels<T, Acc>& noted, int next)
 {
-    if (is_noted(noted) && static_cast<unsigned>(next - noted.from) % NOTED == 0) note_terms(noted, next + NOTED, to);
+    if (is_noted(noted) && static_cast<unsigned>(next - noted.from) % NOTED == 0) note_terms(noted, next + NOTED);
 }
 
 template <typename T, typename Acc>

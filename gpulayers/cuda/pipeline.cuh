@@ -130,7 +130,7 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
     TensorSums<Tile> sums = {};
     const int group = warp / (WIDTH / 32) * sums.STRIPS, across = warp % (WIDTH / 32);
     const auto left = noting(given, from);
-    begin_notes(left, to);
+    begin_notes(left);
     const int rows_at = own_place<T, Tile, HEIGHT, ROWS_TOGETHER>(group);
     const int columns_at = own_place<T, Tile, WIDTH, COLUMNS_TOGETHER>(across);
     auto rows = begin_asking<T, Tile, HEIGHT>(left, share.row * HEIGHT);
@@ -180,7 +180,7 @@ __device__ __forceinline__ void work_out_by_cores(const Share& share, const Left
             }
             read(fragments[(step + 1) % 2], stage, (step + 1) % STEPS);
             if (step == 0) {
-                go_on_noting(left, next, to);
+                go_on_noting(left, next);
                 ask_for(free, next);
                 free = free + 1 == STAGES ? 0 : free + 1;
             }

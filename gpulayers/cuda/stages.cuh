@@ -215,11 +215,11 @@ __device__ __forceinline__ Factor noting(const Factor& factor, int)
 }
 
 template <typename Factor>
-__device__ __forceinline__ void begin_notes(const Factor&, int)
+__device__ __forceinline__ void begin_notes(const Factor&)
 {
 }
 
 template <typename Factor>
-__device__ __forceinline__ void go_on_noting(const Factor&, int, int)
+__device__ __forceinline__ void go_on_noting(const Factor&, int)
 {
 }

@@ -27,7 +27,7 @@ from tests.support import fake_cupy
 
 SGD = "SGD(lr=0.1, momentum=0.9)"
 MOST = 1.3  # times the least bytes
-#: on tensor cores, where gradients before a pooling are laid out: bytes in the place of instructions
+#: on tensor cores, where gradients before a pooling are laid out: bytes in place of instructions
 MOST_ON_CORES = 1.4
 
 
