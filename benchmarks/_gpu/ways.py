@@ -1,6 +1,6 @@
 """The ways to work out a product, as the autotuner finds them: right or wrong, and how long each
 takes, beside the one that the rule picks. Half types once more with products by warpgroups, which
-are tried only where that is asked for."""
+are tried only where that is asked for. And pairs of ways between which a rule decides."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from _gpu import pairs
 from _gpu.kernels import (
     DTYPES,
     WINDOW,
@@ -35,6 +36,8 @@ def items(xp: Any, _: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]
             for name, ask in _operations(precision).items():
                 what = f"{name} {precision}{GROUPS if groups else ''}"
                 yield what, lambda p=precision, a=ask, g=groups: _ways(xp, p, a, g)
+        if not groups:
+            yield from pairs.items(xp)
 
 
 def _operations(precision: str) -> dict[str, Callable[[Any, Numbers], object]]:

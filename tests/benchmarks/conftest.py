@@ -15,7 +15,7 @@ from gpulayers import backend as library
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 _PARTS = (
     *("child", "clock", "decide", "floors", "kernels", "micro", "nets", "ours", "record"),
-    *("referee", "ways"),
+    *("referee", "ways", "pairs"),
 )
 
 

@@ -7,8 +7,10 @@ import importlib
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,7 +182,7 @@ def test_the_ways_of_a_product_are_told(
     monkeypatch.setattr(quick.ways, "_DENSE", (256, 3, 5))
     before = os.environ["GPULAYERS_TUNE_DIR"]
     items = dict(quick.ways.items(emulated.xp, 1))
-    assert len(items) == 5 * 4 + 5 * 2
+    assert len(items) == 5 * 4 + 5 * 2 + len(list(quick.pairs.items(emulated.xp)))
     found = items["dense_backward fp32"]()
     assert os.environ["GPULAYERS_TUNE_DIR"] == before
     assert found["shape"] == [256, 3, 5]
@@ -191,3 +193,34 @@ def test_the_ways_of_a_product_are_told(
         found = items[f"dense_backward fp16{ending}"]()
         assert any("warpgroup" in way for way in found["us"]) == tried
     assert "GPULAYERS_WARPGROUPS" not in os.environ
+
+
+@pytest.mark.emulated
+def test_pairs_of_ways_are_timed(
+    bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways of each pair are taken, and give the same."""
+    pytest.importorskip("ml_dtypes")
+    taken: list[Any] = []
+
+    def alone(_: Any, runs: list[Callable[[], Any]]) -> float:
+        taken.append(runs[0]())
+        return float(len(taken))
+
+    monkeypatch.setattr(bench.pairs, "alone", alone)
+    for name, value in {"_IMAGES": 3, "_SIZE": 6, "_CHANNELS": 8}.items():
+        monkeypatch.setattr(bench.pairs, name, value)
+    conv = importlib.import_module("gpulayers.cuda.conv")
+    monkeypatch.setattr(conv, "SPECIALISED", False)
+    for name, measure in bench.pairs.items(emulated.xp):
+        with fake_cupy.count() as events:
+            found = measure()
+        assert len(found["us"]) == 2
+        assert found["rule"] == found["best"]
+        pair = [part if isinstance(part, tuple) else (part,) for part in taken[-2:]]
+        for one, other in zip(*pair, strict=True):
+            a, b = (emulated.asnumpy(array).astype("f8") for array in (one, other))
+            np.testing.assert_allclose(a, b, atol=2e-2 * max(1.0, abs(b).max()), err_msg=name)
+        kernels = {event.partition("<")[0] for event in events if event.startswith("kernel:")}
+        few = {"kernel:example_conv_forward", "kernel:example_conv_backward"}
+        assert kernels & few if "few" in name else "kernel:unpool2d" in kernels

@@ -20,6 +20,8 @@ GEOMETRIES = {
     "32 taps": Geometry(2, 5, 9, 8, (4, 8), (1, 1), (3, 0, 4, 3)),
     "32 rows": Geometry(1, 20, 2, 8, (32, 1), (1, 1), (12, 9, 0, 0)),
     "33 taps": Geometry(2, 5, 11, 8, (3, 11), (1, 1), (1, 1, 5, 5)),
+    # more than bits, in rows that would lie beyond them
+    "40 taps": Geometry(2, 6, 9, 8, (5, 8), (1, 1), (2, 2, 4, 3)),
     "strided rows": Geometry(1, 9, 8, 8, (3, 3), (2, 1), (1, 1, 1, 1)),
     "strided cols": Geometry(1, 9, 8, 8, (3, 3), (1, 2), (1, 1, 1, 1)),
 }
@@ -102,8 +104,10 @@ CASES = {
                 pooled=pooled,
                 special=True,
             )
-            for which in _POOLED
-            for pooled in (False, True)
+            for which, pooled in (
+                *((which, pooled) for which in _POOLED for pooled in (False, True)),
+                ("40 taps", False),
+            )
         ),
         *(
             _case(
