@@ -83,5 +83,5 @@ def _pooled(xp: Any, precision: str) -> dict[str, Run]:
 
         return run
 
-    kept = lambda: mock.patch.object(conv_step, "unpools", lambda *_: False)  # noqa: E731
+    kept = lambda: mock.patch.object(conv_step, "unpools", return_value=False)  # noqa: E731
     return {"laid out": back(contextlib.nullcontext), "kept pooled": back(kept)}
