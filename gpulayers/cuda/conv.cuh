@@ -165,7 +165,7 @@ __device__ __forceinline__ Reach distance_of(const Geometry& g, int term, int co
 template <typename T, typename Line>
 __device__ __forceinline__ Origin<T> origin_of_tap(const Kept<T, Line>& line, const Reach& term)
 {
-    return {line.first + term.distance, (line.inside >> term.number & 1) != 0, 0};
+    return {line.first + term.distance, (line.inside >> term.number & 1) != 0};
 }
 
 template <typename T, typename Acc>
@@ -239,7 +239,7 @@ __device__ __forceinline__ Origin<T> origin_of(const PixelsByTaps<T, Acc>& sourc
     const Geometry& g = source.windows.g;
     if (has_few_taps(g, g.cols, g.channels)) return origin_of_tap(line, term);
     const T* const place = window_place(source.windows, line.plain, term.reach);
-    return {place, place != nullptr, 0};
+    return {place, place != nullptr};
 }
 
 // ... or the other way round, with a line of ones after the last tap, for the gradient of a bias.
@@ -328,7 +328,7 @@ __device__ __forceinline__ const T* place_of(const FiltersByTaps<T, Acc>&, const
 template <typename T, typename Acc>
 __device__ __forceinline__ Origin<T> origin_of(const FiltersByTaps<T, Acc>&, const FilterLine<T>& line, long long term)
 {
-    return {line.first + term, line.there && term >= 0, 0};
+    return {line.first + term, line.there && term >= 0};
 }
 
 template <typename T, typename Acc>
@@ -375,7 +375,7 @@ template <typename T, typename Acc>
 __device__ __forceinline__ Origin<T> origin_of(const ChannelsByTaps<T, Acc>& source, const ChannelLine& line,
                                                long long term)
 {
-    return {source.w + (line.start + term), line.there, 0};
+    return {source.w + (line.start + term), line.there};
 }
 
 template <typename T, typename Acc>

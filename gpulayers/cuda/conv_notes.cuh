@@ -112,8 +112,8 @@ __device__ __forceinline__ Origin<T> origin_of(const NotedPixels<T, Acc>& noted,
     const Windows<T, Acc>& w = noted.source.windows;
     if (is_noted(noted)) {
         const long long distance = static_cast<long long>(term.note.pixel) * w.g.channels;
-        return {line.first + distance, (term.note.inside & line.bit) != 0, 0};
+        return {line.first + distance, (term.note.inside & line.bit) != 0};
     }
     const T* const place = window_place(w, term.plain, line.plain.reach);
-    return {place, place != nullptr, 0};
+    return {place, place != nullptr};
 }

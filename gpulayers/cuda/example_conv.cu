@@ -63,7 +63,6 @@ __global__ void __launch_bounds__(THREADS)
     extern __shared__ __align__(16) float shared[];
     clear(shared + Stage::input, Stage::input_size);
     load_filters(shared, w);
-    static_assert(Stage::filters <= THREADS, "one number of the bias a thread");
     if (this_thread() < Stage::filters)
         shared[Stage::bias + this_thread()] = static_cast<float>(bias[this_thread()]);
     __syncthreads();

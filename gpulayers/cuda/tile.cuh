@@ -276,7 +276,7 @@ template <typename T>
 struct Origin {
     const T* from;
     bool there;
-    int quarter;
+    int quarter = 0;
 };
 
 template <typename Line>
@@ -375,5 +375,5 @@ __device__ __forceinline__ const T* place_of(const Matrix<T, Acc, Lying>&, const
 template <typename T, typename Acc, typename Lying>
 __device__ __forceinline__ Origin<T> origin_of(const Matrix<T, Acc, Lying>&, const MatrixLine<T>& line, long long term)
 {
-    return {line.start + term, line.there, 0};
+    return {line.start + term, line.there};
 }

@@ -22,12 +22,14 @@ GEOMETRIES = {
     "33 taps": Geometry(2, 5, 11, 8, (3, 11), (1, 1), (1, 1, 5, 5)),
     # more than bits, in rows that would lie beyond them
     "40 taps": Geometry(2, 6, 9, 8, (5, 8), (1, 1), (2, 2, 4, 3)),
+    # of a tile's 256 lines, four a tap, some are of taps beyond bit 31
+    "small channels": Geometry(1, 7, 9, 4, (3, 3), (1, 1), (1, 1, 1, 1)),
     "strided rows": Geometry(1, 9, 8, 8, (3, 3), (2, 1), (1, 1, 1, 1)),
     "strided cols": Geometry(1, 9, 8, 8, (3, 3), (1, 2), (1, 1, 1, 1)),
 }
 _POOLED = ("same", "dilated")
-#: pixels enough for a block to note 256 of them four times (conv_notes.cuh); of two images
-NOTED = Geometry(2, 23, 21, 8, (3, 3), (1, 1), (1, 1, 1, 1))
+#: pixels enough for a block to note 256 of them four times, or two blocks three (conv_notes.cuh)
+NOTED = Geometry(2, 27, 23, 8, (3, 3), (1, 1), (1, 1, 1, 1))
 _case = functools.partial
 
 CASES = {
@@ -107,6 +109,7 @@ CASES = {
             for which, pooled in (
                 *((which, pooled) for which in _POOLED for pooled in (False, True)),
                 ("40 taps", False),
+                ("small channels", False),
             )
         ),
         *(
@@ -129,6 +132,7 @@ CASES = {
             _case(cases_conv_step.backward, g=NOTED, name=f"conv2d_backward{tile}", **more)
             for tile, more in (
                 ("_tensor_tall", {"special": True}),
+                ("_tensor_tall", {"parts": 2, "inputs": False, "special": True}),
                 ("_tensor", {"dtype": "bfloat16", "parts": 3, "special": True}),
                 ("_tensor", {"pooled": True, "special": True}),
                 ("_tensor_large", {"dtype": "float16", "inputs": False, "special": True}),
