@@ -65,7 +65,7 @@ def test_taps_of_an_image_beyond_32_bits() -> None:
     x, w, z = virtual(16 * pixels), np.ones((144, 8), np.float16), virtual(8 * pixels)
     b, winners = np.zeros(8, np.float16), np.zeros(0, np.uint8)
     x[: 2 * 16] = x[-2 * 16 :] = 1.0
-    args = (x, w, b, z, winners, pixels, 8, False, False, False, *g.numbers)
+    args = (x, w, b, z, winners, pixels, 8, False, False, False, g.ch, *g.numbers)
     launch_special("conv2d_forward_tensor", g, args, pixels // 128, 2)
     for seen in (z[:24], z[-24:][::-1]):
         np.testing.assert_array_equal(seen, np.repeat([32.0, 32.0, 16.0], 8))
@@ -77,7 +77,7 @@ def test_taps_too_far_from_one_another_for_32_bits() -> None:
     x, w, z = virtual(16 * 16384**2), np.ones((48, 8), np.float16), virtual(8 * pixels)
     b, winners = np.zeros(8, np.float16), np.zeros(0, np.uint8)
     x[-16:] = 1.0
-    args = (x, w, b, z, winners, pixels, 8, False, False, False, *g.numbers)
+    args = (x, w, b, z, winners, pixels, 8, False, False, False, g.ch, *g.numbers)
     launch_special("conv2d_forward_tensor", g, args, pixels // 128, 2)
     np.testing.assert_array_equal(z[-16:], np.repeat([0.0, 16.0], 8))
 
@@ -91,7 +91,7 @@ def test_gradients_of_an_image_beyond_32_bits(apart: int) -> None:
     dz[:8] = dz[-8:] = 1.0
     others = (none, codes, none, none, wide, wide, wide, np.zeros(0, np.uint32), wide)
     args = (none, dz, codes, w, none, wide, dx, *others)
-    flags = (pixels, pixels, 8, pixels, 1, 0, *(False,) * 8, 1)
+    flags = (pixels, pixels, 8, pixels, 1, 0, *(False,) * 8, 1, g.ch)
     launch_special("conv2d_backward_tensor", g, (*args, *flags, *g.numbers), pixels // 128, 2)
     for seen in (dx[:16], dx[-16:][::-1]):
         np.testing.assert_array_equal(seen, np.repeat([8.0, 0.0], 8))
