@@ -59,7 +59,8 @@ def _arena_bytes(plan: GraphNetwork, n: int, source: Any) -> int:
 
     def run() -> None:
         shape = n, *plan.batch_shape[1:]
-        plan._launch(Program(shape, plan.network.dtype, source, dry=True), False)
+        with plan._settings(False):  # tensor cores take arrays of their own
+            plan._launch(Program(shape, plan.network.dtype, source, dry=True), False)
 
     recorder.capture(f"{plan.network.name}, a batch of {n}", run)
     return recorder.nbytes

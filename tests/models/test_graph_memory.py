@@ -13,7 +13,7 @@ import pytest
 
 from gpulayers import backend, random
 from gpulayers.errors import BackendError, DeviceMemoryError
-from gpulayers.layers import Conv2D, Flatten, FullyConnected
+from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Sequential
 from gpulayers.models.resident import Resident
 from tests.conftest import Backend
@@ -37,9 +37,12 @@ def pool(emulated: Backend) -> Iterator[Any]:
     found.set_limit(size=0)
 
 
-def network(optimizer: str = "Adam(lr=0.01)") -> Any:
+def network(optimizer: str = "Adam(lr=0.01)", pooled: bool = False) -> Any:
+    """`pooled`: on tensor cores the gradient before the pooling takes room of its own."""
     random.seed(0)
-    layers = [Conv2D(8, (3, 3), pad=1, act_fn="ReLU"), Flatten(), FullyConnected(CLASSES)]
+    last = [Conv2D(8, (3, 3), pad=1, act_fn="ReLU"), Pool2D((2, 2), stride=2)] * pooled
+    first = Conv2D(8, (3, 3), pad=1, act_fn="ReLU")
+    layers = [first, *last, Flatten(), FullyConnected(CLASSES)]
     net = Sequential(layers, optimizer, "small")
     net.forward(backend.xp.zeros((1, *SHAPE), "float32"), False)
     return net
@@ -55,11 +58,12 @@ def weights(net: Any, device: Backend) -> np.ndarray:
     return np.concatenate([device.asnumpy(a).ravel() for a in net.parameters.values()])
 
 
-def test_the_error_says_what_fits(emulated: Backend, pool: Any) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_the_error_says_what_fits(emulated: Backend, pool: Any, precision: str) -> None:
     """The largest batch that it names fits, one that is a fifth larger does not; the steps after it
     are those of a run without it."""
-    net, other = network(), network()
-    plan, (X, labels) = net.compile((LARGE, *SHAPE)), batch(LARGE)
+    net, other = (network(pooled=precision == "tf32") for _ in range(2))
+    plan, (X, labels) = net.compile((LARGE, *SHAPE), precision=precision), batch(LARGE)
     steps = [plan.step(X[:4], labels[:4]) for _ in range(2)]  # kernels, parameters in one array
     before = weights(net, emulated)
     pool.set_limit(size=pool.used_bytes() + (400 << 10))
@@ -69,18 +73,19 @@ def test_the_error_says_what_fits(emulated: Backend, pool: Any) -> None:
         plan.step(X, labels)
     assert isinstance(e.value, MemoryError)
     found = re.search(
-        r"needs about (\S+) KB, (\S+) KB are free; batches of up to (\d+) ", str(e.value)
+        r"needs about (\S+) (KB|MB), (\S+) KB are free; batches of up to (\d+) ", str(e.value)
     )
     assert found is not None, str(e.value)
-    assert float(found[1]) > float(found[2]) > 350
-    most = int(found[3])
+    wanted = float(found[1]) * (1024 if found[2] == "MB" else 1)
+    assert wanted > float(found[3]) > 150
+    most = int(found[4])
     np.testing.assert_array_equal(weights(net, emulated), before)
     with pytest.raises(DeviceMemoryError):
         plan.step(X[: int(1.2 * most) + 1], labels[: int(1.2 * most) + 1])
     steps += [plan.step(X[:most], labels[:most])]
     pool.set_limit(size=0)
     steps += [plan.step(X[:4], labels[:4])]
-    calm = other.compile((LARGE, *SHAPE))
+    calm = other.compile((LARGE, *SHAPE), precision=precision)
     wanted = [calm.step(X[:n], labels[:n]) for n in (4, 4, most, 4)]
     np.testing.assert_array_equal([float(v) for v in steps], [float(v) for v in wanted])
 
