@@ -25,6 +25,7 @@ _EXAMPLES, _PARTS, _NUMBERS = 4, 128, 1 << 14
 _BLOCKS = 1024
 # weights that a block goes over for each example; with more, a product shares them among examples
 _MOST_WEIGHTS, _MOST_CHANNELS = 4096, 16
+_WIDEST = 64  # taps of a row, which are written out one by one
 # shared memory that a block has on every device that compiles the kernels, less what it keeps
 _MOST_SHARED = 63 << 10
 
@@ -37,6 +38,8 @@ def serves(dtype: Any, x_shape: Shape4, filters: int, window: Window, pooled: bo
     if not conv.SPECIALISED or dtype.name not in table.KERNELS["example_conv_forward"].dtypes:
         return False
     if max(channels, filters) > _MOST_CHANNELS or weights > _MOST_WEIGHTS:
+        return False
+    if window.kernel[1] > _WIDEST:
         return False
     if come_in_runs(dtype, channels, filters) and takes_tensor_cores("convolution", dtype):
         return False

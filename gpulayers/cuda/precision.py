@@ -15,7 +15,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from gpulayers.cuda.table_tiles import TENSOR_CORES
+from gpulayers.cuda.table_tiles import CORES, TENSOR_CORES
 from gpulayers.errors import BackendError, ParameterError, suggest
 
 __all__ = [
@@ -88,6 +88,8 @@ def takes_tensor_cores(who: str, dtype: Any) -> bool:
     BackendError
         If the precision is one that the device does not have.
     """
+    if dtype.name not in CORES:
+        return False
     if dtype.name != "float32":
         return has_tensor_cores()
     check(who, current())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from gpulayers import _spec, backend
@@ -105,6 +106,7 @@ class ResidentNetwork(GraphNetwork):
             n, short = len(program.X), isinstance(error, MemoryError)
             self._undo(program, counts, forget=short or program.outputs is None)
             if short:
+                traceback.clear_frames(error.__traceback__)  # they hold the failed step's arrays
                 raise shortage(self, n, program.source) from error
             raise
 

@@ -186,6 +186,14 @@ def test_replays_on_tensor_cores(device: Backend, layers: Any, precision: str) -
         assert all("Tensor" in name for name in back)
 
 
+def test_replays_in_double_precision(device: Backend) -> None:
+    """Which no tensor core takes, though two numbers are a whole run: an image of three channels,
+    a pooling."""
+    planned, plain = (Run(device, pooled, (9, 9, 3), "float64") for _ in range(2))
+    np.testing.assert_allclose(planned.by_plan(), plain.by_layers(), rtol=1e-12)
+    planned.check(plain, 1e-12)
+
+
 def test_replays_take_batches_from_the_device(device: Backend) -> None:
     """An order of the examples, the last batch smaller, the counter in device memory."""
     rng = np.random.default_rng(3)
