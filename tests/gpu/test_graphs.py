@@ -53,9 +53,10 @@ def convolutional(_: bool) -> list[Any]:
 
 
 def pooled(_: bool) -> list[Any]:
-    """For tensor cores: whole runs of channels, but for the image's; a row that pooling leaves."""
+    """For tensor cores: whole runs of channels, but for the image's, whose taps fill one tile more
+    with the channels of zeros; a column that pooling leaves."""
     return [
-        *(Conv2D(8, (3, 3), pad=1, act_fn="ReLU"), Conv2D(16, (3, 2), act_fn="ReLU"), Pool2D(2, 2)),
+        *(Conv2D(8, (6, 6), pad=2, act_fn="ReLU"), Conv2D(16, (3, 2), act_fn="ReLU"), Pool2D(2, 2)),
         *(Conv2D(8, (2, 2), act_fn="ReLU"), Flatten(), FullyConnected(CLASSES)),
     ]
 
@@ -176,7 +177,8 @@ def test_replays_on_tensor_cores(device: Backend, layers: Any, precision: str) -
         if device.name == "emulated":
             events = stack.enter_context(fake_cupy.count())
         got = planned.by_plan(loss=planned.loss, precision=precision)
-    np.testing.assert_allclose(got, plain.by_layers(), rtol=2e-2 if half else 2e-3)
+    loose = 2e-2 if half else 2e-3
+    np.testing.assert_allclose(got, plain.by_layers(), rtol=loose, atol=loose / 10)
     planned.check(plain, 1e-2 if half else 2e-3)
     if device.name == "emulated":
         names = {event.partition(":")[2] for event in events}

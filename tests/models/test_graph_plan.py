@@ -136,12 +136,14 @@ def test_kernels_compiled_for_the_shape(emulated: Backend, monkeypatch: pytest.M
 
 
 def few_channels() -> list[Any]:
-    """Pooled, followed by a ReLU of the next one's input, frozen, without an activation."""
+    """Pooled, followed by a ReLU of the next one's input, frozen, without an activation, and at the
+    beginning of a residual block, which is not for them."""
     frozen = Conv2D(3, (2, 2), act_fn="ReLU")
     frozen.freeze()
     return [
         *(Conv2D(3, (3, 3), pad=1, act_fn="ReLU"), Pool2D((2, 2), stride=2), frozen),
-        *(Conv2D(5, (2, 1), act_fn="ReLU"), Conv2D(4, (1, 2)), Flatten(), FullyConnected(CLASSES)),
+        *(Conv2D(5, (2, 1), act_fn="ReLU"), Residual([Conv2D(5, (3, 1), pad="same")])),
+        *(Conv2D(4, (1, 2)), Flatten(), FullyConnected(CLASSES)),
     ]
 
 
@@ -156,7 +158,6 @@ def test_small_images_go_by_whole_examples(
     same(planned, plain)
     launched = {name.partition("<")[0] for name in events if name.startswith("kernel:")}
     assert launched >= {"kernel:example_conv_forward", "kernel:example_conv_backward"}
-    assert not any("conv2d_backward" in name for name in launched)
 
 
 def test_losses_stay_what_they_were(emulated: Backend) -> None:
