@@ -96,8 +96,9 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
     write_atomically(out / "results.md", _markdown(results).encode())
     files[str(out / "results.md")] = "tables of results"
     title = f"{results['model']} on {results['data']}: {results['test_accuracy']:.2%} on test"
+    split = _validated_on(results)
     try:
-        files[str(plot_curves(trainer.history, out / "curves.png", title))] = "curves"
+        files[str(plot_curves(trainer.history, out / "curves.png", title, split))] = "curves"
     except ImportError:
         print(MISSING, file=sys.stderr)
     except Exception as error:  # a finished training never fails for its picture
@@ -105,9 +106,14 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
     return files
 
 
+def _validated_on(results: dict[str, Any]) -> str:
+    """What the figures after each epoch are of."""
+    return "validation" if results["validation_examples"] else "test"
+
+
 def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     best = f"{results['best_accuracy']:.2%} (epoch {results['best_epoch']})"
-    split = "validation" if results["validation_examples"] else "test"
+    split = _validated_on(results)
     return [
         ("test accuracy", f"{results['test_accuracy']:.2%}"),
         ("test loss", f"{results['test_loss']:.4f}"),
@@ -123,7 +129,7 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _markdown(results: dict[str, Any]) -> str:
     title = f"# {results['model']} on {results['data']}"
-    split = "validation" if results["validation_examples"] else "test"
+    split = _validated_on(results)
     head = (
         "epoch",
         "loss",

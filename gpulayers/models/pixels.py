@@ -22,6 +22,8 @@ class Pixels:
     ----------
     mean, std : sequences of float, one per channel (or one for all)
         In units of a pixel, 0..255. The default maps 0..255 to 0..1.
+    owner : str
+        Whose they are, which errors name.
 
     Raises
     ------
@@ -29,21 +31,28 @@ class Pixels:
         If the lengths differ, or a value is not finite or a std not positive.
     """
 
-    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (255.0,)) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (255.0,),
+        owner: str = "Pixels",
+    ) -> None:
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
         if not self.mean or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
             raise ParameterError(
-                "Pixels: expected as many finite means as positive stds, one per channel, got "
+                f"{owner}: expected as many finite means as positive stds, one per channel, got "
                 f"mean={self.mean}, std={self.std}"
             )
+        self._owner = owner
         self._factors: dict[Any, tuple[Array, Array]] = {}
 
     def __call__(self, X: Array, dtype: Any) -> Array:
         """Return bytes `X` (..., channels) as a new array of `dtype`."""
         if len(self.mean) not in (1, X.shape[-1]):
             raise ShapeError(
-                f"the network was trained on images of {len(self.mean)} channels, got {X.shape}"
+                f"{self._owner}: its mean and std are of {len(self.mean)} channels, "
+                f"got images of shape {X.shape}"
             )
         xp, dtype, shape = backend.xp_of(X), np.dtype(dtype), X.shape
         # NumPy is slow along an axis of three numbers: there a whole line of pixels is one axis

@@ -195,14 +195,17 @@ def summarize(network: Any, input_shape: Sequence[Any], batch_size: int = 1) -> 
     pass (two products instead of one). What `network.compile` makes of the network needs less
     memory: it fuses layers and uses buffers again.
     """
+    return look(network, input_shape, batch_size, "summarize")
+
+
+def look(network: Any, input_shape: Sequence[Any], batch_size: int, owner: str) -> Summary:
+    """`summarize` for the function `owner`, which errors name."""
     if isinstance(network, type) or not hasattr(network, "forward"):
-        raise ParameterError(f"summarize: expected a network or a layer, got {network!r}")
-    batch_size = check.integer("summarize", "batch_size", batch_size)
-    sides = [check.plain(n) for one in shapes_of(input_shape, "summarize") for n in one]
+        raise ParameterError(f"{owner}: expected a network or a layer, got {network!r}")
+    batch_size = check.integer(owner, "batch_size", batch_size)
+    sides = [check.plain(n) for one in shapes_of(input_shape, owner) for n in one]
     if any(type(n) is not int or n < 1 for n in sides):
-        raise ParameterError(
-            f"summarize: input_shape must hold positive integers, got {input_shape}"
-        )
+        raise ParameterError(f"{owner}: input_shape must hold positive integers, got {input_shape}")
     shape = tuple(input_shape)
     rows, parameter_bytes = _seen(network, shape, 1)
     if batch_size > 1:

@@ -12,7 +12,7 @@ __all__ = ["training_curves"]
 
 
 @picture
-def training_curves(history: Any, title: str = "") -> Figure:
+def training_curves(history: Any, title: str = "", held_out: str = "validation") -> Figure:
     """Draw loss and accuracy over the epochs, and mark the best epoch.
 
     Parameters
@@ -20,6 +20,9 @@ def training_curves(history: Any, title: str = "") -> Figure:
     history : training.History
         Also one of a run that goes on; without an epoch the axes are empty.
     title : str
+    held_out : str
+        What to call the examples that the history's ``val_`` columns are of; "test" where a run
+        looks at the test split after each epoch.
 
     Returns
     -------
@@ -41,13 +44,13 @@ def training_curves(history: Any, title: str = "") -> Figure:
         smooth = np.convolve(steps, np.full(window, 1.0 / window), mode="valid")
         at = (np.arange(smooth.size) + window) / steps.size * epochs[-1]
         left.plot(at, smooth, color=BLUE, alpha=0.35, linewidth=1, label="training, steps")
-    _pair(left, epochs, history.column("train_loss"), history.column("val_loss"))
+    _pair(left, epochs, history.column("train_loss"), history.column("val_loss"), held_out)
     left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
-    percent = [
+    training, other = (
         [100 * value for value in history.column(name)]
         for name in ("train_accuracy", "val_accuracy")
-    ]
-    _pair(right, epochs, *percent)
+    )
+    _pair(right, epochs, training, other, held_out)
     right.set(title="Accuracy", xlabel="epoch", ylabel="right (%)")
     if epochs:
         best = history.best
@@ -65,9 +68,11 @@ def training_curves(history: Any, title: str = "") -> Figure:
     return figure
 
 
-def _pair(axes: Axes, epochs: list[float], training: list[float], test: list[float]) -> None:
+def _pair(
+    axes: Axes, epochs: list[float], training: list[float], other: list[float], name: str
+) -> None:
     axes.plot(epochs, training, "o-", color=BLUE, label="training")
-    axes.plot(epochs, test, "s-", color=ORANGE, label="test")
+    axes.plot(epochs, other, "s-", color=ORANGE, label=name)
 
 
 def _readable_logarithm(axes: Axes) -> None:

@@ -9,7 +9,7 @@ from gpulayers.layers._group import LayerGroup
 from gpulayers.models import Residual
 from gpulayers.models._watch import bare as unwrapped
 from gpulayers.models._watch import parts_of
-from gpulayers.models.summary import Row, summarize
+from gpulayers.models.summary import Row, look
 from gpulayers.modules.base import ModuleBase
 from gpulayers.plot._style import (
     BLUE,
@@ -64,7 +64,7 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
     GPULayersError
         If the network does not take such an input.
     """
-    summary = summarize(network, input_shape)
+    summary = look(network, input_shape, 1, "network_diagram")
     layers = {"": network, **dict(parts_of(network))}
     rows = summary.rows
     depth = max(_depth(row) for row in rows)

@@ -233,7 +233,7 @@ class Normalize(Transform):
     def __init__(
         self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 255.0
     ) -> None:
-        self._pixels = Pixels(_numbers(mean), _numbers(std))
+        self._pixels = Pixels(_numbers(mean), _numbers(std), "Normalize")
 
     @classmethod
     def fit(cls, split: Any) -> Normalize:

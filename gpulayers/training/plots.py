@@ -13,7 +13,9 @@ __all__ = ["MISSING", "plot_curves"]
 MISSING = "no plot: matplotlib is not installed (pip install matplotlib)"
 
 
-def plot_curves(history: History, path: str | os.PathLike[str], title: str = "") -> Path:
+def plot_curves(
+    history: History, path: str | os.PathLike[str], title: str = "", held_out: str = "validation"
+) -> Path:
     """Draw `plot.training_curves` into the file `path`; return the path.
 
     The ending of `path` says the format (png, pdf, svg). No display is needed.
@@ -22,7 +24,8 @@ def plot_curves(history: History, path: str | os.PathLike[str], title: str = "")
     ----------
     history : History
     path : path
-    title : str
+    title, held_out : str
+        As there.
 
     Raises
     ------
@@ -31,5 +34,5 @@ def plot_curves(history: History, path: str | os.PathLike[str], title: str = "")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    training_curves(history, title).savefig(path, dpi=120)
+    training_curves(history, title, held_out).savefig(path, dpi=120)
     return path

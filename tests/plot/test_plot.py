@@ -75,14 +75,16 @@ def test_training_curves(history: History) -> None:
     assert loss.get_yscale() == "log" and loss.get_ylabel() == "cross-entropy (nats)"
     assert accuracy.get_ylabel() == "right (%)" and loss.get_xlabel() == "epoch"
     lines = {line.get_label(): line for line in loss.get_lines()}
-    np.testing.assert_allclose(lines["test"].get_xydata(), [(1, 0.9), (2, 0.45), (3, 0.3)])
+    np.testing.assert_allclose(lines["validation"].get_xydata(), [(1, 0.9), (2, 0.45), (3, 0.3)])
     np.testing.assert_allclose(lines["training"].get_ydata(), [1, 1 / 2, 1 / 3])
     steps = lines["training, steps"].get_xydata()
     assert len(steps) == 298 and steps[-1, 0] == 3 and steps[0, 1] == pytest.approx(1.994, abs=1e-3)
     shown = {line.get_label(): line for line in accuracy.get_lines()}
-    np.testing.assert_allclose(shown["test"].get_ydata(), [75, 95, 90])
+    np.testing.assert_allclose(shown["validation"].get_ydata(), [75, 95, 90])
+    named = plot.training_curves(history, held_out="test").axes[0].get_lines()
+    assert "test" in {line.get_label() for line in named}
     assert "best: 95.00 %, epoch 2" in texts(figure) and "a run" in texts(figure)
-    assert lines["test"].get_marker() != lines["training"].get_marker()  # without colour, too
+    assert lines["validation"].get_marker() != lines["training"].get_marker()  # without colour, too
 
 
 def test_curves_of_short_runs(history: History, tmp_path: Path) -> None:
@@ -259,6 +261,8 @@ def test_network_diagram(network: Sequential) -> None:
     assert "mine: 72 parameters" in alone and "LSTM  Tanh" in alone
     pool = texts(plot.network_diagram(layers.Pool2D((2, 3), (1, 2)), (4, 4, 1)))
     assert "Pool2D  max, 2 x 3, stride 1 x 2" in pool
+    with pytest.raises(ParameterError, match=r"^network_diagram: expected a network or a layer"):
+        plot.network_diagram(3, (4, 4, 1))
 
 
 def test_arrows_are_where_data_runs() -> None:

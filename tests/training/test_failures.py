@@ -17,6 +17,7 @@ from gpulayers.layers import Flatten, FullyConnected
 from gpulayers.models import Sequential, summarize
 from gpulayers.training import (
     Dataset,
+    Normalize,
     Normalizer,
     RandomFlip,
     ShuffledSampler,
@@ -146,6 +147,8 @@ def test_bad_settings(digits, options, words):
         (lambda data: load("x", custom=3), "load: custom must be a list of classes, got 3"),
         (lambda data: summarize(None, (3,)), "summarize: expected a network or a layer, got None"),
         (lambda data: summarize(dense(), None), "summarize: expected the shape of one input"),
+        (lambda data: data.hold_out(2.0), "^Dataset.hold_out: validation must be"),
+        (lambda data: Normalize([0, 0], 1.0), "^Normalize: expected as many finite means"),
     ],
 )
 def test_what_is_none_of_the_arguments_is_told_at_once(digits, call, words):

@@ -183,8 +183,10 @@ class Dataset:
 
         Arguments and errors: `train_validation_split`.
         """
-        train, held = train_validation_split(self.train, validation, seed, stratified)
-        return Dataset(self.name, train, self.test, self.classes, held)
+        owner = "Dataset.hold_out"
+        kept, held = divide(self.train.labels, validation, seed, stratified, owner)
+        train, held_out = self.train.take(kept), self.train.take(held)
+        return Dataset(self.name, train, self.test, self.classes, held_out)
 
     @property
     def held_out(self) -> Split:

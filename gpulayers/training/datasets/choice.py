@@ -17,7 +17,11 @@ _SCHEMES = ("balanced", "sqrt", "effective")
 
 
 def divide(
-    labels: np.ndarray, validation: float, seed: int, stratified: bool
+    labels: np.ndarray,
+    validation: float,
+    seed: int,
+    stratified: bool,
+    owner: str = "train_validation_split",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide the examples: return the indices kept and those held out, each ascending.
 
@@ -31,6 +35,8 @@ def divide(
     stratified : bool
         Hold out of each class the same share, rounded so that the sum is right (largest remainders
         first), and never the last example of a class.
+    owner : str
+        Whom errors name.
 
     Raises
     ------
@@ -39,8 +45,7 @@ def divide(
     DataError
         If there are too few examples to hold out as many.
     """
-    name = "train_validation_split"
-    n = len(labels)
+    name, n = owner, len(labels)
     number = _spec.plain(validation)
     if isinstance(number, int) and not isinstance(number, bool):
         count = _spec.integer(name, "validation", number, 1)
