@@ -158,7 +158,7 @@ def test_normalize(backend: Backend) -> None:
     floats, _ = varied(Normalize(2.0, 4.0), X.astype("f8"), backend)
     assert floats.dtype == np.float32
     np.testing.assert_allclose(floats, (wide - 2) / 4, rtol=1e-6)
-    with pytest.raises(ShapeError, match="images of 2 channels"):
+    with pytest.raises(ShapeError, match="Normalize: its mean and std are of 2 channels"):
         varied(Normalize([1, 2], [1, 1]), X, backend)
 
 
