@@ -61,9 +61,12 @@ class GraphNetwork(CompiledNetwork):
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
+        from gpulayers.cuda import precision as products  # needs CuPy
+
         super().__init__(network, loss, batch_shape, precision)
         self._scale: LossScale | None = None
-        self._multiplied = "tf32" if precision == "tf32" else "fp32"
+        asked = products.current() if precision is None else precision
+        self._multiplied = asked if asked in products.PRECISIONS else "fp32"
         self._why_not = self._reason()
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}

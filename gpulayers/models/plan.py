@@ -18,8 +18,8 @@ from gpulayers.models.plan_checks import (
     Makeup,
     check_device,
     checked_loss,
-    checked_precision,
     checked_shape,
+    converted,
     device_of,
 )
 from gpulayers.models.plan_copy import Copy, add_gradients, multiplications
@@ -76,7 +76,10 @@ class CompiledNetwork:
         self.device = device_of(network)
         check_device(f"{network.name}.compile", self.device)
         self.output_shape = self._initialize()
-        self._check_precision(precision)
+        if precision == "tf32":
+            self._check_tf32()
+        if converted(network, precision):
+            self.output_shape = self._initialize()
         self.makeup = Makeup(network, self.loss)
         first = Copy(network.layers)
         self._copies = [first]
@@ -96,11 +99,6 @@ class CompiledNetwork:
         """Run one example of zeros, which tells the layers their sizes and finds what misfits;
         return the shape of its output."""
         return self.network.forward(self._zeros(), False).shape[1:]
-
-    def _check_precision(self, precision: str | None) -> None:
-        checked_precision(self.network, precision)
-        if precision == "tf32":
-            self._check_tf32()
 
     def _check_tf32(self) -> None:
         """Raise if there is nothing here that multiplies in TF32."""
