@@ -196,8 +196,8 @@ class Sequential(Composite):
             of the factors' mantissas (an error of about 3e-4 of a product; see
             `gpulayers.cuda.precision`).
         deterministic : bool
-            On a GPU, keep to kernels whose results have the same bits in every run; with
-            ``GPULAYERS_TUNE=1`` others may be chosen otherwise. On the CPU all are such.
+            Keep to kernels whose results have the same bits in every run. All that a step takes at
+            present are such; False would let ``GPULAYERS_TUNE=1`` choose among others as well.
         engine : "auto" or "mega"
             "mega", for tiny networks on a GPU: one kernel that does any number of steps.
 

@@ -13,7 +13,9 @@ import numpy as np
 from gpulayers import backend, threads
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from gpulayers.layers import Embedding
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models._watch import first_layer
 from gpulayers.models.plan_checks import (
     Makeup,
     check_device,
@@ -75,6 +77,7 @@ class CompiledNetwork:
         self.loss = checked_loss(network.name, loss)
         self.device = device_of(network)
         check_device(f"{network.name}.compile", self.device)
+        self._takes_ids = isinstance(first_layer(network), Embedding)
         self.output_shape = self._initialize()
         if precision == "tf32":
             self._check_tf32()
@@ -93,7 +96,8 @@ class CompiledNetwork:
     def _zeros(self) -> Array:
         """One example."""
         place = self.network.home or backend.current_backend()
-        return backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
+        dtype = np.int64 if self._takes_ids else self.network.dtype
+        return backend.module(place).zeros((1, *self.batch_shape[1:]), dtype)
 
     def _initialize(self) -> tuple[int, ...]:
         """Run one example of zeros, which tells the layers their sizes and finds what misfits;
@@ -312,6 +316,10 @@ class CompiledNetwork:
                 f"{name}: the plan was made for at most {self.batch_shape[0]} examples a batch, "
                 f"got {len(X)}; compile again for larger batches"
             )
+        if self._takes_ids:
+            if X.dtype.kind not in "iu" or X.dtype == np.uint8:  # which means pixels
+                raise DTypeError(f"{name}: expected a batch of ids, int64 say, got {X.dtype}")
+            return backend.xp_of(X).ascontiguousarray(X)
         if X.dtype == np.uint8:
             return self.network.pixels(X, self.network.dtype)
         if not backend.is_floating(X.dtype):

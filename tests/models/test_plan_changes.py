@@ -11,7 +11,7 @@ import pytest
 from gpulayers.activations import Tanh
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.layers import Conv2D, FullyConnected
-from gpulayers.losses import SoftmaxCrossEntropy, SquaredError
+from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
 from tests.conftest import switched_to
 from tests.models.planned import (
@@ -293,23 +293,3 @@ def test_a_network_that_was_updated_is_not_converted(backend: Any) -> None:
     with pytest.raises(DTypeError, match=words.replace("fp64", "fp16").replace("64", "16")):
         network.compile(batch_shape=(4, *IMAGE), precision="fp16")
     assert network.dtype == "float32"
-
-
-@pytest.mark.parametrize("asked", ["squared_error", SquaredError, SquaredError()])
-def test_regression(backend: Any, asked: Any) -> None:
-    """As the layers with 0.5 * ||outputs - targets||^2, whose gradient is outputs - targets."""
-    plain, planned = twins(by_example, backend)
-    plan = planned.compile(batch_shape=(5, *IMAGE), loss=asked)
-    rng = np.random.default_rng(0)
-    for X, _ in batches(backend, 3, 5):
-        outputs = plain.forward(X)
-        targets = backend.asarray(rng.standard_normal(outputs.shape).astype(np.float32))
-        difference = backend.asnumpy(outputs).astype(np.float64) - backend.asnumpy(targets)
-        loss = plan.step(X, targets)
-        assert float(loss) == pytest.approx(0.5 * (difference**2).sum(), rel=1e-4)
-        plain.backward(outputs - targets)
-        plain.update()
-    assert_alike(backend, planned, plain, 2e-5)
-    with pytest.raises(ShapeError, match="SquaredError"):
-        plan.step(X, targets[:, :1])
-    assert_alike(backend, planned, plain, 2e-5)
