@@ -86,6 +86,7 @@ def test_ids(backend: Any, pool: str | None) -> None:
     for wrong in ("float32", "uint8"):
         with pytest.raises(DTypeError, match=f"expected a batch of ids, int64 say, got {wrong}"):
             plan.step(backend.asarray(ids.astype(wrong)), backend.asarray(labels))
-    with pytest.raises(ParameterError, match=r"ids must be in 0\.\.19"):
-        plan.step(backend.asarray(ids + 20), backend.asarray(labels))
+    if backend.name == "numpy":  # a GPU is not waited for
+        with pytest.raises(ParameterError, match=r"ids must be in 0\.\.19"):
+            plan.step(backend.asarray(ids + 20), backend.asarray(labels))
     assert_alike(backend, planned, plain, 2e-5)
