@@ -175,6 +175,8 @@ CASES = [
     ),
     functools.partial(dense_backward, size=(21, 64, 66), parts=2),
     functools.partial(dense_backward, size=(66, 3, 5), dtype="float64", index="int64"),
+    functools.partial(dense_backward, size=(64, 66, 5)),  # one tile down, two along
+    functools.partial(dense_backward, size=(65, 66, 5)),
     functools.partial(dense_backward, size=(3, 66, 2), masked=False),
     *(functools.partial(product, size=(66, 67, 19), dtype=d, index=i) for d, i in COMBINATIONS),
     *(
