@@ -147,6 +147,14 @@ class CompiledNetwork:
             scale = 1.0 / max(len(X), 1)
         if self._plain_loss and self._run_recorded(self._copies[0], X, labels, scale):
             return self._collect(self._copies[:1], scale)
+        try:
+            return self._in_parts(X, labels, scale)
+        except BaseException:
+            for copy in self._copies:
+                copy.drop()
+            raise
+
+    def _in_parts(self, X: Array, labels: Array, scale: float) -> float | Array:
         parts = self._parts(len(X))
         while len(self._copies) < len(parts):
             self._copies.append(Copy(self.network.layers))
@@ -229,6 +237,11 @@ class CompiledNetwork:
             For schedules that look at the loss.
         """
         check_device(self.network.name, self.device)
+        if self._copies[0].outputs is None:
+            raise ParameterError(
+                f"{self.network.name}: there are no gradients to update by; call "
+                "gradients(X, labels) before update()"
+            )
         with self._copies[0].workspace, use_engine(current_engine()):
             self._update(cur_loss)
         for copy in self._copies:
