@@ -95,11 +95,14 @@ class GraphNetwork(CompiledNetwork):
 
         return precision.use_precision(self._multiplied)
 
-    def _reason(self) -> str | None:
+    def _base_loss(self) -> Any:
         # a trainer's loss in half types computes in float32, scaled; the graph does so by itself
-        base = self.loss.base if hasattr(self.loss, "scaler") else self.loss
-        if type(base) is not SoftmaxCrossEntropy or not base._plain:
-            return "the loss is not a plain cross-entropy"
+        return self.loss.base if hasattr(self.loss, "scaler") else self.loss
+
+    def _reason(self) -> str | None:
+        base = self._base_loss()
+        if type(base) is not SoftmaxCrossEntropy or not base._counts_all:
+            return "the loss is no cross-entropy of all examples alike"
         numbers = sum(p.size for _, la in self.network.walk() for p in la.parameters.values())
         if numbers > INT32_LIMIT:
             return f"its parameters are {numbers} numbers, one update takes {INT32_LIMIT}"
@@ -295,10 +298,11 @@ class GraphNetwork(CompiledNetwork):
         """The loss of each example, and the gradient of their sum times `scale`."""
         from gpulayers.cuda import loss_step  # needs CuPy
 
-        if not is_half(Y.dtype):
+        smoothing = self._base_loss().label_smoothing
+        if not is_half(Y.dtype) and not smoothing:
             return kernels_for(Y).softmax_cross_entropy_both(Y, labels, scale)
         state = None if self._scale is None else self._scale.state.scale
-        return loss_step.cross_entropy(contiguous(Y), labels, state, scale)
+        return loss_step.cross_entropy(contiguous(Y), labels, state, scale, smoothing)
 
     def _fetch(self, program: Program) -> None:
         """Have the batch where the first node takes it from: `_staged` has copied it there."""

@@ -128,7 +128,7 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
 
 class Makeup:
     """What decides how a plan computes: the layers in their order, activations, windows and what
-    else tells the sizes of outputs, the sizes of the parameters, and whether the loss is a plain
+    else tells the sizes of outputs, the sizes of the parameters, and the formula of a
     cross-entropy.
 
     What the parameters are, how they learn and which are frozen is no part of it: a plan follows
@@ -138,7 +138,7 @@ class Makeup:
     def __init__(self, network: Any, loss: Any) -> None:
         self._name = network.name
         self._loss = loss if type(loss) is SoftmaxCrossEntropy else None
-        self._plain_loss = self._loss is not None and self._loss._plain
+        self._formula = self._loss_formula()
         groups = list(_groups(network))
         self._chains = [(g, list(g.layers)) for g in groups if isinstance(g, Sequential)]
         others = [g for g in groups if not isinstance(g, Sequential)]
@@ -188,6 +188,10 @@ class Makeup:
             raise DTypeError(f"{what} {old.dtype}, got {new.dtype}; compile again")
         return new
 
+    def _loss_formula(self) -> Any:
+        loss = self._loss
+        return None if loss is None else (loss._plain, loss._counts_all, loss.label_smoothing)
+
     def _changed(self) -> str:
         for chain, layers in self._chains:
             if chain.layers != layers:
@@ -198,7 +202,7 @@ class Makeup:
         for layer, act_fn in self._activations:
             if act_fn is not None and layer.act_fn is not act_fn:
                 return f"the activation of a {type(layer).__name__}, which was {act_fn}"
-        if self._loss is not None and self._loss._plain is not self._plain_loss:
+        if self._loss_formula() != self._formula:
             return "the loss"
         for layer, look, before, found in self._sizes:
             if look(layer) != before:

@@ -29,10 +29,14 @@ def cross_entropy(
     index: str,
     smoothing: float = 0.0,
 ) -> None:
-    """Some logits so large that their powers overflow."""
-    logits, values = rounded(
-        random(rows, classes) * np.where(np.arange(rows) % 3, 1, 90)[:, None], dtype
-    )
+    """Some logits so large that their powers overflow, some so small that they all vanish, one
+    infinite."""
+    logits = random(rows, classes) * np.where(np.arange(rows) % 3, 1, 90)[:, None]
+    logits[2 % rows] -= 300
+    logits[3 % rows, min(32, classes - 1)] += 200
+    if not smoothing:
+        logits[0, 1] = -np.inf
+    logits, values = rounded(logits, dtype)
     labels = (np.arange(rows) * 7 % classes).astype("i8")
     none = {1: -1, 4: classes}
     for row, label in none.items():
@@ -56,7 +60,7 @@ def cross_entropy(
             assert np.isnan(losses[row])
         else:
             logs = [math.log(total) - (v - highest) for v in values[row]]
-            loss = math.fsum(t * part for t, part in zip(wanted, logs, strict=True))
+            loss = math.fsum(t * part for t, part in zip(wanted, logs, strict=True) if t)
             close(losses[row : row + 1], np.array([loss]), WIDE[dtype], 8.0)
 
 
