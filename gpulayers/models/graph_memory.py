@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpulayers import backend
-from gpulayers.errors import DeviceMemoryError, GPULayersError
+from gpulayers.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
     from gpulayers.models.graph_plan import GraphNetwork
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Need", "by_layers", "captured", "short"]
 
-_SAMPLES = 8, 16  # batches whose steps are captured to see what an example takes
+# batches whose steps are captured to see what an example takes; the others where these do not fit
+_SAMPLES = (8, 16), (1, 2)
 
 Need = Callable[[int], int]
 
 
 def short(
-    plan: CompiledNetwork, error: BaseException, n: int, need_of: Callable[[], Need | None]
+    plan: CompiledNetwork, error: BaseException, n: int, need_of: Callable[[], Need]
 ) -> DeviceMemoryError:
     """The error for a step of n examples that the memory was too small for: what it needs, and
     what fits.
@@ -34,7 +35,7 @@ def short(
         It holds the failed step's arrays, which are let go of.
     need_of : function without arguments
         Gives a function: how many bytes of the device's memory a step of so many examples takes,
-        besides what is taken now. It never takes less for more of them. None: nobody knows.
+        besides what is taken now. It never takes less for more of them.
     """
     if isinstance(error, DeviceMemoryError):
         return error
@@ -43,9 +44,9 @@ def short(
     text = f"{plan.network.name}: not enough GPU memory for a step of {n} examples"
     try:
         need = need_of()
-    except (GPULayersError, MemoryError):
-        need = None
-    if need is None:
+    except MemoryError:
+        return DeviceMemoryError(f"{text}, {_told(free)} are free; not even one example fits")
+    except Exception:  # a step that nobody can look at: a loss of somebody's own may do anything
         return DeviceMemoryError(f"{text}, {_told(free)} are free; use smaller batches")
     most = bisect_right(range(1, n), free, key=need)
     fit = f"batches of up to {most} examples fit" if most else "not even one example fits"
@@ -104,15 +105,12 @@ def by_layers(plan: CompiledNetwork, labels: Any) -> Need:
     shape, kind = labels.shape[1:], labels.dtype
     xp, copies = backend.module("cupy"), Copy(plan.network.layers)
     dtype, generator = plan.network.dtype, random.default_generator()
-    batches = {
-        m: (xp.zeros((m, *plan.batch_shape[1:]), dtype), xp.zeros((m, *shape), kind))
-        for m in _SAMPLES
-    }
 
     def step(m: int) -> None:
         before = generator.counter
         try:
-            plan._run(copies, *batches[m], 1.0)
+            X = xp.zeros((m, *plan.batch_shape[1:]), dtype)
+            plan._run(copies, X, xp.zeros((m, *shape), kind), 1.0)
         finally:
             generator.counter = before
             copies.drop()
@@ -133,16 +131,23 @@ def _missing_states(plan: CompiledNetwork) -> int:
 
 def _line(plan: Any, step: Callable[[int], None], once: int) -> Need:
     """The bytes of a captured `step`, as a line through those of two small batches."""
+    few, many = _SAMPLES[0]
+    try:
+        less, more = _bytes_of(plan, step, few), _bytes_of(plan, step, many)
+    except MemoryError:
+        few, many = _SAMPLES[1]
+        less, more = _bytes_of(plan, step, few), _bytes_of(plan, step, many)
+    each = max(1, (more - less) // (many - few))
+    fixed = max(0, less - few * each) + once
+    return lambda n: fixed + n * each
+
+
+def _bytes_of(plan: Any, step: Callable[[int], None], m: int) -> int:
     from gpulayers.cuda import graph  # needs CuPy
 
-    found: list[int] = []
-    for m in _SAMPLES:
-        recorder = graph.Recorder()
-        recorder.capture(f"{plan.network.name}, a batch of {m}", lambda m=m: step(m))
-        found.append(recorder.nbytes)
-    each = max(1, (found[1] - found[0]) // (_SAMPLES[1] - _SAMPLES[0]))
-    fixed = max(0, found[0] - _SAMPLES[0] * each) + once
-    return lambda n: fixed + n * each
+    recorder = graph.Recorder()
+    recorder.capture(f"{plan.network.name}, a batch of {m}", lambda: step(m))
+    return recorder.nbytes
 
 
 def _told(count: int) -> str:

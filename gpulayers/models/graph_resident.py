@@ -126,16 +126,16 @@ class ResidentNetwork(GraphNetwork):
         return short(self, error, len(X), lambda: by_layers(self, labels))
 
     def _by_layers(self, X: Array, labels: Array) -> float | Array:
-        self._labels = labels[:0]  # what kind they are
-        if len(X) <= self._largest:
-            return super()._by_layers(X, labels)
-        before = Before(moving(self.network))  # where memory runs out, it does so the first time
+        # where memory runs out, it does so in the first step of a size
+        before = Before(moving(self.network)) if len(X) > self._largest else None
         try:
             value = super()._by_layers(X, labels)
         except BaseException:
-            before.restore()
+            if before is not None:
+                before.restore()
             raise
-        self._largest = len(X)
+        self._largest = max(self._largest, len(X))
+        self._labels = labels[:0]  # what kind they are
         return value
 
     def _execute(self, program: Program, update: bool) -> None:

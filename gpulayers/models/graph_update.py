@@ -116,7 +116,10 @@ class FlatUpdate(Sections):
         self.numbers = numbers_of(places[0][0].optimizer)
         self.param = self.xp.empty(self.total, dtype=self.wide)
         self.narrow = self.xp.empty(self.total, dtype=dtype) if is_half(dtype) else None
-        self.states = [self.xp.zeros(self.total, dtype=self.wide) for _ in self.names or (0,)]
+        # a loop: a comprehension's frame would keep `self`, and so its memory, in a MemoryError
+        self.states: list[Array] = []
+        for _ in self.names or (0,):
+            self.states.append(self.xp.zeros(self.total, dtype=self.wide))
         held = self.param if self.narrow is None else self.narrow
         self._views = [self._cut(held, i) for i in range(len(places))]
         self._masters = [self._cut(self.param, i) for i in range(len(places))]
@@ -232,7 +235,8 @@ class FlatUpdate(Sections):
         return flat.Judgement(
             xp.asarray(np.array(rows, np.int64)),
             xp.asarray(np.array(bounds, np.int32)),
-            *(xp.zeros(n, self.wide) for n in (len(rows), len(rows), len(self.sizes))),
+            *(xp.zeros(len(rows), self.wide), xp.zeros(len(rows), self.wide)),
+            xp.zeros(len(self.sizes), self.wide),
         )
 
     # ------------------------------------------------------------------------------------ the step
@@ -253,7 +257,8 @@ class FlatUpdate(Sections):
         for layer, _ in self.places:
             optimizer = layer.optimizer
             if layer is not last:
-                counts[id(optimizer)] = counts.get(id(optimizer), optimizer.cur_step) + 1
+                done = counts.get(id(optimizer))
+                counts[id(optimizer)] = (optimizer.cur_step if done is None else done) + 1
                 last = layer
             rates.append(float(optimizer.lr_scheduler(counts[id(optimizer)], cur_loss)))
         if rates != self._sent_rates:
@@ -266,8 +271,7 @@ class FlatUpdate(Sections):
             self._sent_rates = rates
         if not self.names:
             return
-        done = self._entry(0)["t"]
-        wanted = done + 1 if counted else done
+        wanted = self._entry(0)["t"] + (1 if counted else 0)
         if self._sent_step != wanted:
             self.step.fill(wanted)
             self._sent_step = wanted

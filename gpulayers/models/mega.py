@@ -64,6 +64,7 @@ class MegaNetwork(CompiledNetwork):
         self._image = _image(self.batch_shape[1:])
         self._kernels: dict[str, Any] = {}
         self._flat: Any = None
+        self._labels: Any = None
         with self._telling():
             self._build()
             self._draws = Draws()
@@ -121,7 +122,8 @@ class MegaNetwork(CompiledNetwork):
                     f"{self._what} cannot have {name}: its optimizer {layer.optimizer} is not "
                     "SGD, AdaGrad, RMSProp, Adam or AdamW without extras"
                 )
-            rules.append((type(layer.optimizer), numbers))
+            known: object = layer.optimizer
+            rules.append((type(known), numbers))
             if rules[-1] != rules[0]:
                 raise ParameterError(
                     f"{self._what} cannot have {name}: its optimizer {layer.optimizer} is another "
@@ -288,9 +290,18 @@ class MegaNetwork(CompiledNetwork):
 
     def gradients(self, X: Array, labels: Array) -> float | Array:
         try:
-            return super().gradients(X, labels)
+            value = super().gradients(X, labels)
         except MemoryError as error:
             raise short(self, error, len(X), lambda: by_layers(self, labels)) from error
+        self._labels = labels[:0]  # what kind they are
+        return value
+
+    def update(self, cur_loss: float | None = None) -> None:
+        try:
+            super().update(cur_loss)
+        except MemoryError as error:
+            n = len(self.outputs)
+            raise short(self, error, n, lambda: by_layers(self, self._labels)) from error
 
     @contextlib.contextmanager
     def _telling(self) -> Generator[None]:

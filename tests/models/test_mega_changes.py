@@ -13,6 +13,8 @@ import pytest
 
 from gpulayers import backend, random
 from gpulayers.errors import BackendError, DeviceMemoryError, ParameterError
+from gpulayers.layers import FullyConnected
+from gpulayers.models import Sequential
 from gpulayers.models.resident import Resident
 from tests.conftest import Backend
 from tests.models.test_mega import CLASSES, SGD, SHAPE, Run, checked, dense, dropped, normalized
@@ -102,7 +104,8 @@ def test_rules_that_only_compute_alike(emulated: Backend) -> None:
     """Adam and AdamW without weight decay do the same, but each layer keeps its own state."""
     run = Run(emulated, dense, ADAM)
     both(run)
-    run.network[1].set_params({"hyperparameters": {"optimizer": "AdamW(lr=0.01, weight_decay=0)"}})
+    other = Sequential([FullyConnected(2)], "AdamW(lr=0.01, eps=0.001, weight_decay=0)")
+    run.network[1].optimizer = other[0].optimizer
     with pytest.raises(ParameterError, match="another one than the first layer's"):
         run.step(5)
 
