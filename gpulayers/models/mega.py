@@ -53,14 +53,17 @@ class MegaNetwork(CompiledNetwork):
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
-        super().__init__(network, loss, batch_shape, precision)
+        from gpulayers.cuda import precision as products  # needs CuPy
+
         self._what = f'{network.name}.compile: engine "mega"'
+        asked = precision or (products.current() if network.dtype == "float32" else network.dtype)
+        if asked != "fp32":  # before parameters are converted
+            raise ParameterError(
+                f"{self._what} computes in float32, asked for was {asked}; engine 'auto' has all"
+            )
+        super().__init__(network, loss, batch_shape, precision)
         if not self._plain_loss:
             raise ParameterError(f"{self._what} needs a plain cross-entropy as the loss")
-        if network.dtype.name != "float32" or precision not in (None, "fp32"):
-            raise ParameterError(
-                f"{self._what} computes in float32, asked for was {precision or network.dtype}"
-            )
         self._image = _image(self.batch_shape[1:])
         self._kernels: dict[str, Any] = {}
         self._flat: Any = None
@@ -75,12 +78,6 @@ class MegaNetwork(CompiledNetwork):
         self._sent: list[list[float]] = []
         self._rates: Any = None
         self._program("float32")
-
-    def _check_tf32(self) -> None:
-        raise ParameterError(
-            f'{self.network.name}.compile: engine "mega" multiplies in float32, not in "tf32"; '
-            "engine 'auto' does"
-        )
 
     # ----------------------------------------------------------------------------------- the kernel
 
