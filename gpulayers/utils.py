@@ -37,6 +37,7 @@ from gpulayers.initializers import (
 )
 from gpulayers.ops import _checks as check
 from gpulayers.ops import conv
+from gpulayers.ops._product import product
 from gpulayers.ops.window import Window
 
 __all__ = [
@@ -266,7 +267,7 @@ def conv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0) -
                 for i in range(fr):
                     for j in range(fc):
                         pixel = X_pad[n, r * sr + i * dr, c * sc + j * dc]
-                        Z[n, r, c] += pixel @ W[i, j]
+                        Z[n, r, c] += (pixel[:, None] * W[i, j]).sum(axis=0)
     return Z
 
 
@@ -314,10 +315,12 @@ def deconv2D_naive(X: Array, W: Array, stride: int, pad: Any, dilation: int = 0)
         )
 
     Z = xp_of(X, W).zeros((n_ex, *painted, W.shape[3]), dtype=X.dtype)
+    pixels = X.reshape(-1, X.shape[3])
     for i in range(fr):
         for j in range(fc):
             r, c = i * dr, j * dc
-            Z[:, r : r + spread[0] : sr, c : c + spread[1] : sc] += X @ W[i, j]
+            part = product(pixels, W[i, j]).reshape(n_ex, rows, cols, -1)
+            Z[:, r : r + spread[0] : sr, c : c + spread[1] : sc] += part
     return Z[:, top : top + out[0], left : left + out[1]]
 
 

@@ -52,7 +52,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 # Two workers with a pool of threads each, of BLAS or PyTorch, wait for one another; must be set
@@ -70,7 +69,7 @@ import gpulayers.backend
 import gpulayers.ops._kernels
 from gpulayers.ops import use_engine
 from gpulayers.ops.compiled import unavailable_reason as compiled_reason
-from tests.support import fake_cupy
+from tests.support import fake_cupy, stand_in
 from tests.support.cuda_on_cpu.toolchain import REQUIRE_VARIABLE, unavailable_reason
 from tests.support.fair import fair_part
 
@@ -298,35 +297,6 @@ class Backend:
             yield
 
 
-_bound_to_stand_in: dict[str, ModuleType] = {}
-_loaded_on_stand_in: dict[Any, Any] = {}
-
-
-@contextlib.contextmanager
-def _cuda_of_the_stand_in() -> Iterator[None]:
-    """`gpulayers.cuda` binds the cupy it is imported with, so the stand-in has its own copy."""
-    loaded = gpulayers.ops._kernels._loaded
-    modules, kernels = _take_cuda_modules(), _take_cupy_entries(loaded)
-    sys.modules.update(_bound_to_stand_in)
-    loaded.update(_loaded_on_stand_in)
-    try:
-        yield
-    finally:
-        _bound_to_stand_in.update(_take_cuda_modules())
-        _loaded_on_stand_in.update(_take_cupy_entries(loaded))
-        sys.modules.update(modules)
-        loaded.update(kernels)
-
-
-def _take_cuda_modules() -> dict[str, ModuleType]:
-    names = [n for n in sys.modules if n == "gpulayers.cuda" or n.startswith("gpulayers.cuda.")]
-    return {name: sys.modules.pop(name) for name in names}
-
-
-def _take_cupy_entries(loaded: dict[Any, Any]) -> dict[Any, Any]:
-    return {key: loaded.pop(key) for key in list(loaded) if key[1] == "cupy"}
-
-
 @contextlib.contextmanager
 def switched_to(name: str) -> Iterator[Backend]:
     """gpulayers on "numpy" (pure), "compiled", "emulated" or "cupy" for a `with` block."""
@@ -335,9 +305,8 @@ def switched_to(name: str) -> Iterator[Backend]:
     before = gpulayers.backend._cupy_status
     with contextlib.ExitStack() as stack:
         if name == "emulated":
-            xp: Any = stack.enter_context(fake_cupy.installed())
-            stack.enter_context(_cuda_of_the_stand_in())
-            stack.enter_context(_flavour(os.environ.get(FLAVOUR_VARIABLE, "plain")))
+            flavour = os.environ.get(FLAVOUR_VARIABLE, "plain")
+            xp: Any = stack.enter_context(stand_in.installed(flavour))
         elif name == "cupy":
             import cupy as xp
         else:
@@ -355,17 +324,6 @@ def _restore(status: Any) -> None:
     gpulayers.backend._cupy_status = status
     if status is not None and status.module is not None:
         gpulayers.backend._module_of_type[status.module.ndarray] = status.module
-
-
-@contextlib.contextmanager
-def _flavour(name: str) -> Iterator[None]:
-    if name not in ("plain", "check"):
-        raise pytest.UsageError(f"{FLAVOUR_VARIABLE}={name}: expected plain or check")
-    before, fake_cupy.state.flavour = fake_cupy.state.flavour, name
-    try:
-        yield
-    finally:
-        fake_cupy.state.flavour = before
 
 
 _STAND_IN = pytest.param("emulated", marks=pytest.mark.emulated)

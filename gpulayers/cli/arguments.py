@@ -181,7 +181,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         "--precision",
         type=values.one_of(PRECISIONS),
         metavar="NAME",
-        help="instead of --dtype: fp32, or bf16, fp16 with float32 master weights and loss",
+        help="instead of --dtype: fp32, tf32 (on a GPU), or bf16, fp16 with float32 master weights",
     )
     _device_option(train)
     _learning_options(train.add_argument_group("learning"))

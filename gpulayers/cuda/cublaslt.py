@@ -99,7 +99,7 @@ def load() -> Any:
     except Exception as error:  # each version of the finder has errors of its own
         raise BackendError(
             "the engine 'cublaslt' needs the library cuBLASLt: pip install nvidia-cublas (CUDA 13) "
-            f"or nvidia-cublas-cu12; {error}"
+            f"or nvidia-cublas-cu12 (extras cublas13, cublas12); {error}"
         ) from error
     for name, types in _ARGUMENTS.items():
         getattr(library, name).argtypes = types

@@ -7,6 +7,7 @@ from typing import Any
 from gpulayers.backend import Array
 from gpulayers.cuda import cublaslt
 from gpulayers.cuda.activation import CudaActivation
+from gpulayers.cuda.batched import CudaBatches
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.conv import CudaConv
 from gpulayers.cuda.embedding import CudaEmbedding
@@ -26,6 +27,7 @@ __all__ = ["Cublas", "CublasLt", "Cuda"]
 class Cuda(
     CudaConv,
     CudaProduct,
+    CudaBatches,
     CudaPool,
     CudaSequence,
     CudaActivation,
@@ -50,6 +52,7 @@ class Cublas(Cuda):
     im2col; not for a captured stream, where CuPy refuses cuBLAS."""
 
     matmul = Reference.matmul
+    batched_matmul = Reference.batched_matmul
     conv2d_forward = CudaColumns.conv2d_forward
     conv2d_input_grad = CudaColumns.conv2d_input_grad
     conv2d_weight_grad = CudaColumns.conv2d_weight_grad

@@ -26,6 +26,23 @@ __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* 
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, terms, span);
 }
 
+// The same for many pairs of matrices, (rows, terms) and (terms, cols), as they are or transposed: those of a pair, which
+// a layer of the grid's blocks multiplies, come one after another.
+template <typename T, typename Acc, typename Tile, typename Rows = bool, typename Cols = bool>
+__global__ void batched_gemm(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ c, int rows, int cols,
+                             int terms, int a_transposed, int b_transposed)
+{
+    const long long item = blockIdx.z;
+    const Target<T, Acc> target = {c + item * rows * cols, nullptr, nullptr, nullptr, nullptr, rows, cols,
+                                   false,                  false,   false,   false};
+    const Matrix<T, Acc, Rows> left = {a + item * rows * terms,  rows, a_transposed ? 1 : terms,
+                                       a_transposed ? rows : 1,  -1,   Rows(!a_transposed)};
+    const Matrix<T, Acc, Cols> right = {b + item * cols * terms, cols, b_transposed ? terms : 1,
+                                        b_transposed ? 1 : cols, -1,   Cols(b_transposed != 0)};
+    const Share share = {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), 0, 1};
+    work_out<T, Acc, Tile>(share, left, right, target, terms, terms);
+}
+
 // The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out grads, which is
 // (parts, inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
 template <typename T, typename Acc, typename Tile>

@@ -14,12 +14,24 @@ from gpulayers.cuda.mega_constants import CONSTANTS, NAME, RULES, THREADS
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import BackendError
 
-__all__ = ["Data", "Kernel", "Record", "most_shared_bytes"]
+__all__ = ["Data", "Kernel", "Record", "bytes_between", "most_shared_bytes"]
+
+_ALIGNED = 512  # bytes that CuPy gives at least
 
 
 def most_shared_bytes() -> int:
     """Shared memory that a block can have on the current device."""
     return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+def _blocks(batch: int) -> int:
+    return min(batch, int(cupy.cuda.Device().attributes["MultiProcessorCount"]))
+
+
+def bytes_between(batch: int, saved: int, partial: int, classes: int) -> int:
+    """Bytes of the device's memory that a `Kernel` takes for batches of this size."""
+    floats = batch * classes, batch * 2, batch * saved, max(1, _blocks(batch) * partial)
+    return _ALIGNED * (1 + sum(-(-4 * count // _ALIGNED) for count in floats))
 
 
 class Data(NamedTuple):
@@ -78,7 +90,7 @@ class Kernel:
         self, source: str, shared_bytes: int, *, batch: int, classes: int, saved: int, partial: int
     ) -> None:
         device = cupy.cuda.Device()
-        self._blocks = min(batch, int(device.attributes["MultiProcessorCount"]))
+        self._blocks = _blocks(batch)
         self._shared = shared_bytes
         options = table.options("float32")
         self._kernel: Any = cupy.RawKernel(source, NAME, options, enable_cooperative_groups=True)
@@ -130,6 +142,11 @@ class Kernel:
         draws : (4,) uint64
             Key and counter of dropout's random numbers; the counter is moved on.
         still : parameters that do not learn; of them the running statistics are moved on
+
+        Raises
+        ------
+        BackendError
+            If the driver refuses the launch.
         """
         second = states[1] if len(states) > 1 else states[0][:0]
         pitch = rates.shape[1] if len(rates) > 1 else 0
@@ -141,4 +158,13 @@ class Kernel:
             *map(np.int32, (*whole, rule)),
             *(np.float32(getattr(numbers, name)) for name in CONSTANTS),
         )
-        self._kernel((self._blocks,), (THREADS,), arguments, shared_mem=self._shared)
+        try:
+            self._kernel((self._blocks,), (THREADS,), arguments, shared_mem=self._shared)
+        except Exception as error:
+            if type(error).__name__ != "CUDADriverError":
+                raise
+            raise BackendError(
+                f"kernel {NAME} could not be launched on device {cupy.cuda.Device().id}, as "
+                f"{self._blocks} blocks of {THREADS} threads with {self._shared} bytes of shared "
+                f"memory: {error}"
+            ) from error

@@ -100,7 +100,7 @@ def kernel_of(name: str, suffix: str) -> str:
     """The kernel of a tile; `name` may be one of `gemm_name`'s, which are one kernel but for tensor
     cores."""
     base = name[: -len("_nn")]
-    one = base == "gemm" and not TILES[suffix].tensor
+    one = base in ("gemm", "batched_gemm") and not TILES[suffix].tensor
     return (base if one else name) + suffix
 
 
@@ -279,8 +279,7 @@ def gemm(
             )
         return out
     name = gemm_name(transpose_a, transpose_b)
-    turned = name.removeprefix("gemm") not in FORMS and A.dtype.name in TILES["_tensor"].dtypes
-    if turned and precision.takes_tensor_cores(name, A.dtype):
+    if has_no_form(transpose_a, transpose_b, A.dtype):
         B, transpose_b = cupy.ascontiguousarray(B.T), False
         name = gemm_name(transpose_a, transpose_b)
     a, a_line = _laid_out(A)
@@ -311,6 +310,14 @@ def gemm(
     if parts > 1:
         add_up(partial, out, bias, relu, mask)
     return out
+
+
+def has_no_form(transpose_a: bool, transpose_b: bool, dtype: Any) -> bool:
+    """Whether tensor cores would have to multiply matrices that lie in a way (`FORMS`) for which
+    there are no kernels."""
+    name = gemm_name(transpose_a, transpose_b)
+    turned = name.removeprefix("gemm") not in FORMS and dtype.name in TILES["_tensor"].dtypes
+    return turned and precision.takes_tensor_cores(name, dtype)
 
 
 def gemm_name(transpose_a: bool, transpose_b: bool) -> str:

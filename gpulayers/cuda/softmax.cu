@@ -115,13 +115,14 @@ __global__ void softmax_cross_entropy_both(const T* __restrict__ logits, const l
     }
 }
 
-// The loss of a planned step in a half type: in Acc, and its gradient scaled so that small numbers survive.
-// losses = cross-entropy of each row; dlogits = (softmax(z) - [class is the label]) * weight * scale[0], rounded last
-// of all. A label outside [0, classes) gives a NaN loss. A warp a row; without `scaled` the scale is 1.
+// The loss of a planned step in a half type, or with smoothed labels: in Acc, and its gradient scaled so that small
+// numbers survive. With the targets t = (1 - s) [class is the label] + s / classes, s the smoothing,
+// losses = -sum(t log softmax(z)) of each row; dlogits = (softmax(z) - t) * weight * scale[0], rounded last of all.
+// A label outside [0, classes) gives a NaN loss. A warp a row; without `scaled` the scale is 1.
 template <typename T, typename Acc, typename Index>
 __global__ void cross_entropy_step(const T* __restrict__ logits, const long long* __restrict__ labels,
                                    const Acc* __restrict__ scale, Acc* __restrict__ losses, T* __restrict__ dlogits,
-                                   Index rows, int classes, int scaled, Acc weight)
+                                   Index rows, int classes, int scaled, Acc weight, Acc smoothing)
 {
     const Index row = row_number<Index, 32>();
     if (row >= rows) return;
@@ -135,15 +136,26 @@ __global__ void cross_entropy_step(const T* __restrict__ logits, const long long
     for (int c = lane; c < classes; c += 32) highest = larger(highest, static_cast<Acc>(source[c]));
     highest = reduce_row<32, true>(highest, warps);
     Acc total = static_cast<Acc>(0);
-    for (int c = lane; c < classes; c += 32) total += exp(static_cast<Acc>(source[c]) - highest);
-    total = reduce_row<32, false>(total, warps);
-    const Acc factor = scaled ? weight * scale[0] : weight;
+    Acc below = static_cast<Acc>(0);  // how far the logits are below the highest, together
     for (int c = lane; c < classes; c += 32) {
-        const Acc hit = c == label ? static_cast<Acc>(1) : static_cast<Acc>(0);
-        target[c] = static_cast<T>((exp(static_cast<Acc>(source[c]) - highest) / total - hit) * factor);
+        const Acc shifted = static_cast<Acc>(source[c]) - highest;
+        total += exp(shifted);
+        below -= shifted;
+    }
+    total = reduce_row<32, false>(total, warps);
+    below = reduce_row<32, false>(below, warps);
+    const Acc factor = scaled ? weight * scale[0] : weight;
+    const Acc share = smoothing / static_cast<Acc>(classes);
+    for (int c = lane; c < classes; c += 32) {
+        const Acc wanted = c == label ? static_cast<Acc>(1) - smoothing + share : share;
+        target[c] = static_cast<T>((exp(static_cast<Acc>(source[c]) - highest) / total - wanted) * factor);
     }
     if (lane == 0) {
         const bool known = label >= 0 && label < classes;
-        losses[row] = known ? log(total) - (static_cast<Acc>(source[label]) - highest) : not_a_number<Acc>();
+        const Acc of_label = known ? highest - static_cast<Acc>(source[label]) : not_a_number<Acc>();
+        // without smoothing the others count for nothing, infinite though they may be
+        losses[row] = log(total) + (smoothing > static_cast<Acc>(0)
+                                        ? (static_cast<Acc>(1) - smoothing) * of_label + share * below
+                                        : of_label);
     }
 }

@@ -26,7 +26,7 @@ from gpulayers.cuda.table_feed import SPECS as _FEED
 from gpulayers.cuda.table_group import SPECS as _GROUP
 from gpulayers.cuda.table_plan import SPECS as _PLAN
 from gpulayers.cuda.table_sequence import SPECS as _SEQUENCE
-from gpulayers.cuda.table_tiles import FORMS, tiled
+from gpulayers.cuda.table_tiles import BATCHES_WITHOUT, FORMS, tiled
 
 __all__ = [
     "ACTIVATIONS",
@@ -143,6 +143,7 @@ _SPECS = (
     ),
     # ---- gemm.cu
     *tiled("gemm", "gemm.cu", (*(ARRAY,) * 6, *(INT,) * 12), forms=FORMS),
+    *tiled("batched_gemm", "gemm.cu", (*_A3, *(INT,) * 5), without=BATCHES_WITHOUT, forms=FORMS),
     *tiled("dense_backward", "gemm.cu", (*(ARRAY,) * 5, *(INT,) * 7), without=("_narrow",)),
     KernelSpec("sum_parts", "gemm.cu", f"sum_parts<{_MAP}>", (*(ARRAY,) * 4, INDEX, *(INT,) * 5)),
     # ---- conv.cu

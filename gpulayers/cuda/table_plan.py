@@ -94,7 +94,7 @@ SPECS = (
         "cross_entropy_step",
         "softmax.cu",
         f"cross_entropy_step<{_MAP}>",
-        (*(ARRAY,) * 5, INDEX, INT, INT, REAL),
+        (*(ARRAY,) * 5, INDEX, INT, INT, REAL, REAL),
     ),
     # ---- flat.cu, judge.cu: all parameters in one
     KernelSpec(

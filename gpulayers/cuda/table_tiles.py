@@ -13,6 +13,7 @@ from typing import NamedTuple
 from gpulayers.cuda.spec import C_TYPES, MOST_BLOCKS, KernelSpec
 
 __all__ = [
+    "BATCHES_WITHOUT",
     "CORES",
     "FORMS",
     "REACH",
@@ -107,6 +108,8 @@ _RUN, _CODES, _PATTERN = 16, 8, 1024
 #: how the factors of `gemm` lie, by the layouts of its matrices (t: transposed): kernels of their
 #: own for tensor cores, as both lie otherwise, both are laid out anew
 FORMS = {"_nn": "Terms, Lines", "_nt": "Terms, Terms", "_tn": "Lines, Lines"}
+#: the tiles that products of many small pairs of matrices have no kernels for
+BATCHES_WITHOUT = tuple(suffix for suffix in TILES if suffix not in ("", "_tensor"))
 
 
 def stage_bytes(tile: Tile, codes: bool) -> int:

@@ -11,6 +11,7 @@ from gpulayers.errors import FrozenLayerError, NotInitializedError, ParameterErr
 from gpulayers.initializers import OptimizerInitializer, WeightInitializer
 from gpulayers.losses._base import wide
 from gpulayers.losses._nce_checks import NCEChecks
+from gpulayers.ops._product import product
 from gpulayers.ops.embedding import embedding_backward, embedding_forward
 
 
@@ -217,7 +218,9 @@ class NCELoss(NCEChecks):
         if self.trainable:
             noise = self._negatives(neg_samples, home=backend_of(X))
             W_noise = embedding_forward(W, noise)
-            Z_noise = (X.reshape(-1, n_in) @ W_noise.T + _entries(b, noise)).reshape(n_ex, n_c, -1)
+            Z_noise = (product(X.reshape(-1, n_in), W_noise.T) + _entries(b, noise)).reshape(
+                n_ex, n_c, -1
+            )
             if logs is not None:
                 Z_noise = Z_noise - _entries(logs, noise)
             total = total + xp.logaddexp(0.0, wide(Z_noise)).sum()
@@ -281,9 +284,9 @@ class NCELoss(NCEChecks):
         ids, rows, sums = target, (g_target * X).sum(axis=1), g_target.sum(axis=1)
         if noise is not None and noise.size:
             flat = g_noise.reshape(-1, g_noise.shape[2])
-            dX = dX + (flat @ embedding_forward(W, noise)).reshape(X.shape)
+            dX = dX + product(flat, embedding_forward(W, noise)).reshape(X.shape)
             ids = xp.concatenate([target, noise])
-            rows = xp.concatenate([rows, flat.T @ X.reshape(-1, X.shape[2])])
+            rows = xp.concatenate([rows, product(flat.T, X.reshape(-1, X.shape[2]))])
             sums = xp.concatenate([sums, flat.sum(axis=0)[:, None]])
         if params:
             # a class may stand there several times, as target and as negative: each one counts

@@ -85,7 +85,12 @@ class SoftmaxCrossEntropy:
     @property
     def _plain(self) -> bool:
         """Whether every example counts the same, for its label alone."""
-        return not self.label_smoothing and self.class_weights is None and self.ignore_index is None
+        return not self.label_smoothing and self._counts_all
+
+    @property
+    def _counts_all(self) -> bool:
+        """Whether every example counts the same."""
+        return self.class_weights is None and self.ignore_index is None
 
     def __str__(self) -> str:
         extra = {

@@ -18,6 +18,7 @@ from gpulayers.cuda.table import INT32_LIMIT
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
+from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_nodes import (
     Fused,
     backward_into,
@@ -36,12 +37,17 @@ from gpulayers.models.plan_node import Node, contiguous
 from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
 from gpulayers.optimizers._master import is_half
 
-__all__ = ["GraphNetwork"]
+__all__ = ["APART", "GraphNetwork", "draws_for"]
 
 # sizes of batches whose graphs are kept: whole ones, the last one of an epoch, and two more
 _KEPT = 4
 # numbers between the beginnings of parameters: 16 bytes of a half type, what one load can bring
-_APART = 8
+APART = 8
+
+
+def draws_for(nodes: list[Any]) -> Draws | None:
+    """Random numbers for a step of these nodes, if it draws any."""
+    return Draws() if any(isinstance(node, DropoutStep) for node in leaves(nodes)) else None
 
 
 class GraphNetwork(CompiledNetwork):
@@ -61,15 +67,20 @@ class GraphNetwork(CompiledNetwork):
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
+        from gpulayers.cuda import precision as products  # needs CuPy
+
         super().__init__(network, loss, batch_shape, precision)
         self._scale: LossScale | None = None
-        self._multiplied = "tf32" if precision == "tf32" else "fp32"
+        asked = products.current() if precision is None else precision
+        self._multiplied = asked if asked in products.PRECISIONS else "fp32"
         self._why_not = self._reason()
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
         self._layers: Any = None
         self._nodes: list[Any] = []
         self._signature: Any = None
+        self._recorder: Any = None
+        self._flat: FlatUpdate | None = None
         self._last: Program | None = None
         self._summed = False
 
@@ -84,11 +95,14 @@ class GraphNetwork(CompiledNetwork):
 
         return precision.use_precision(self._multiplied)
 
-    def _reason(self) -> str | None:
+    def _base_loss(self) -> Any:
         # a trainer's loss in half types computes in float32, scaled; the graph does so by itself
-        base = self.loss.base if hasattr(self.loss, "scaler") else self.loss
-        if type(base) is not SoftmaxCrossEntropy or not base._plain:
-            return "the loss is not a plain cross-entropy"
+        return self.loss.base if hasattr(self.loss, "scaler") else self.loss
+
+    def _reason(self) -> str | None:
+        base = self._base_loss()
+        if type(base) is not SoftmaxCrossEntropy or not base._counts_all:
+            return "the loss is no cross-entropy of all examples alike"
         numbers = sum(p.size for _, la in self.network.walk() for p in la.parameters.values())
         if numbers > INT32_LIMIT:
             return f"its parameters are {numbers} numbers, one update takes {INT32_LIMIT}"
@@ -114,29 +128,38 @@ class GraphNetwork(CompiledNetwork):
         settings = [node.settings() for node in leaves(self._nodes)]
         if (signature, settings) == self._signature:
             return
-        self._nodes = graph_nodes(self.network.layers)
-        self._signature = signature, [node.settings() for node in leaves(self._nodes)]
-        self._places = [place for node in leaves(self._nodes) for place in places_of(node)]
+        # until all is there: what fails on the way is made anew by the next step
+        self._signature = self._flat = self._last = None
+        self._programs.clear()
+        self._nodes, self._places = nodes, _ = self.new_nodes()
         learned = {(id(layer), name) for layer, name in self._places}
         others = [(layer, name) for layer in self._layers for name in layer.parameters]
         self._kept = Kept([(la, name) for la, name in others if (id(la), name) not in learned])
-        drops = any(isinstance(node, DropoutStep) for node in leaves(self._nodes))
-        self._draws = Draws() if drops else None
-        for node in leaves(self._nodes):
-            if isinstance(node, Fused):
-                node.prepare(self._draws)
-        self._programs.clear()
+        self._draws = draws_for(nodes)
+        self.prepare_nodes(nodes)
         self._recorder = graph.Recorder()
         dtype = self.network.dtype
         if dtype == np.float16 and self._scale is None:
             self._scale = self._new_scale()
-        self._flat = None
+        flat = None
         if self._places:
-            self._flat = FlatUpdate(self._places, dtype, self._scale, apart=_APART)
+            flat = FlatUpdate(self._places, dtype, self._scale, apart=APART)
             xp = backend.module("cupy")
-            self._sums = xp.empty(self._flat.total, dtype=self._flat.wide)
-            rows = [self._flat.section(i, at, 1, 0) for i, at in enumerate(self._flat.starts)]
+            self._sums = xp.empty(flat.total, dtype=flat.wide)
+            rows = [flat.section(i, at, 1, 0) for i, at in enumerate(flat.starts)]
             self._whole = xp.asarray(np.array(rows, dtype=np.int64))
+        self._flat, self._signature = flat, (signature, [n.settings() for n in leaves(nodes)])
+
+    def new_nodes(self) -> tuple[list[Any], list[Place]]:
+        """The nodes of a step, and the parameters in them that learn."""
+        nodes = graph_nodes(self.network.layers)
+        return nodes, [place for node in leaves(nodes) for place in places_of(node)]
+
+    def prepare_nodes(self, nodes: list[Any]) -> None:
+        """Have the nodes make what outlives the steps."""
+        for node in leaves(nodes):
+            if isinstance(node, Fused):
+                node.prepare(self._draws)
 
     def _new_scale(self) -> LossScale:
         """A loss scale on the device, which a trainer's goes on in."""
@@ -144,38 +167,6 @@ class GraphNetwork(CompiledNetwork):
         scale = LossScale() if scaler is None else scaler.on_device(LossScale)
         scale.on_skipped = lambda steps: self._flat.take_back(steps) if self._flat else None
         return scale
-
-    def _room(self, program: Program) -> None:
-        """Memory for the gradients of a batch that has gone forward, and where each lies in it."""
-        offset = 0
-        regions: list[tuple[int, int, int]] = []
-        rows: list[tuple[int, ...]] = []
-        places = iter(range(len(self._places)))
-        flat_update = self._flat
-        if flat_update is None:
-            return
-        for node in leaves(self._nodes):
-            count = len(places_of(node))
-            if not count:
-                continue
-            sizes = [next(places) for _ in range(count)]
-            parts = node.parts() if isinstance(node, Fused) else 1
-            stride = sum(flat_update.sizes[i] for i in sizes)
-            regions.append((offset, parts, stride))
-            start = offset
-            for i in sizes:
-                rows.append(flat_update.section(i, start, parts, stride))
-                start += flat_update.sizes[i]
-            offset += parts * stride
-        xp = backend.module("cupy")
-        program.work = xp.empty(offset, dtype=flat_update.wide)
-        program.sections = xp.empty((len(rows), 5), dtype="int64")
-        if not program.dry:
-            program.sections[...] = xp.asarray(np.array(rows, dtype=np.int64))
-        program.grads = [
-            program.work[start : start + parts * stride].reshape(parts, stride)
-            for start, parts, stride in regions
-        ]
 
     # ------------------------------------------------------------------------------------ the step
 
@@ -199,11 +190,15 @@ class GraphNetwork(CompiledNetwork):
     def gradients(self, X: Array, labels: Array) -> float | Array:
         if not self._captures(X):
             self._last = None
-            with self._exactly():
-                return super().gradients(X, labels)
+            return self._by_layers(X, labels)
         program = self._staged(X, labels)
         self._execute(program, False)
         return program.loss.copy().reshape(())
+
+    def _by_layers(self, X: Array, labels: Array) -> float | Array:
+        """`gradients`, launched operation by operation."""
+        with self._exactly():
+            return super().gradients(X, labels)
 
     def _staged(self, X: Array, labels: Array) -> Program:
         """The program for such a batch, which is copied to where that takes it from."""
@@ -257,6 +252,8 @@ class GraphNetwork(CompiledNetwork):
             graph.launch(program.graphs[update])
         if update_all is not None:
             update_all.was_counted()
+            if update:
+                update_all.count()
         if self._draws is not None:
             self._draws.was_launched(program.draws, moved=update_all is not None)
         self.outputs, self._last, self._summed = program.outputs, program, False
@@ -287,7 +284,7 @@ class GraphNetwork(CompiledNetwork):
             self._finish(program, losses, Y, counter, scale)
             if flat_update is not None:
                 if program.work is None:
-                    self._room(program)
+                    program.make_room(self._nodes, flat_update)
                 backward_into(self._nodes, program.grads, dY)
                 if update:
                     flat_update.launch(program.work, program.sections, scaled=True)
@@ -301,10 +298,11 @@ class GraphNetwork(CompiledNetwork):
         """The loss of each example, and the gradient of their sum times `scale`."""
         from gpulayers.cuda import loss_step  # needs CuPy
 
-        if not is_half(Y.dtype):
+        smoothing = self._base_loss().label_smoothing
+        if not is_half(Y.dtype) and not smoothing:
             return kernels_for(Y).softmax_cross_entropy_both(Y, labels, scale)
         state = None if self._scale is None else self._scale.state.scale
-        return loss_step.cross_entropy(contiguous(Y), labels, state, scale)
+        return loss_step.cross_entropy(contiguous(Y), labels, state, scale, smoothing)
 
     def _fetch(self, program: Program) -> None:
         """Have the batch where the first node takes it from: `_staged` has copied it there."""
@@ -357,11 +355,13 @@ class GraphNetwork(CompiledNetwork):
                 update.launch(self._sums, self._whole, scaled=False)
             else:
                 update.launch(program.work, program.sections, scaled=True)
+            update.count()
             return
         gradients = self.gradient_arrays()
         if self._scale is not None:
             update.judge(self._sums, self._whole, scaled=False)
             if not int(backend.to_cpu(self._scale.state.good)[0]):  # the host must know
+                self._scale.noticed()
                 return
         self._update_one_by_one(gradients, cur_loss)
 
@@ -386,7 +386,7 @@ class GraphNetwork(CompiledNetwork):
     @property
     def arena_bytes(self) -> int:
         """Bytes that the graphs keep for what they compute in between."""
-        return self._recorder.nbytes if self._signature is not None else 0
+        return 0 if self._recorder is None else self._recorder.nbytes
 
     def describe(self) -> str:
         """Return what is computed in one pass, a line each, and whether it is one graph."""

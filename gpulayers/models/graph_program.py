@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gpulayers import backend
+from gpulayers.models.graph_node import Fused
+from gpulayers.models.graph_nodes import leaves, places_of
+from gpulayers.models.graph_sections import Sections
+from gpulayers.models.plan_node import Node
 from gpulayers.optimizers._master import is_half
 
 __all__ = ["Program"]
@@ -37,3 +44,33 @@ class Program:
         # with the update or without, and what each leaves in `outputs`
         self.graphs: dict[bool, Any] = {}
         self.results: dict[bool, Any] = {}
+
+    def make_room(self, nodes: Sequence[Node], layout: Sections) -> None:
+        """Memory for the gradients of a batch that has gone forward through the nodes, and where
+        each lies in it."""
+        offset = 0
+        regions: list[tuple[int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
+        places = iter(range(len(layout.places)))
+        for node in leaves(nodes):
+            count = len(places_of(node))
+            if not count:
+                continue
+            sizes = [next(places) for _ in range(count)]
+            parts = node.parts() if isinstance(node, Fused) else 1
+            stride = sum(layout.sizes[i] for i in sizes)
+            regions.append((offset, parts, stride))
+            start = offset
+            for i in sizes:
+                rows.append(layout.section(i, start, parts, stride))
+                start += layout.sizes[i]
+            offset += parts * stride
+        xp = backend.module("cupy")
+        self.work = xp.empty(offset, dtype=layout.wide)
+        self.sections = xp.empty((len(rows), 5), dtype="int64")
+        if not self.dry:
+            self.sections[...] = xp.asarray(np.array(rows, dtype=np.int64))
+        self.grads = [
+            self.work[start : start + parts * stride].reshape(parts, stride)
+            for start, parts, stride in regions
+        ]

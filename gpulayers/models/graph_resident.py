@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+import contextlib
 from typing import Any
 
 from gpulayers import _spec, backend
@@ -15,7 +15,8 @@ from gpulayers.errors import (
     ShapeError,
 )
 from gpulayers.models.graph_ahead import compile_ahead
-from gpulayers.models.graph_memory import shortage
+from gpulayers.models.graph_failure import Before, moving
+from gpulayers.models.graph_memory import by_layers, captured, short
 from gpulayers.models.graph_plan import GraphNetwork
 from gpulayers.models.graph_program import Program
 from gpulayers.models.plan_checks import check_device
@@ -29,7 +30,13 @@ __all__ = ["ResidentNetwork", "checked_batch_size"]
 class ResidentNetwork(GraphNetwork):
     """`GraphNetwork` that can be run on a `Resident` too: the first launch of its graph gathers the
     batch, the loss stays on the device. Such a step is one launch of a graph: the host copies
-    nothing, waits for nothing and hands over nothing."""
+    nothing, waits for nothing and hands over nothing.
+
+    A step that fails counts for nobody, and leaves parameters, running statistics, optimizers and
+    the place in the dataset as they were before it."""
+
+    _largest = 0  # batch that was computed operation by operation
+    _labels: Any = None
 
     def why_not_resident(self) -> str | None:
         """Why `run` would refuse, whatever the dataset; None if it does not."""
@@ -60,16 +67,23 @@ class ResidentNetwork(GraphNetwork):
         ------
         BackendError
             If the network's step cannot be captured; the message says why.
+        DeviceMemoryError
+            If the memory is too small for a step of so many examples. The steps before it are done:
+            `Resident.left` says how many examples there are still.
         ShapeError, DTypeError, ParameterError
             If the data does not fit the plan; nothing is changed then.
         """
         steps = _spec.integer(f"{self.network.name}.run", "steps", steps, 0)
         size = self._checked_resident(resident, batch_size)
-        self._ready()
         done = 0
-        while done < steps and resident.left:
-            self._resident_step(resident, min(size, resident.left))
-            done += 1
+        try:
+            self._ready()
+            while done < steps and resident.left:
+                self._resident_step(resident, min(size, resident.left))
+                done += 1
+        except MemoryError as error:
+            n = min(size, resident.left)
+            raise short(self, error, n, lambda: captured(self, resident)) from error
         return done
 
     def _resident_step(self, resident: Resident, n: int) -> None:
@@ -77,50 +91,85 @@ class ResidentNetwork(GraphNetwork):
         update = self._flat
         if update is None or not update.serves:
             self._execute(program, False)
-            self.update(None)
+            try:
+                self.update(None)
+            except BaseException:
+                self._realign(program)
+                raise
         else:
             self._execute(program, True)
         resident.taken(n)
 
     # ----------------------------------------------------------------------------- when it fails
 
-    def _program(self, shape: tuple[int, ...], source: Any = None) -> Program:
+    def step(self, X: Array, labels: Array) -> float | Array:
         try:
-            return super()._program(shape, source)
+            return super().step(X, labels)
         except MemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.network.name}: not enough GPU memory for a batch of {shape[0]} examples; "
-                "use smaller batches"
-            ) from error
+            raise self._short(error, X, labels) from error
+
+    def gradients(self, X: Array, labels: Array) -> float | Array:
+        try:
+            return super().gradients(X, labels)
+        except MemoryError as error:
+            raise self._short(error, X, labels) from error
+
+    def update(self, cur_loss: float | None = None) -> None:
+        try:
+            super().update(cur_loss)
+        except MemoryError as error:
+            raise self._short(error, self.outputs, self._labels) from error
+
+    def _short(self, error: MemoryError, X: Array, labels: Any) -> DeviceMemoryError:
+        if self._captures(X):
+            return short(self, error, len(X), lambda: captured(self, None))
+        return short(self, error, len(X), lambda: by_layers(self, labels))
+
+    def _by_layers(self, X: Array, labels: Array) -> float | Array:
+        # where memory runs out, it does so in the first step of a size
+        before = Before(moving(self.network)) if len(X) > self._largest else None
+        try:
+            value = super()._by_layers(X, labels)
+        except BaseException:
+            if before is not None:
+                before.restore()
+            raise
+        self._largest = max(self._largest, len(X))
+        self._labels = labels[:0]  # what kind they are
+        return value
 
     def _execute(self, program: Program, update: bool) -> None:
-        if program.outputs is not None and update in program.graphs:
-            super()._execute(program, update)
-            return
-        counts = self._flat.counts() if self._flat is not None else None
+        before = None
         try:
             if program.outputs is None:
+                scale = () if self._scale is None else self._scale.arrays()
+                before = Before([*self._kept.moving(), *scale])
                 compile_ahead(self, program, update)
             super()._execute(program, update)
         except BaseException as error:
-            n, short = len(program.X), isinstance(error, MemoryError)
-            self._undo(program, counts, forget=short or program.outputs is None)
-            if short:
-                traceback.clear_frames(error.__traceback__)  # they hold the failed step's arrays
-                raise shortage(self, n, program.source) from error
+            self._undo(program, before, isinstance(error, MemoryError))
             raise
 
-    def _undo(self, program: Program, counts: Any, forget: bool) -> None:
-        """The failed step counts for nobody; if wanted, its memory is given back."""
+    def _undo(self, program: Program, before: Before | None, short: bool) -> None:
+        """The failed step counts for nobody; if it was the first one of its size, or the memory was
+        too short for it, its memory is given back."""
         if self._flat is not None:
-            self._flat.go_back(counts)
+            self._flat.failed()
+        if before is not None:
+            before.restore()
+        self._realign(program)
         self._last = self.outputs = None
-        if not forget:
+        if not short and program.outputs is not None:
             return
         for key in [k for k, known in self._programs.items() if known is program]:
             del self._programs[key]
         program.X = program.labels = program.work = program.outputs = None
         program.grads, program.graphs, program.results = [], {}, {}
+
+    def _realign(self, program: Program) -> None:
+        if program.source is not None:
+            with contextlib.suppress(Exception):  # of a device that does not answer any more
+                program.source.realign()
 
     def _fetch(self, program: Program) -> None:
         from gpulayers.cuda import feed  # needs CuPy

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend
+from gpulayers.backend import Array
 
 __all__ = ["LossScale"]
 
@@ -61,6 +62,14 @@ class LossScale:
             smallest=smallest,
             largest=largest,
         )
+
+    def arrays(self) -> list[Array]:
+        """Those that a step changes."""
+        return [self.state.scale, self.state.inverse, self.state.good, self.state.counts]
+
+    def noticed(self) -> None:
+        """One more step was left out, and whoever would be told of it knows."""
+        self._known += 1
 
     def write(self, scale: float, good: int, skipped: int) -> None:
         """Go on with these instead."""

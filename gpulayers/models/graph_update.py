@@ -14,6 +14,7 @@ from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import ShapeError
 from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_scale import LossScale
+from gpulayers.models.graph_sections import Sections
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 from gpulayers.optimizers._master import MASTER, STATE, is_half
 
@@ -60,6 +61,10 @@ class Kept:
     def __init__(self, places: list[Place]) -> None:
         self._arrays = [(layer, name, layer.parameters[name]) for layer, name in places]
 
+    def moving(self) -> list[Array]:
+        """Those that a step changes on its way: the running statistics."""
+        return [array for layer, _, array in self._arrays if layer.trainable]
+
     def adopt(self) -> None:
         """As `FlatUpdate.adopt`."""
         for layer, name, array in self._arrays:
@@ -78,7 +83,7 @@ def _taken(value: Array, view: Array, what: str) -> Array:
     return view
 
 
-class FlatUpdate:
+class FlatUpdate(Sections):
     """Parameters one after the other in one array, of which the layers hold views, and their
     optimizers' state the same way. For half types there are two such arrays: the parameters, and
     the float32 copies that the rule changes (see `gpulayers.optimizers`).
@@ -100,27 +105,21 @@ class FlatUpdate:
     ----------
     serves : bool
         Whether one launch can update all.
-    wide : dtype
-        That gradients come in and rules compute in.
     """
 
     def __init__(
         self, places: list[Place], dtype: Any, scale: LossScale | None = None, apart: int = 1
     ) -> None:
-        self.places, self.scale = places, scale
+        super().__init__(places, dtype, apart)
+        self.scale = scale
         self.xp = backend.module("cupy")
-        self.shapes = [layer.parameters[name].shape for layer, name in places]
-        self.sizes = [math.prod(shape) for shape in self.shapes]
-        room = [-(-size // apart) * apart for size in self.sizes]
-        self.starts = [sum(room[:i]) for i in range(len(places))]
-        self.dtype = dtype
-        self.total = self.starts[-1] + self.sizes[-1]
         self.numbers = numbers_of(places[0][0].optimizer)
-        self.wide = np.dtype(np.float32) if is_half(dtype) else dtype
         self.param = self.xp.empty(self.total, dtype=self.wide)
         self.narrow = self.xp.empty(self.total, dtype=dtype) if is_half(dtype) else None
-        self.names: tuple[str, ...] = getattr(places[0][0].optimizer, "_state_names", ())
-        self.states = [self.xp.zeros(self.total, dtype=self.wide) for _ in self.names or (0,)]
+        # a loop: a comprehension's frame would keep `self`, and so its memory, in a MemoryError
+        self.states: list[Array] = []
+        for _ in self.names or (0,):
+            self.states.append(self.xp.zeros(self.total, dtype=self.wide))
         held = self.param if self.narrow is None else self.narrow
         self._views = [self._cut(held, i) for i in range(len(places))]
         self._masters = [self._cut(self.param, i) for i in range(len(places))]
@@ -141,7 +140,7 @@ class FlatUpdate:
 
     def _fits(self) -> bool:
         """Whether one rule with the same constants and the same number of steps holds for all."""
-        if self.numbers is None:
+        if not self.one_kind:  # they keep their states themselves
             return False
         if any(numbers_of(layer.optimizer) != self.numbers for layer, _ in self.places):
             return False
@@ -206,13 +205,15 @@ class FlatUpdate:
             elif entry[key] is not state:
                 _taken(entry[key], state, what)
             entry[key] = state
-        master = entry.pop(MASTER, None)
         if self.narrow is not None:
+            master = entry.get(MASTER)
             if master is None:
                 self._masters[i][...] = self._views[i].astype(self.wide)
             elif master is not self._masters[i]:
                 _taken(master, self._masters[i], what)
             entry[MASTER] = self._masters[i]
+        else:
+            entry.pop(MASTER, None)
         if self.names:
             entry.setdefault("t", 0)
         plain = not self.names and self.narrow is None
@@ -234,13 +235,15 @@ class FlatUpdate:
         return flat.Judgement(
             xp.asarray(np.array(rows, np.int64)),
             xp.asarray(np.array(bounds, np.int32)),
-            *(xp.zeros(n, self.wide) for n in (len(rows), len(rows), len(self.sizes))),
+            *(xp.zeros(len(rows), self.wide), xp.zeros(len(rows), self.wide)),
+            xp.zeros(len(self.sizes), self.wide),
         )
 
     # ------------------------------------------------------------------------------------ the step
 
     def prepare(self, cur_loss: float | None, counted: bool) -> None:
-        """Count a step, ask the schedules, and see to it that the device has the numbers.
+        """See to it that the device has the numbers of the next step; `count` counts it, once it
+        has been launched.
 
         Parameters
         ----------
@@ -249,13 +252,17 @@ class FlatUpdate:
             counts the step on the device by itself.
         """
         rates: list[float] = []
+        counts: dict[int, int] = {}
         last = None
         for layer, _ in self.places:
+            optimizer = layer.optimizer
             if layer is not last:
-                layer.optimizer.step()
+                done = counts.get(id(optimizer))
+                counts[id(optimizer)] = (optimizer.cur_step if done is None else done) + 1
                 last = layer
-            rates.append(float(layer.optimizer.lr_scheduler(layer.optimizer.cur_step, cur_loss)))
+            rates.append(float(optimizer.lr_scheduler(counts[id(optimizer)], cur_loss)))
         if rates != self._sent_rates:
+            self._sent_rates = []  # nobody knows, until all are written
             if len(set(rates)) == 1:
                 self.rates.fill(rates[0])
             else:
@@ -264,30 +271,29 @@ class FlatUpdate:
             self._sent_rates = rates
         if not self.names:
             return
-        number = self._entry(0)["t"] + 1
-        wanted = number if counted else number - 1
+        wanted = self._entry(0)["t"] + (1 if counted else 0)
         if self._sent_step != wanted:
             self.step.fill(wanted)
             self._sent_step = wanted
-        for i in range(len(self.places)):
-            self._entry(i)["t"] = number
 
-    def counts(self) -> Any:
-        """How many steps each optimizer has counted, for `go_back`."""
-        steps = [layer.optimizer.cur_step for layer, _ in self.places]
-        return steps, [self._entry(i).get("t") for i in range(len(self.places))]
-
-    def go_back(self, counts: Any) -> None:
-        """A step that was prepared since `counts` has not taken place."""
-        for i, (step, t) in enumerate(zip(*counts, strict=True)):
-            self.places[i][0].optimizer.cur_step = step
-            if t is not None:
-                self._entry(i)["t"] = t
-        self._sent_step = -1
+    def count(self) -> None:
+        """The step that was prepared has been launched: the optimizers have done one more."""
+        last = None
+        for layer, _ in self.places:
+            if layer is not last:
+                layer.optimizer.step()
+                last = layer
+        for i in range(len(self.places) if self.names else 0):
+            entry = self._entry(i)
+            entry["t"] += 1
 
     def was_counted(self) -> None:
         """The device has computed a loss, and so counted a step."""
         self._sent_step += 1
+
+    def failed(self) -> None:
+        """A step failed on its way: nobody knows whether the device has counted it."""
+        self._sent_step = -1
 
     def take_back(self, steps: int) -> None:
         """So many of the steps counted were left out on the device, which did not count them."""
@@ -296,11 +302,7 @@ class FlatUpdate:
         if self.names:
             for i in range(len(self.places)):
                 self._entry(i)["t"] -= steps
-            self._sent_step -= steps
-
-    def section(self, i: int, start: int, parts: int, stride: int) -> tuple[int, ...]:
-        """A row of `sections` (see `cuda/flat.cuh`): where parameter i and its gradient lie."""
-        return self.starts[i], start, parts, stride, self.starts[i] + self.sizes[i]
+            self._sent_step = -1  # these arrays may have been written from the counts since then
 
     def judge(self, work: Array, sections: Array, scaled: bool) -> None:
         """Find out what the update needs to know of all gradients, if anything; see `launch`."""

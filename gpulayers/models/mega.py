@@ -6,7 +6,9 @@ which networks these are, ``cuda/mega_kernel.cuh`` how they are trained.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,12 @@ from gpulayers.cuda.mega_constants import CONSTANTS, RULES
 from gpulayers.cuda.rules import Numbers
 from gpulayers.errors import BackendError, ParameterError
 from gpulayers.models.graph_draws import Draws
+from gpulayers.models.graph_memory import Need, by_layers, short
 from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_resident import checked_batch_size
+from gpulayers.models.graph_sections import Sections
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
-from gpulayers.models.mega_layers import chain_of
+from gpulayers.models.mega_layers import Chain, chain_of
 from gpulayers.models.mega_source import Program, write
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.resident import Resident
@@ -49,44 +53,55 @@ class MegaNetwork(CompiledNetwork):
     def __init__(
         self, network: Any, loss: Any, batch_shape: tuple[int, ...], precision: str | None
     ) -> None:
-        super().__init__(network, loss, batch_shape, precision)
+        from gpulayers.cuda import precision as products  # needs CuPy
+
         self._what = f'{network.name}.compile: engine "mega"'
+        asked = precision or (products.current() if network.dtype == "float32" else network.dtype)
+        if asked != "fp32":  # before parameters are converted
+            raise ParameterError(
+                f"{self._what} computes in float32, asked for was {asked}; engine 'auto' has all"
+            )
+        super().__init__(network, loss, batch_shape, precision)
         if not self._plain_loss:
             raise ParameterError(f"{self._what} needs a plain cross-entropy as the loss")
-        if network.dtype.name != "float32" or precision not in (None, "fp32"):
-            raise ParameterError(
-                f"{self._what} computes in float32, asked for was {precision or network.dtype}"
-            )
         self._image = _image(self.batch_shape[1:])
         self._kernels: dict[str, Any] = {}
-        self._build()
-        self._draws = Draws()
-        xp = backend.module("cupy")
-        self._order = xp.arange(self.batch_shape[0], dtype="int32")
-        self._unused = xp.zeros(1, dtype="int32"), xp.zeros(1, dtype="int32")
-        self._plain = xp.zeros((2, self._image[2]), dtype="float32")
+        self._flat: Any = None
+        self._labels: Any = None
+        with self._telling():
+            self._build()
+            self._draws = Draws()
+            xp = backend.module("cupy")
+            self._order = xp.arange(self.batch_shape[0], dtype="int32")
+            self._unused = xp.zeros(1, dtype="int32"), xp.zeros(1, dtype="int32")
+            self._plain = xp.zeros((2, self._image[2]), dtype="float32")
         self._sent: list[list[float]] = []
         self._rates: Any = None
         self._program("float32")
-
-    def _check_tf32(self) -> None:
-        raise ParameterError(
-            f'{self.network.name}.compile: engine "mega" multiplies in float32, not in "tf32"; '
-            "engine 'auto' does"
-        )
 
     # ----------------------------------------------------------------------------------- the kernel
 
     def _build(self) -> None:
         """Stages, kernels and the arrays of the parameters, anew when a layer was frozen or has got
-        another hyperparameter."""
-        self._chain = chain_of(self.network, self.batch_shape[1:])
-        self._common_rule()
+        another hyperparameter. What is there stays until all of it is made."""
+        chain = chain_of(self.network, self.batch_shape[1:])
+        self._common_rule(chain)
+        flat = FlatUpdate(chain.learned, self.network.dtype)
+        still, kept = _in_a_row(chain.still)
+        self._chain, self._flat, self._still, self._kept = chain, flat, still, kept
         self._kernels.clear()
-        self._flat = FlatUpdate(self._chain.learned, self.network.dtype)
-        self._still, self._kept = _in_a_row(self._chain.still)
 
-    def _common_rule(self) -> Numbers:
+    def _current(self) -> Numbers:
+        """See to it that the arrays are those of the layers and rules as they are now; return the
+        rule's numbers."""
+        if self._chain.is_stale:
+            self._build()
+        numbers = self._common_rule(self._chain)
+        if numbers != self._flat.numbers:
+            self._flat = FlatUpdate(self._chain.learned, self.network.dtype)
+        return numbers
+
+    def _common_rule(self, chain: Chain) -> Numbers:
         """Return that of the layers' optimizers.
 
         Raises
@@ -94,8 +109,8 @@ class MegaNetwork(CompiledNetwork):
         ParameterError
             If a rule is not the kernel's, or they differ.
         """
-        rules: list[Numbers] = []
-        for layer, name in zip(self._chain.layers, self._chain.names, strict=True):
+        rules: list[tuple[object, Numbers]] = []
+        for layer, name in zip(chain.layers, chain.names, strict=True):
             if not layer.trainable:
                 continue
             numbers = numbers_of(layer.optimizer)
@@ -104,13 +119,14 @@ class MegaNetwork(CompiledNetwork):
                     f"{self._what} cannot have {name}: its optimizer {layer.optimizer} is not "
                     "SGD, AdaGrad, RMSProp, Adam or AdamW without extras"
                 )
-            if rules and numbers != rules[0]:
+            known: object = layer.optimizer
+            rules.append((type(known), numbers))
+            if rules[-1] != rules[0]:
                 raise ParameterError(
                     f"{self._what} cannot have {name}: its optimizer {layer.optimizer} is another "
                     "one than the first layer's"
                 )
-            rules.append(numbers)
-        return rules[0]
+        return rules[0][1]
 
     def _program(self, dtype: str) -> Program:
         """The kernel for images of this dtype, as a text.
@@ -151,12 +167,14 @@ class MegaNetwork(CompiledNetwork):
     # ------------------------------------------------------------------------------------ the steps
 
     def step(self, X: Array, labels: Array) -> float | Array:
+        with self._telling():
+            X = self._checked(X)
+            self._check_labels(labels, X)
+            return self._step(X, labels) if len(X) else super().step(X, labels)
+
+    def _step(self, X: Array, labels: Array) -> Array:
         from gpulayers.cuda.mega import Data, Record  # needs CuPy
 
-        X = self._checked(X)
-        self._check_labels(labels, X)
-        if not len(X):
-            return super().step(X, labels)
         xp = backend.module("cupy")
         record = Record(xp.empty((1, 2), dtype="float32"), *self._unused)
         labels = xp.ascontiguousarray(labels.astype("int64", copy=False))
@@ -178,8 +196,12 @@ class MegaNetwork(CompiledNetwork):
 
         Raises
         ------
+        BackendError
+            If the driver refuses the launch.
+        DeviceMemoryError
+            If the memory is too small for what the blocks leave for one another.
         BackendError, ShapeError, DTypeError, ParameterError
-            If the data does not fit the plan; nothing is changed then.
+            If the data does not fit the plan. In all these cases nothing is changed.
         """
         from gpulayers.cuda.mega import Data, Record  # needs CuPy
 
@@ -194,7 +216,8 @@ class MegaNetwork(CompiledNetwork):
             *(begin, min(begin + steps * batch, resident.count)),
         )
         record = Record(resident.record, resident.done, resident.position)
-        self._launch(data, record, batch, steps)
+        with self._telling():
+            self._launch(data, record, batch, steps)
         for _ in range(steps):
             resident.taken(min(batch, resident.left))
         return steps
@@ -204,9 +227,7 @@ class MegaNetwork(CompiledNetwork):
         return None
 
     def _launch(self, data: Any, record: Any, batch: int, steps: int) -> None:
-        if self._chain.is_stale:
-            self._build()
-        numbers = self._common_rule()
+        numbers = self._current()
         kernel = self._kernel(data.images.dtype.name)
         self._flat.adopt()
         self._kept.adopt()
@@ -214,7 +235,7 @@ class MegaNetwork(CompiledNetwork):
             raise ParameterError(
                 f"{self._what}: the layers' optimizers have not done the same number of steps"
             )
-        updates = self._count(steps)
+        updates = self._prepare(steps)
         last = data.total - data.begin - (steps - 1) * batch
         drawn = self._chain.masks(batch) * (steps - 1) + self._chain.masks(last)
         if drawn:
@@ -224,33 +245,81 @@ class MegaNetwork(CompiledNetwork):
             **{"batch": batch, "steps": steps, "updates": updates, "numbers": numbers},
             **{"draws": self._draws.state, "still": self._still},
         )
+        self._count(steps)
         if drawn:
             self._draws.was_launched(drawn, moved=True)
         self.outputs = kernel.outputs[:last]
 
-    def _count(self, steps: int) -> int:
-        """Count the steps, and send their learning rates where the device has others; return how
-        many were done before."""
-        rows = [self._next_rates() for _ in range(steps)]
+    def _prepare(self, steps: int) -> int:
+        """Send the learning rates of the next steps where the device has others; return how many
+        were done before."""
+        rows = self._rows(steps)
         if all(row == rows[0] for row in rows):
             rows = rows[:1]
         if rows != self._sent:
             self._rates = backend.module("cupy").asarray(np.array(rows, dtype=np.float32))
             self._sent = rows
-        before = 0
-        if self._flat.names:
-            for layer, name in self._flat.places:
-                entry = layer.optimizer.cache[name]
-                before = entry["t"]
-                entry["t"] = before + steps
-        return before
+        layer, name = self._flat.places[0]
+        return layer.optimizer.cache[name]["t"] if self._flat.names else 0
 
-    def _next_rates(self) -> list[float]:
-        rates: list[float] = []
-        for optimizer in (la.optimizer for la in self._chain.layers if la.trainable):
-            optimizer.step()
-            rates += [float(optimizer.lr_scheduler(optimizer.cur_step, None))] * 2
-        return rates
+    def _rows(self, steps: int) -> list[list[float]]:
+        """The rates of each step, of all parameters."""
+        optimizers = [la.optimizer for la in self._chain.layers if la.trainable]
+        counts = {id(optimizer): optimizer.cur_step for optimizer in optimizers}
+        rows: list[list[float]] = []
+        for _ in range(steps):
+            row: list[float] = []
+            for optimizer in optimizers:
+                counts[id(optimizer)] += 1
+                row += [float(optimizer.lr_scheduler(counts[id(optimizer)], None))] * 2
+            rows.append(row)
+        return rows
+
+    def _count(self, steps: int) -> None:
+        """So many steps have been launched."""
+        for layer in self._chain.layers:
+            for _ in range(steps if layer.trainable else 0):
+                layer.optimizer.step()
+        for layer, name in self._flat.places if self._flat.names else ():
+            layer.optimizer.cache[name]["t"] += steps
+
+    # ----------------------------------------------------------------------------- when it fails
+
+    def gradients(self, X: Array, labels: Array) -> float | Array:
+        try:
+            value = super().gradients(X, labels)
+        except MemoryError as error:
+            raise short(self, error, len(X), lambda: by_layers(self, labels)) from error
+        self._labels = labels[:0]  # what kind they are
+        return value
+
+    def update(self, cur_loss: float | None = None) -> None:
+        try:
+            super().update(cur_loss)
+        except MemoryError as error:
+            n = len(self.outputs)
+            raise short(self, error, n, lambda: by_layers(self, self._labels)) from error
+
+    @contextlib.contextmanager
+    def _telling(self) -> Generator[None]:
+        """Within it too little memory is told with what the plan's batches take: the blocks have
+        room for the largest."""
+        try:
+            yield
+        except MemoryError as error:
+            raise short(self, error, self.batch_shape[0], self._need) from error
+
+    def _need(self) -> Need:
+        from gpulayers.cuda import mega  # needs CuPy
+
+        chain = chain_of(self.network, self.batch_shape[1:])
+        program = write(self._image, chain.stages, "float", self.loss.reduction == "mean")
+        room = program.layout.saved, program.layout.partial, chain.stages[-1].outputs
+        once, numbers = 0, numbers_of(chain.learned[0][0].optimizer)
+        if self._flat is None or self._chain.is_stale or self._flat.numbers != numbers:
+            still = sum(layer.parameters[name].nbytes for layer, name in chain.still)
+            once = Sections(chain.learned, self.network.dtype).nbytes + still
+        return lambda n: once + mega.bytes_between(n, *room)
 
     def describe(self) -> str:
         """Return the stages, a line each, and what a block needs."""

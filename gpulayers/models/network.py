@@ -183,17 +183,21 @@ class Sequential(Composite):
         ----------
         batch_shape : (n_ex, ...)
             Of the largest batch, n_ex included.
-        loss : "cross_entropy" or object with ``forward(labels, outputs)`` and ``backward()``
+        loss : "cross_entropy", "squared_error" or object
+            An object has ``forward(labels, outputs)`` and ``backward()``, or is a `SquaredError`,
+            whose targets have the outputs' shape. A GPU's step is captured for cross-entropy.
         optimizer : str or optimizer, optional
             Copied into every layer; None keeps the layers' own.
         precision : "fp32", "tf32", "fp64", "fp16" or "bf16", optional
-            Of the parameters, which must have it already; None takes them as they are. "tf32":
+            Of the parameters. Those of a network that was never updated are converted to
+            it, others must have it already; None takes them as they are, and
+            multiplies float32 on a GPU as `use_precision` says where `compile` is called. "tf32":
             float32 parameters and sums, but a GPU's tensor cores multiply them, which keep 10 bits
             of the factors' mantissas (an error of about 3e-4 of a product; see
             `gpulayers.cuda.precision`).
         deterministic : bool
-            On a GPU, keep to kernels whose results have the same bits in every run; with
-            ``GPULAYERS_TUNE=1`` others may be chosen otherwise. On the CPU all are such.
+            Keep to kernels whose results have the same bits in every run. All that a step takes at
+            present are such; False would let ``GPULAYERS_TUNE=1`` choose among others as well.
         engine : "auto" or "mega"
             "mega", for tiny networks on a GPU: one kernel that does any number of steps.
 

@@ -13,13 +13,15 @@ import numpy as np
 from gpulayers import backend, threads
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
+from gpulayers.layers import Embedding
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models._watch import first_layer
 from gpulayers.models.plan_checks import (
     Makeup,
     check_device,
     checked_loss,
-    checked_precision,
     checked_shape,
+    converted,
     device_of,
 )
 from gpulayers.models.plan_copy import Copy, add_gradients, multiplications
@@ -75,8 +77,12 @@ class CompiledNetwork:
         self.loss = checked_loss(network.name, loss)
         self.device = device_of(network)
         check_device(f"{network.name}.compile", self.device)
+        self._takes_ids = isinstance(first_layer(network), Embedding)
         self.output_shape = self._initialize()
-        self._check_precision(precision)
+        if precision == "tf32":
+            self._check_tf32()
+        if converted(network, precision):
+            self.output_shape = self._initialize()
         self.makeup = Makeup(network, self.loss)
         first = Copy(network.layers)
         self._copies = [first]
@@ -90,17 +96,13 @@ class CompiledNetwork:
     def _zeros(self) -> Array:
         """One example."""
         place = self.network.home or backend.current_backend()
-        return backend.module(place).zeros((1, *self.batch_shape[1:]), self.network.dtype)
+        dtype = np.int64 if self._takes_ids else self.network.dtype
+        return backend.module(place).zeros((1, *self.batch_shape[1:]), dtype)
 
     def _initialize(self) -> tuple[int, ...]:
         """Run one example of zeros, which tells the layers their sizes and finds what misfits;
         return the shape of its output."""
         return self.network.forward(self._zeros(), False).shape[1:]
-
-    def _check_precision(self, precision: str | None) -> None:
-        checked_precision(self.network, precision)
-        if precision == "tf32":
-            self._check_tf32()
 
     def _check_tf32(self) -> None:
         """Raise if there is nothing here that multiplies in TF32."""
@@ -145,6 +147,14 @@ class CompiledNetwork:
             scale = 1.0 / max(len(X), 1)
         if self._plain_loss and self._run_recorded(self._copies[0], X, labels, scale):
             return self._collect(self._copies[:1], scale)
+        try:
+            return self._in_parts(X, labels, scale)
+        except BaseException:
+            for copy in self._copies:
+                copy.drop()
+            raise
+
+    def _in_parts(self, X: Array, labels: Array, scale: float) -> float | Array:
         parts = self._parts(len(X))
         while len(self._copies) < len(parts):
             self._copies.append(Copy(self.network.layers))
@@ -227,6 +237,11 @@ class CompiledNetwork:
             For schedules that look at the loss.
         """
         check_device(self.network.name, self.device)
+        if self._copies[0].outputs is None:
+            raise ParameterError(
+                f"{self.network.name}: there are no gradients to update by; call "
+                "gradients(X, labels) before update()"
+            )
         with self._copies[0].workspace, use_engine(current_engine()):
             self._update(cur_loss)
         for copy in self._copies:
@@ -314,6 +329,10 @@ class CompiledNetwork:
                 f"{name}: the plan was made for at most {self.batch_shape[0]} examples a batch, "
                 f"got {len(X)}; compile again for larger batches"
             )
+        if self._takes_ids:
+            if X.dtype.kind not in "iu" or X.dtype == np.uint8:  # which means pixels
+                raise DTypeError(f"{name}: expected a batch of ids, int64 say, got {X.dtype}")
+            return backend.xp_of(X).ascontiguousarray(X)
         if X.dtype == np.uint8:
             return self.network.pixels(X, self.network.dtype)
         if not backend.is_floating(X.dtype):

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend
+from gpulayers._dtypes import float_dtype
 from gpulayers._types import is_sequence
 from gpulayers.backend import Array
 from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError, suggest
 from gpulayers.layers._group import LayerGroup
-from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.losses import SoftmaxCrossEntropy, SquaredError
 from gpulayers.models.composite import Composite
 from gpulayers.models.network import Sequential
+from gpulayers.models.plan_loss import SquaredErrorOfOutputs
 from gpulayers.ops._checks import changeable
 
 __all__ = [
     "Makeup",
     "check_device",
     "checked_loss",
-    "checked_precision",
     "checked_shape",
+    "converted",
     "device_of",
 ]
 
@@ -34,24 +36,35 @@ _PRECISIONS = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
-_LOSSES = ("cross_entropy",)
+_LOSSES = {"cross_entropy": SoftmaxCrossEntropy, "squared_error": SquaredErrorOfOutputs}
 
 
-def checked_precision(network: Any, precision: str | None) -> None:
-    """Raise unless the network's parameters are of that precision."""
+def converted(network: Any, precision: str | None) -> bool:
+    """Whether the network's parameters, not of that precision, are now; their values rounded."""
     if precision is None:
-        return
+        return False
     if precision not in _PRECISIONS:
         raise ParameterError(
             f"{network.name}.compile: unknown precision {precision!r}, expected one of "
             f"{', '.join(_PRECISIONS)}{suggest(str(precision), _PRECISIONS)}"
         )
-    if network.dtype.name != _PRECISIONS[precision]:
+    wanted, now = _PRECISIONS[precision], network.dtype.name
+    if now == wanted:
+        return False
+    layers = [layer for _, layer in network.walk()]
+    if network._passes() or any(getattr(layer.optimizer, "cache", None) for layer in layers):
         raise DTypeError(
-            f"{network.name}.compile: precision {precision!r} needs parameters of "
-            f"{_PRECISIONS[precision]}, these are {network.dtype}; set it before the "
-            "first forward pass: gpulayers.set_default_dtype(...)"
+            f"{network.name}.compile: precision {precision!r} needs parameters of {wanted}, these "
+            f"are {now}; they are converted before the first update only, with no input retained "
+            "(what an optimizer remembers has their dtype): compile first, or call "
+            "gpulayers.set_default_dtype(...) before the first forward pass"
         )
+    dtype = float_dtype(wanted, f"{network.name}.compile: precision")
+    for layer in layers:
+        for key, array in layer.parameters.items():
+            if array is not None and backend.is_floating(array.dtype):
+                layer.parameters[key] = array.astype(dtype)
+    return True
 
 
 def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -66,12 +79,14 @@ def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 def checked_loss(name: str, loss: Any) -> Any:
     if isinstance(loss, str):
-        if loss != "cross_entropy":
+        if loss not in _LOSSES:
             raise ParameterError(
                 f"{name}.compile: unknown loss {loss!r}, expected one of {', '.join(_LOSSES)} or "
                 f"a loss object{suggest(loss, _LOSSES)}"
             )
-        return SoftmaxCrossEntropy()
+        return _LOSSES[loss]()
+    if loss is SquaredError or isinstance(loss, SquaredError):
+        return SquaredErrorOfOutputs()
     for method in ("forward", "backward"):
         if not callable(getattr(loss, method, None)):
             raise ParameterError(
@@ -113,7 +128,7 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
 
 class Makeup:
     """What decides how a plan computes: the layers in their order, activations, windows and what
-    else tells the sizes of outputs, the sizes of the parameters, and whether the loss is a plain
+    else tells the sizes of outputs, the sizes of the parameters, and the formula of a
     cross-entropy.
 
     What the parameters are, how they learn and which are frozen is no part of it: a plan follows
@@ -123,7 +138,7 @@ class Makeup:
     def __init__(self, network: Any, loss: Any) -> None:
         self._name = network.name
         self._loss = loss if type(loss) is SoftmaxCrossEntropy else None
-        self._plain_loss = self._loss is not None and self._loss._plain
+        self._formula = self._loss_formula()
         groups = list(_groups(network))
         self._chains = [(g, list(g.layers)) for g in groups if isinstance(g, Sequential)]
         others = [g for g in groups if not isinstance(g, Sequential)]
@@ -173,6 +188,10 @@ class Makeup:
             raise DTypeError(f"{what} {old.dtype}, got {new.dtype}; compile again")
         return new
 
+    def _loss_formula(self) -> Any:
+        loss = self._loss
+        return None if loss is None else (loss._plain, loss._counts_all, loss.label_smoothing)
+
     def _changed(self) -> str:
         for chain, layers in self._chains:
             if chain.layers != layers:
@@ -183,7 +202,7 @@ class Makeup:
         for layer, act_fn in self._activations:
             if act_fn is not None and layer.act_fn is not act_fn:
                 return f"the activation of a {type(layer).__name__}, which was {act_fn}"
-        if self._loss is not None and self._loss._plain is not self._plain_loss:
+        if self._loss_formula() != self._formula:
             return "the loss"
         for layer, look, before, found in self._sizes:
             if look(layer) != before:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpulayers.backend import Array
 from gpulayers.models.plan_node import Node
-from gpulayers.models.plan_nodes import ResidualNode, nodes_of
+from gpulayers.models.plan_nodes import PublicNode, ResidualNode, nodes_of
 from gpulayers.ops.workspace import Workspace
 
 __all__ = ["Copy", "add_gradients", "multiplications"]
@@ -35,6 +35,13 @@ class Copy:
         self.losses = self.outputs = None
         for node in self.nodes:
             node.forget()
+
+    def drop(self) -> None:
+        """A batch has failed on its way: what parts keep of it by themselves is gone, too."""
+        self.forget()
+        for node in self.leaves():
+            if isinstance(node, PublicNode):
+                node.layers[0].flush_gradients()
 
 
 def _leaves(nodes: Any) -> Iterator[Node]:

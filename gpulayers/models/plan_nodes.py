@@ -12,7 +12,7 @@ from typing import Any
 
 from gpulayers import threads
 from gpulayers.activations import Identity, ReLU
-from gpulayers.backend import Array
+from gpulayers.backend import Array, xp_of
 from gpulayers.layers import (
     Add,
     Conv1D,
@@ -78,9 +78,13 @@ class LayerNode(Node):
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
         layer = self.layers[0]
-        dX, self.gradients[0] = layer._backward(
+        dX, grads = layer._backward(
             contiguous(dY), self._saved, params=layer.trainable, inputs=inputs
         )
+        if layer.trainable:
+            for name in layer.gradients.keys() - grads.keys():  # a normalisation's of no example
+                grads[name] = xp_of(dY).zeros_like(layer.parameters[name])
+        self.gradients[0] = grads
         return dX if inputs else None
 
     def forget(self) -> None:

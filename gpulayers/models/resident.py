@@ -194,8 +194,14 @@ class Resident:
         start = _spec.integer("Resident.begin", "start", start, 0)
         if start > self.count:
             raise ParameterError(f"Resident.begin: start must be in 0..{self.count}, got {start}")
-        self.position.fill(start)
         self._used = start
+        self.realign()
+
+    def realign(self) -> None:
+        """Have the device's counters say what the host's do: a step that failed on its way may have
+        advanced them."""
+        self.position.fill(self._used)
+        self.done.fill(self._recorded)
 
     @property
     def left(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpulayers.backend import Array
+from gpulayers.errors import ShapeError
 from gpulayers.ops._kernels import kernels_for
 
 
@@ -12,11 +15,21 @@ def product(A: Array, B: Array) -> Array:
     Transposed views (``X.T``) are multiplied as they lie in memory, and so are matrices whose rows
     lie apart.
     """
-    if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0] or A.dtype != B.dtype:
-        return (A @ B).astype(A.dtype, copy=False)  # which says what is wrong with the shapes
+    if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
+        raise ShapeError(
+            f"product: expected matrices (n, k) and (k, m), got shapes {A.shape} and {B.shape}"
+        )
+    if A.dtype != B.dtype:
+        return _mixed(A, B).astype(A.dtype, copy=False)
     A, transpose_a = _as_it_lies(A)
     B, transpose_b = _as_it_lies(B)
     return kernels_for(A, B).matmul(A, B, transpose_a, transpose_b)
+
+
+def _mixed(A: Array, B: Array) -> Array:
+    """A B of two dtypes, in the one that holds both."""
+    both = np.promote_types(A.dtype, B.dtype)
+    return product(A.astype(both, copy=False), B.astype(both, copy=False))
 
 
 def add_product(total: Array, A: Array, B: Array) -> None:
@@ -49,10 +62,12 @@ def _as_it_lies(A: Array) -> tuple[Array, bool]:
 
 
 def batched_product(A: Array, B: Array) -> Array:
-    """Return A[i] B[i] for every i, (m, n, k) times (m, k, p), in the dtype of A.
+    """Return A[i] B[i] for every i, (m, n, k) times (m, k, p), in the dtype of A, for arrays of one
+    floating dtype. Views with the last two axes swapped are multiplied as they lie in memory."""
+    transpose_a, transpose_b = _is_swapped(A), _is_swapped(B)
+    A, B = A.swapaxes(1, 2) if transpose_a else A, B.swapaxes(1, 2) if transpose_b else B
+    return kernels_for(A, B).batched_matmul(A, B, transpose_a, transpose_b)
 
-    Half types are multiplied and summed in float32: CuPy has no batched product of theirs.
-    """
-    if A.dtype.itemsize == 2:
-        return (A.astype("float32") @ B.astype("float32")).astype(A.dtype)
-    return A @ B
+
+def _is_swapped(A: Array) -> bool:
+    return not A.flags.c_contiguous and A.swapaxes(1, 2).flags.c_contiguous

@@ -37,6 +37,9 @@ class Kernels(Protocol):
     def add_matmul(
         self, total: Array, A: Array, B: Array, transpose_a: bool, transpose_b: bool
     ) -> None: ...  # total += op(A) op(B)
+    def batched_matmul(
+        self, A: Array, B: Array, transpose_a: bool, transpose_b: bool
+    ) -> Array: ...  # op(A[i]) op(B[i]) for every i
 
     # ---- convolution: columns are (n*out_rows*out_cols, fr*fc*ch), within a row tap by tap
     def im2col(self, X: Array, window: Window) -> Array: ...

@@ -1,4 +1,4 @@
-"""Training in half types: the loss in float32 and, for float16, a loss scale.
+"""Training in half types, the loss in float32 and, for float16, a loss scale; or in TF32.
 
 Master weights, the other half of it, are the optimizers' (see `gpulayers.optimizers`).
 (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.)
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,9 +18,9 @@ from gpulayers.backend import Array
 from gpulayers.errors import DivergedError, ParameterError, suggest
 from gpulayers.optimizers.base import BuiltIn
 
-__all__ = ["PRECISIONS", "LossScaler", "WideLoss", "chosen"]
+__all__ = ["PRECISIONS", "LossScaler", "WideLoss", "chosen", "multiplying"]
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class LossScaler:
@@ -213,3 +213,29 @@ def chosen(precision: str | None, dtype: Any) -> tuple[Any, LossScaler | None]:
     if dtype is not None and _spec.fold(given) != name:
         raise ParameterError(f"Trainer: precision {precision!r} is {name}, but dtype={given}")
     return name, None if name == "float32" else LossScaler(precision)
+
+
+def multiplying(precision: str | None, device: str) -> AbstractContextManager[Any]:
+    """Within it float32 is multiplied on a GPU as a trainer's `precision` says; as it is around it
+    if that says nothing.
+
+    Raises
+    ------
+    ParameterError
+        For "tf32" on a CPU, which has no such products.
+    BackendError
+        If the GPU has none either.
+    """
+    if device != "cupy":
+        if precision == "tf32":
+            raise ParameterError(
+                "Trainer: precision 'tf32' is for tensor cores, this trains on the CPU; "
+                "leave it out, or choose 'fp32'"
+            )
+        return nullcontext()
+    if precision not in ("fp32", "tf32"):
+        return nullcontext()
+    from gpulayers.cuda import precision as products  # needs CuPy
+
+    products.check("Trainer", precision)
+    return products.use_precision(precision)

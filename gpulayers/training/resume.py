@@ -42,7 +42,7 @@ def config_of(
         "batch_size": trainer.batch_size,
         "seed": trainer.seed,
         "dtype": trainer.dtype.name,
-        "precision": None if trainer.scaler is None else trainer.scaler.precision,
+        "precision": trainer.precision if trainer.scaler or trainer.precision == "tf32" else None,
         "normalize": bool(normalize),
         "clip_global_norm": trainer.clip_global_norm,
         "accumulate": trainer.accumulate,

@@ -24,7 +24,7 @@ from gpulayers.training.feed import SHARE, Feed
 from gpulayers.training.history import Epoch, History
 from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.keeper import BEST_FILE, LOG_FILE, MODEL_FILE, Keeper, position_name
-from gpulayers.training.precision import chosen
+from gpulayers.training.precision import chosen, multiplying
 from gpulayers.training.progress import Progress, checked_progress, choose_progress
 from gpulayers.training.resume import config_of, restore, state_of
 from gpulayers.training.runs import Runs
@@ -111,9 +111,10 @@ class Trainer:
         epoch in any case.
     keep_last : int
         How many checkpoints stay, the last one included.
-    precision : "fp32", "bf16" or "fp16", optional
-        Instead of `dtype`: parameters and arithmetic in that type, with master weights and the loss
-        in float32, and for "fp16" a dynamic loss scale, see `LossScaler`.
+    precision : "fp32", "tf32", "bf16" or "fp16", optional
+        Instead of `dtype`: parameters and arithmetic in that type, of a half type with master
+        weights and the loss in float32, and for "fp16" a dynamic loss scale, see `LossScaler`.
+        "tf32" is float32 multiplied by a GPU's tensor cores, see `gpulayers.cuda.precision`.
     log_every : int
         On a GPU: steps between two looks at the losses, each of which waits for the device.
 
@@ -180,6 +181,9 @@ class Trainer:
         self.out = settings.folder(out)
         self.device = settings.device_backend(device)
         dtype, self.scaler = chosen(precision, dtype)
+        self.precision = precision
+        with backend.use_backend(self.device):
+            multiplying(precision, self.device)  # says what cannot be
         self.dtype = settings.parameter_dtype(dtype, network)
         self.progress = checked_progress(progress)
         self.callbacks = Callbacks(callbacks)
@@ -227,7 +231,7 @@ class Trainer:
         """
         progress = choose_progress(self.progress, self.history)
         former_dtype = backend.default_dtype()
-        with backend.use_backend(self.device):
+        with backend.use_backend(self.device), multiplying(self.precision, self.device):
             backend.set_default_dtype(self.dtype)
             try:
                 # overflow is looked for in the loss, and reported with the layer

@@ -113,9 +113,70 @@ def dense_backward(
     close(dx, np.where(gates, want, 0) if masked else want, dtype, factor=4)
 
 
+def batches(
+    launcher: Launcher,
+    size: tuple[int, int, int],
+    dtype: str = "float32",
+    index: str = "int32",
+    name: str = "batched_gemm",
+    layout: str = "nn",
+    count: int = 3,
+) -> None:
+    """`count` products side by side; nothing of one may reach the next."""
+    rows, cols, terms = size
+    a, x = rounded(random(count, rows, terms, seed="a"), dtype)
+    b, y = rounded(random(count, terms, cols, seed="b"), dtype)
+    turned = [letter == "t" for letter in layout]
+    a, b = (
+        np.ascontiguousarray(m.swapaxes(1, 2)) if turn else m
+        for m, turn in zip((a, b), turned, strict=True)
+    )
+    c = poisoned((count, rows, cols), dtype)
+    tile = TILES[re.sub("^batched_gemm(_[nt]{2})?", "", name)]
+    grid = (-(-rows // tile.rows), -(-cols // tile.cols), count)
+    launcher.launch(name, dtype, index, grid, (a, b, c, rows, cols, terms, *turned))
+    x, y = seen(x, name, dtype), seen(y, name, dtype)
+    want = np.zeros((count, rows, cols))
+    for i in range(count):
+        for k in range(terms):
+            want[i] += np.outer(x[i, :, k], y[i, k])
+    close(c, want, dtype, factor=4)
+
+
 CASES = [
+    *(functools.partial(batches, size=(66, 5, 19), dtype=d, index=i) for d, i in COMBINATIONS),
+    *(
+        functools.partial(batches, size=(7, 67, 18), layout=layout, index="int64")
+        for layout in ("nt", "tn", "tt")
+    ),
+    functools.partial(batches, size=(3, 2, 0)),
+    *(
+        functools.partial(batches, size=size, name=f"batched_gemm_{layout}_tensor", **more)
+        for layout, size in (
+            ("nn", (130, 72, 24)),
+            ("nt", (5, 68, 72)),
+            ("tn", (136, 8, 43)),
+        )
+        for more in (
+            {"layout": layout},
+            {"layout": layout, "index": "int64", "count": 2},
+        )
+    ),
+    *(
+        functools.partial(
+            batches, size=size, name=f"batched_gemm_{layout}_tensor", layout=layout, dtype=d
+        )
+        for d in ("float16", "bfloat16")
+        for layout, size in (
+            ("nn", (130, 72, 40)),
+            ("nt", (5, 67, 72)),
+            ("tn", (136, 8, 43)),
+        )
+    ),
     functools.partial(dense_backward, size=(21, 64, 66), parts=2),
     functools.partial(dense_backward, size=(66, 3, 5), dtype="float64", index="int64"),
+    functools.partial(dense_backward, size=(64, 66, 5)),  # one tile down, two along
+    functools.partial(dense_backward, size=(65, 66, 5)),
     functools.partial(dense_backward, size=(3, 66, 2), masked=False),
     *(functools.partial(product, size=(66, 67, 19), dtype=d, index=i) for d, i in COMBINATIONS),
     *(

@@ -21,12 +21,22 @@ from tests.kernels.arrays import (
 
 
 def cross_entropy(
-    launcher: Launcher, rows: int, classes: int, scaled: bool, dtype: str, index: str
+    launcher: Launcher,
+    rows: int,
+    classes: int,
+    scaled: bool,
+    dtype: str,
+    index: str,
+    smoothing: float = 0.0,
 ) -> None:
-    """Some logits so large that their powers overflow."""
-    logits, values = rounded(
-        random(rows, classes) * np.where(np.arange(rows) % 3, 1, 90)[:, None], dtype
-    )
+    """Some logits so large that their powers overflow, some so small that they all vanish, one
+    infinite."""
+    logits = random(rows, classes) * np.where(np.arange(rows) % 3, 1, 90)[:, None]
+    logits[2 % rows] -= 300
+    logits[3 % rows, min(32, classes - 1)] += 200
+    if not smoothing:
+        logits[0, 1] = -np.inf
+    logits, values = rounded(logits, dtype)
     labels = (np.arange(rows) * 7 % classes).astype("i8")
     none = {1: -1, 4: classes}
     for row, label in none.items():
@@ -34,7 +44,7 @@ def cross_entropy(
             labels[row] = label
     losses, dlogits = poisoned(rows, WIDE[dtype]), poisoned(logits.shape, dtype)
     scale, weight = store(np.array([16.0]), WIDE[dtype]), 0.125
-    args = (logits, labels, scale, losses, dlogits, rows, classes, scaled, weight)
+    args = (logits, labels, scale, losses, dlogits, rows, classes, scaled, weight, smoothing)
     grid = blocks(32 * rows, "cross_entropy_step")
     launcher.launch("cross_entropy_step", dtype, index, grid, args)
     factor = 16 * weight if scaled else weight
@@ -42,13 +52,15 @@ def cross_entropy(
         highest = max(values[row])
         powers = [math.exp(v - highest) for v in values[row]]
         total, label = math.fsum(powers), int(labels[row])
-        hits = [float(c == label) for c in range(classes)]
-        want = [(p / total - hit) * factor for p, hit in zip(powers, hits, strict=True)]
+        share = smoothing / classes
+        wanted = [(1 - smoothing) * (c == label) + share for c in range(classes)]
+        want = [(p / total - t) * factor for p, t in zip(powers, wanted, strict=True)]
         close(dlogits[row], np.array(want), dtype, 8.0)
         if row in none:
             assert np.isnan(losses[row])
         else:
-            loss = math.log(total) - (values[row, label] - highest)
+            logs = [math.log(total) - (v - highest) for v in values[row]]
+            loss = math.fsum(t * part for t, part in zip(wanted, logs, strict=True) if t)
             close(losses[row : row + 1], np.array([loss]), WIDE[dtype], 8.0)
 
 
@@ -60,5 +72,15 @@ CASES = [
         (10, 70, 3, 33, 4),
         (True, False, False, True, True),
         strict=True,
+    )
+]
+CASES += [
+    functools.partial(
+        cross_entropy, rows=5, classes=c, scaled=s, dtype=d, index="int32", smoothing=share
+    )
+    for c, s, d, share in (
+        (10, False, "float32", 0.1),
+        (3, True, "float16", 0.25),
+        (40, False, "float64", 1.0),
     )
 ]

@@ -67,7 +67,9 @@ def loss(launcher: Launcher, rows: int, classes: int, dtype: str, index: str, lo
 def loss_and_gradient(launcher: Launcher, rows: int, classes: int, dtype: str, index: str) -> None:
     z, values = rounded(random(rows, classes, scale=4.0) - 1000.0, dtype)
     labels = np.arange(rows, dtype=np.int64) * 7 % classes
-    labels[:2] = 2**32 + 1, 0  # of no class: the loss is NaN, the gradient that of no label
+    labels[:3] = (2**32 + 1, 0, classes)[
+        :rows
+    ]  # of no class, but the 0: the loss is NaN, the gradient that of no label
     losses, dlogits = poisoned(rows, dtype), poisoned(z.shape, dtype)
     args = (z, labels, losses, dlogits, rows, classes, 0.25)
     launcher.launch("softmax_cross_entropy_both", dtype, index, _grid(rows, False), args)

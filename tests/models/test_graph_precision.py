@@ -10,7 +10,7 @@ import pytest
 
 from gpulayers import backend as library
 from gpulayers import random
-from gpulayers.errors import DivergedError
+from gpulayers.errors import BackendError, DivergedError
 from gpulayers.layers import BatchNorm2D, Conv2D, Dropout, Flatten, FullyConnected, Pool2D
 from gpulayers.models import Activation, Sequential
 from gpulayers.training import Trainer
@@ -150,6 +150,57 @@ def test_the_device_leaves_a_step_out(emulated: Backend) -> None:
     assert planned.plan.loss_scale["scale"] == plain.scaler.scale
     close(planned, plain, 0.02)
     assert planned.network[0].optimizer.cache["W"]["t"] == 2 + plain.scaler._good
+
+
+def test_steps_left_out_before_a_new_build(emulated: Backend) -> None:
+    """The host hears of them behind it: from then on Adam's correction is that of the steps that
+    were done."""
+    _, planned = halves(emulated, ADAM, "fp16")
+    planned.step()
+    planned.plan._scale.state.scale.fill(2.0**30)
+    planned.step()
+    planned.network[4].freeze()
+    planned.step()
+    assert planned.plan.loss_scale["skipped"] >= 1
+    planned.step()
+    planned.plan._scale.state.scale.fill(START)
+    planned.step()
+    skipped = planned.plan.loss_scale["skipped"]
+    planned.step()
+    entry = planned.network[0].optimizer.cache["W"]
+    assert entry["t"] == planned.network[0].optimizer.cur_step == 6 - skipped
+    assert emulated.asnumpy(planned.plan._flat.step) == [6 - skipped]
+
+
+def test_a_first_step_that_fails_leaves_the_scale(
+    emulated: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the gradients have been looked at, and found too large."""
+    _, planned = halves(emulated, ADAM, "fp16")
+    planned.step(2)
+    planned.plan._scale.state.scale.fill(2.0**30)
+    before = planned.plan.loss_scale
+    flat = importlib.import_module("gpulayers.cuda.flat")
+
+    def refused(*_: Any) -> None:
+        raise BackendError("refused")
+
+    monkeypatch.setattr(flat, "flat_update", refused)
+    with pytest.raises(BackendError, match="refused"):
+        planned.step()
+    assert planned.plan.loss_scale == before
+
+
+def test_steps_that_the_host_leaves_out(emulated: Backend) -> None:
+    """Of rules that differ: nobody has counted them, and so nobody takes them back."""
+    _, planned = halves(emulated, ADAM, "fp16")
+    planned.network[8].optimizer = Sequential([FullyConnected(2)], "SGD(lr=0.01)")[0].optimizer
+    planned.step()
+    planned.plan._scale.state.scale.fill(2.0**30)
+    planned.step()
+    optimizers = [planned.network[i].optimizer for i in (0, 4, 6, 8)]
+    assert planned.plan.loss_scale["skipped"] == 1
+    assert [optimizer.cur_step for optimizer in optimizers] == [1] * 4
 
 
 def test_the_scale_grows(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

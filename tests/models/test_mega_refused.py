@@ -63,6 +63,8 @@ def test_refused(emulated: Backend, layers: list[Any], optimizer: str, message: 
 
 
 def test_refused_for_other_reasons(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpulayers.cuda.precision import use_precision
+
     with pytest.raises(ParameterError, match="FullyConnected layer at the end"):
         Sequential([Flatten()], SGD).compile((4, 3), engine="mega")
     two = Sequential([FullyConnected(4, optimizer=SGD), FullyConnected(3, optimizer="Adam")])
@@ -74,6 +76,12 @@ def test_refused_for_other_reasons(emulated: Backend, monkeypatch: pytest.Monkey
             Sequential([FullyConnected(3)]).compile((4, 3), engine="mega")
     finally:
         set_default_dtype("float32")
+    wide = Sequential([FullyConnected(3)])
+    with pytest.raises(ParameterError, match="computes in float32, asked for was fp16"):
+        wide.compile((4, 3), engine="mega", precision="fp16")
+    assert wide.dtype == "float32", "it is converted by a plan that is made, no other"
+    with use_precision("tf32"), pytest.raises(ParameterError, match="asked for was tf32"):
+        wide.compile((4, 3), engine="mega")
     with pytest.raises(ParameterError, match=r"unknown engine 'maga'.*mega"):
         two.compile((4, 3), engine="maga")
     with switched_to("numpy"), pytest.raises(BackendError, match="needs a GPU"):

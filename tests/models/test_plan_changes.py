@@ -258,7 +258,38 @@ def test_bad_arguments() -> None:
         network.compile(batch_shape=(4, *IMAGE), loss=object())
     with pytest.raises(ParameterError, match=r"unknown precision 'fp33'"):
         network.compile(batch_shape=(4, *IMAGE), precision="fp33")
-    with pytest.raises(DTypeError, match="'fp64' needs parameters of float64, these are float32"):
-        network.compile(batch_shape=(4, *IMAGE), precision="fp64")
     with pytest.raises(ShapeError, match="layer 0"):
         network.compile(batch_shape=(4, 12, 10))
+
+
+@pytest.mark.parametrize("precision, dtype", [("fp64", "float64"), ("fp16", "float16")])
+def test_a_network_that_was_never_updated_is_converted(
+    backend: Any, precision: str, dtype: str
+) -> None:
+    """A step is then that of a network whose parameters were rounded by hand."""
+    ours, theirs = twins(by_example, backend)
+    before = dict(ours.parameters)
+    plan = ours.compile(batch_shape=(4, *IMAGE), precision=precision)
+    for _, layer in theirs.walk():
+        layer.parameters.update({k: p.astype(dtype) for k, p in layer.parameters.items()})
+    other = theirs.compile(batch_shape=(4, *IMAGE))
+    for X, labels in batches(backend, 2, 4):
+        assert float(plan.step(X, labels)) == float(other.step(X, labels))
+    assert all(array.dtype == "float32" for array in before.values())
+    for name, array in ours.parameters.items():
+        assert array.dtype == dtype, name
+        np.testing.assert_array_equal(*map(backend.asnumpy, (array, theirs.parameters[name])))
+
+
+def test_a_network_that_was_updated_is_not_converted(backend: Any) -> None:
+    network = by_example()
+    ((X, labels),) = batches(backend, 1, 4)
+    network.forward(X)
+    words = "'fp64' needs parameters of float64, these are float32; they are converted before the"
+    with pytest.raises(DTypeError, match=words):
+        network.compile(batch_shape=(4, *IMAGE), precision="fp64")
+    network.flush_gradients()
+    network.compile(batch_shape=(4, *IMAGE), optimizer="Adam").step(X, labels)
+    with pytest.raises(DTypeError, match=words.replace("fp64", "fp16").replace("64", "16")):
+        network.compile(batch_shape=(4, *IMAGE), precision="fp16")
+    assert network.dtype == "float32"

@@ -1,9 +1,11 @@
 """`Trainer(precision=...)`: half types with master weights, a float32 loss and a loss scale."""
 
+import re
+
 import numpy as np
 import pytest
 
-from gpulayers.errors import DivergedError, ParameterError
+from gpulayers.errors import BackendError, DivergedError, ParameterError
 from gpulayers.layers import Conv2D, Flatten, FullyConnected, Pool2D
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
@@ -165,3 +167,42 @@ def test_waits_on_a_gpu(precision, compile, waits, emulated: Backend):
     few, many = events(3), events(7)
     assert many["sync"] - few["sync"] == 4 * waits
     assert many["h2d"] == few["h2d"]
+
+
+@pytest.mark.parametrize("compile", [None, False])
+@pytest.mark.parametrize("asked, around", [("tf32", "fp32"), (None, "tf32"), ("fp32", "tf32")])
+def test_tensor_cores_for_float32(compile, asked, around, emulated: Backend):
+    """In every product of the run, the steps' and those of the looks at the test split."""
+    from gpulayers.cuda.precision import use_precision
+
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (8, 4, 4, 1), np.uint8), rng.integers(0, 4, 8))
+    net = Sequential([Flatten(), FullyConnected(8, act_fn="ReLU"), FullyConnected(4)], "SGD(lr=0)")
+    data = Dataset("noise", split, split, tuple("abcd"))
+    with emulated.count() as events, use_precision(around):
+        run(net, data, batch_size=4, precision=asked, compile=compile)
+    products = [name for name in events if re.search("gemm<|dense_backward<", name)]
+    assert products
+    for name in products:
+        assert ("Tensor" in name) == ((asked or around) == "tf32"), name
+
+
+def test_tensor_cores_need_a_gpu(few):
+    with pytest.raises(ParameterError, match="'tf32' is for tensor cores, this trains on the CPU"):
+        Trainer(dense(), few, precision="tf32")
+
+
+def test_tensor_cores_of_an_old_gpu(few, emulated: Backend, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gpulayers.cuda.precision.capability", lambda: 75)
+    with pytest.raises(BackendError, match=r"Trainer: .*tf32.* 8\.0"):
+        Trainer(dense(), few, precision="tf32")
+
+
+def test_a_run_in_tf32_goes_on_in_it(emulated: Backend, tmp_path):
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (8, 4, 4, 1), np.uint8), rng.integers(0, 3, 8))
+    data = Dataset("noise", split, split, tuple("abc"))
+    run(dense(), data, precision="tf32", out=tmp_path, epochs=1)
+    with pytest.raises(ParameterError, match="resume: precision is None, but the run"):
+        Trainer(dense(), data, 32, 2, resume=tmp_path)
+    assert Trainer(dense(), data, 32, 2, precision="tf32", resume=tmp_path).fit().epochs

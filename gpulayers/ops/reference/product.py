@@ -21,3 +21,10 @@ class ReferenceProduct:
         self, total: Array, A: Array, B: Array, transpose_a: bool, transpose_b: bool
     ) -> None:
         total += self.matmul(A, B, transpose_a, transpose_b)
+
+    def batched_matmul(self, A: Array, B: Array, transpose_a: bool, transpose_b: bool) -> Array:
+        """Half types in float32: CuPy has no batched product of theirs."""
+        A, B = A.swapaxes(1, 2) if transpose_a else A, B.swapaxes(1, 2) if transpose_b else B
+        if A.dtype.itemsize == 2:
+            return (A.astype("float32") @ B.astype("float32")).astype(A.dtype)
+        return A @ B

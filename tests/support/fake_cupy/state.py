@@ -132,6 +132,7 @@ class State:
     def __init__(self) -> None:
         # how kernels are built: "check" (all checks), "plain" (fast), or "ptx" (tests.support.ptx)
         self.flavour = "check"
+        self.lacks_cublas: Callable[[], bool] = lambda: False
         self.seed = 0  # order in which the emulator runs threads
         self.launch_options: dict[str, Any] = {}  # further arguments for every kernel launch
         self.kernel_attributes: dict[str, dict[str, int]] = {}  # by name, of RawKernel.attributes
