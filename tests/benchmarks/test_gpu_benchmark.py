@@ -214,7 +214,8 @@ def test_a_way_that_fails_leaves_the_others_their_turn(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = works(tiny, tmp_path, capsys, ways=["resident", "layers"])  # NumPy has no resident data
+    both = ["resident", "layers"]  # NumPy has no resident data
+    found = works(tiny, tmp_path, capsys, ways=both, twice=both)
     assert list(found) == ["resident", "layers", "layers again"]
     assert "error" in found["resident"]
     assert found["layers"]["steps"] == 2

@@ -356,34 +356,3 @@ def test_the_ways_of_a_product_are_told(
         found = items[f"dense_backward fp16{ending}"]()
         assert any("warpgroup" in way for way in found["us"]) == tried
     assert "GPULAYERS_WARPGROUPS" not in os.environ
-
-
-@pytest.mark.emulated
-def test_pairs_of_ways_are_timed(
-    bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both ways of each pair are taken, are right, and give the same."""
-    pytest.importorskip("ml_dtypes")
-    taken: list[Any] = []
-
-    def alone(_: Any, runs: list[Callable[[], Any]]) -> Any:
-        taken.append(runs[0]())
-        return bench.clock.Times(*[float(len(taken))] * 3)
-
-    monkeypatch.setattr(bench.pairs, "alone", alone)
-    for name, value in {"_IMAGES": 3, "_SIZE": 6, "_CHANNELS": 8}.items():
-        monkeypatch.setattr(bench.pairs, name, value)
-    conv = importlib.import_module("gpulayers.cuda.conv")
-    monkeypatch.setattr(conv, "SPECIALISED", False)
-    for name, measure in bench.pairs.items(emulated.xp):
-        with fake_cupy.count() as events:
-            found = measure()
-        assert len(found["us"]) == 2
-        assert found["rule"] == found["best"]
-        assert all(0 <= wrong < 1e-2 for wrong in found["error"].values())
-        for one, other in list(zip(*taken[-2:], strict=True))[: 2 if "forward" in name else 1]:
-            a, b = (emulated.asnumpy(array).astype("f8") for array in (one, other))
-            np.testing.assert_allclose(a, b, atol=2e-2 * max(1.0, abs(b).max()), err_msg=name)
-        kernels = {event.partition("<")[0] for event in events if event.startswith("kernel:")}
-        few = {"kernel:example_conv_forward", "kernel:example_conv_backward"}
-        assert kernels & few if "few" in name else "kernel:unpool2d" in kernels
