@@ -184,6 +184,10 @@ def test_words_that_are_unknown(bench: SimpleNamespace, capsys: pytest.CaptureFi
 def test_every_goal_belongs_to_a_step(bench: SimpleNamespace) -> None:
     names = {item.name for part in bench.nets.PARTS.values() for item in part}
     assert set(bench.nets.REACH) <= names
+    recurrent = {
+        f"{kind}{h} b{n} tf32" for kind in ("rnn", "lstm") for h in (128, 512) for n in (32, 256)
+    }
+    assert recurrent <= names
 
 
 # ------------------------------------------------------------------------------ a way's process
@@ -327,13 +331,16 @@ def test_processes_of_the_start_end_with_the_budget(
 ) -> None:
     """What is cut off is not measured; what takes longer than anything may has failed. What such a
     process has started ends too."""
-    sleep = "import time; time.sleep(50)"
+    file = tmp_path / "still there"
+    sleep = f"import time; time.sleep(4); open({str(file)!r}, 'w'); time.sleep(50)"
     code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {sleep!r}])"
     begin = time.monotonic()
     assert "longer than 1 s" in bench.startup._seconds(code, seconds=1.0)["not measured"]
     monkeypatch.setattr(bench.startup, "_MOST", 1.0)
     assert "longer than 1 s" in bench.startup._seconds(code, seconds=9.0)["error"]
     assert time.monotonic() - begin < 30
+    time.sleep(max(0.0, begin + 6 - time.monotonic()))
+    assert not file.exists()
 
 
 def test_caches_of_all_sides_lie_in_the_folder(bench: SimpleNamespace, tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_a_record_is_taken_up(bench: SimpleNamespace, tmp_path: Path) -> None:
     one, two = json.loads(file.read_text())["runs"]
     assert (one["commit"], one["steps"]["x"]["fused"]) == ("a", {"median_us": 1.0})
     assert (two["commit"], two["steps"]["x"]["fused"]) == ("b", {"median_us": 2.0})
+    values = {"a": {"ms": 1.0}}, {"a": {"error": "x"}}, {"a": {"not measured": "x"}}
+    newest = bench.record.newest([{"kernels": {"k": value}} for value in values], "kernels")
+    assert newest == {"k": {"a": {"error": "x"}}}, "what was left out replaces nothing"
     elsewhere = bench.record.Record(tmp_path / "new" / "gpu.json", former=file)
     assert len(elsewhere.runs) == 2
     for broken in ("{broken", '{"steps": {}}'):

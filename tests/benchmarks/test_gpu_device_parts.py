@@ -154,6 +154,7 @@ def test_a_wrong_kernel_is_not_timed(quick: SimpleNamespace, emulated: Backend) 
     def case(own: Callable[[Any], Any]) -> Any:
         def make(e: Any, numbers: Any) -> Any:
             x = numbers(64)
+            assert x.dtype == ("float64" if type(e) is reference else "float32")
             run = (lambda: x + 1) if type(e) is reference else lambda: own(x)
             return quick.kernels.Work((64,), 256, run)
 
