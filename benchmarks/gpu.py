@@ -6,20 +6,30 @@
 
 Parts: micro, kernels, ways, lenet, vgg, resnet9, rnn, lstm, wavenet, startup. ``--out`` is a folder
 (default: the variable OUT, else ``benchmarks/results``); ``gpu-<device>.json`` there is written
-after every item, and taken up by the next run, so that parts can be measured one after the other.
-A run ends when ``--budget`` seconds are over: what comes last is left out and said.
+after every item. Every process that is started ends with the budget (``--budget`` seconds from the
+start of the command); what comes last is left out and said.
+
+The file holds runs: what each found, with its date, commit, digest of the sources, device, driver,
+versions, settings and clock rates. A command that is given again goes on where the last one ended:
+it leaves out what a run of the same sources, device, driver, versions and settings has measured,
+and takes what failed last (``--anew``: it measures everything). ``--former`` names the file to go
+on from where the one in ``--out`` is not there. No ratio is of two times from different runs: what
+the missing ways are held against is timed again.
 
 What follows from the numbers is printed as a table of decisions, each with its bound. The parts
 micro, kernels and ways go on in another process with the next item where one loses the device or
-hangs.
+hangs. Each kernel must agree with the array formulas in float64 on the device, its results in
+memory that was full of NaN; the formulas must agree with PyTorch in float64 on the CPU.
 
 Each way of taking a step has a process of its own. Its first three steps must give the losses and
 weights that PyTorch gives in float64, and our layers in float64 NumPy, before it is timed: wall
 clock over 200 steps (fewer if they take long) between two waits for the device, after 20 steps of
-warm-up; the median of seven. Inputs are random numbers on the device, eight batches in turn. The
-fastest settings on both sides: channels_last, cudnn.benchmark, fused optimizers, TF32 where the
-item says so on both sides or on none; CUDA graphs by hand, reduce-overhead, max-autotune; a jitted
-step and a scan. One way of each side is timed twice: their difference is the noise.
+warm-up; the median of seven, the least and the most. Inputs are random numbers on the device, eight
+batches in turn. The fastest settings on both sides: channels_last, cudnn.benchmark, fused
+optimizers, TF32 where the item says so on both sides or on none; CUDA graphs by hand,
+reduce-overhead, max-autotune; a jitted step and a scan. Our ways as graphs, PyTorch's eager step
+and its graph and JAX's jitted step are made and timed twice: their difference is the noise. The
+losses of 200 steps are held against PyTorch's.
 
 Without a GPU nothing is measured, and the floors are printed.
 """
@@ -27,178 +37,20 @@ Without a GPU nothing is measured, and the floors are printed.
 from __future__ import annotations
 
 import argparse
-import atexit
-import importlib.util
 import json
-import math
 import os
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _gpu import child, clock, decide, floors, machine, record, startup
+from _gpu import child, clock, floors, machine, record, startup
 from _gpu.nets import PARTS, Item
+from _gpu.run import Run
 
 SCRIPT = Path(__file__).resolve()
 ALL_PARTS = (*child.DEVICE_PARTS, *PARTS, "startup")
-#: (side, its ways that share a process, seconds that it is given at most), in the order of turns
-TURNS: tuple[tuple[str, tuple[str, ...], float], ...] = (
-    ("ours", ("fused",), 120),
-    ("ours", ("resident",), 120),
-    ("torch", ("torch eager", "torch graph"), 120),
-    ("ours", ("mega",), 120),
-    ("ours", ("layers",), 120),
-    ("jax", ("jax jit", "jax scan"), 150),
-    ("torch", ("torch reduce-overhead",), 200),
-    ("torch", ("torch compiled graph",), 300),
-    ("torch", ("torch max-autotune",), 300),
-)
-TWICE = ("resident", "torch eager", "torch graph")
-_PATIENCE = 60.0  # seconds for one item of micro, kernels or ways
-_SPARE = 8.0  # seconds that a turn must be able to take, or it is left out
-_END = 5.0  # seconds for the tables
-
-
-class Run:
-    """One run of the script: what is asked for, what is left of its time, where results go."""
-
-    def __init__(self, args: argparse.Namespace, file: Path, device: str) -> None:
-        self.args, self.device = args, device
-        self.budget = clock.Budget(args.budget - _END)
-        self.record = record.Record(file)
-        self.folder = Path(tempfile.mkdtemp(prefix="gpulayers-bench-"))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        self.left_out: list[str] = []
-
-    def call(
-        self,
-        job: dict[str, Any],
-        most: float,
-        heard: Callable[[str, Any], object] | None = None,
-        patience: float = math.inf,
-    ) -> dict[str, Any]:
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        seconds = min(most, self.budget.left)
-        return child.call(job, seconds, SCRIPT, environment, heard, patience)
-
-    def device_part(self, part: str) -> None:
-        """Measurements one after the other; a fault of the device ends the process and costs the
-        one that made it, another process goes on with the next one."""
-        done: list[str] = []
-
-        def heard(name: str, value: Any) -> None:
-            done.append(name)
-            self.record.put(part, name, "measured", value)
-            print(f"{part}: {name}: {_short(value)}", flush=True)
-
-        while self.budget.left > _SPARE:
-            before = len(done)
-            job = {"kind": part, "batch": self.args.batch, "skip": done}
-            found = self.call(job, math.inf, heard, _PATIENCE)
-            if "error" not in found:
-                return
-            if len(done) == before:  # it does not even begin
-                self.record.put(part, "process", "measured", {"error": found["error"]})
-                print(f"{part}: {found['error']}", flush=True)
-                return
-        self.left_out.append(f"the rest of {part}")
-
-    def steps(self, items: list[Item]) -> None:
-        """The ways in turn, each for all items, the slow compilers last."""
-        known = [item for item in items if self.referee(item)]
-        for side, ways, most in TURNS:
-            if side not in self.args.sides or not installed(side):
-                continue
-            for item in known:
-                if self.budget.left < _SPARE:
-                    self.left_out.append(f"{item.name}: {', '.join(ways)}")
-                    continue
-                self.turn(item, side, ways, most)
-
-    def referee(self, item: Item) -> bool:
-        job = {"kind": "referee", "item": _told(item), "device": self.device}
-        if self.budget.left < _SPARE:
-            self.left_out.append(item.name)
-            return False
-        found = self.call({**job, "file": str(self.file(item))}, 180)
-        self.record.put("steps", item.name, "referee", found)
-        self.record.put("floors", item.name, "floor", floors.floor(item))
-        return "error" not in found
-
-    def turn(self, item: Item, side: str, ways: tuple[str, ...], most: float) -> None:
-        job = {
-            "kind": side,
-            "item": _told(item),
-            "ways": ways,
-            "twice": TWICE,
-            "device": self.device,
-            "file": str(self.file(item)),
-            "warm_up": self.args.warm_up,
-            "steps": self.args.steps,
-            "repeats": self.args.repeats,
-        }
-        found = self.call(job, most)
-        error = found.pop("error", None)
-        for way, value in found.items():
-            self.record.put("steps", item.name, way, value)
-        if error is not None:
-            for way in ways:
-                if way not in found:
-                    self.record.put("steps", item.name, way, {"error": error})
-        said = (f"{way} {_short(v)}" for way, v in found.items())
-        print(f"{item.name}: {'; '.join(said)}{f' {error}' if error else ''}", flush=True)
-
-    def file(self, item: Item) -> Path:
-        return self.folder / f"{item.name.replace(' ', '-')}.npz"
-
-    def startup(self) -> None:
-        for name, run in startup.items(self.device, SCRIPT):
-            if self.budget.left < _SPARE:
-                self.left_out.append(name)
-                continue
-            try:
-                value = run()
-            except Exception as error:
-                value = {"error": f"{type(error).__name__}: {error}"}
-            self.record.put("startup", name, "measured", value)
-            print(f"{name}: {value}", flush=True)
-
-    def show(self) -> None:
-        """The tables, that of the ratios last."""
-        values = self.record.values
-        for name, entry in values.get("startup", {}).items():
-            print(f"startup: {name}: {entry['measured']}")
-        steps = values.get("steps", {})
-        if self.left_out:
-            print("left out for want of time: " + "; ".join(self.left_out))
-        if steps:
-            print(record.time_table(steps))
-            print()
-        self.record.values["decisions"] = [d._asdict() for d in decide.decisions(values)]
-        self.record.write()
-        print(decide.printed(values))
-        print()
-        if steps:
-            print(record.ratio_table(steps))
-
-
-def _told(item: Item) -> list[Any]:
-    return [item.net, item.batch, item.precision]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "median_us" in value:
-        return f"{value['median_us']:.1f} us"
-    return str(value)[:120]
-
-
-def installed(side: str) -> bool:
-    """Whether a side can take part."""
-    return side == "ours" or importlib.util.find_spec(side) is not None
+_END = 8.0  # seconds for the last process to be ended, and for the tables
 
 
 def chosen(args: argparse.Namespace) -> list[Item]:
@@ -238,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=clock.STEPS)
     p.add_argument("--warm-up", type=int, default=clock.WARM_UP)
     p.add_argument("--repeats", type=int, default=clock.REPEATS)
+    p.add_argument("--anew", action="store_true", help="what former runs measured, too")
+    p.add_argument("--former", type=Path, help="file of former runs, if not in --out")
+    p.add_argument("--mnist", type=Path, help="folder of MNIST's files, of the part startup")
     p.add_argument("--child", help=argparse.SUPPRESS)
     return p
 
@@ -259,16 +114,23 @@ def main(arguments: list[str] | None = None) -> int:
     if args.child:
         child.work(json.loads(args.child))
         return 0
+    budget = clock.Budget(args.budget - _END)
+    try:
+        startup.find_mnist(args.mnist, SCRIPT.parent.parent)
+    except FileNotFoundError as error:
+        parser().error(f"argument --mnist: {error}")
     missing = gpu_error()
     if missing is not None:
         print(floors.printed(chosen(args) or [i for part in PARTS.values() for i in part]))
         print(f"no GPU: nothing was measured ({missing.splitlines()[0]})")
         return 0
-    facts = machine.facts()
+    facts = {**machine.facts(), "settings": settings(args)}
     name = re.sub(r"[^A-Za-z0-9]+", "-", facts["device"].get("name", "unknown")).strip("-").lower()
     folder = args.out or Path(os.environ.get("OUT") or SCRIPT.parent / "results")
-    run = Run(args, folder / f"gpu-{name}.json", "cuda")
-    record.started(run.record, facts)
+    kept = record.Record(folder / f"gpu-{name}.json", args.former)
+    kept.begin(facts)
+    run = Run(args, SCRIPT, kept, "cuda", budget)
+    run.clock("start")
     for part in child.DEVICE_PARTS:
         if part in args.parts:
             run.device_part(part)
@@ -276,8 +138,14 @@ def main(arguments: list[str] | None = None) -> int:
     if "startup" in args.parts:
         run.startup()
     run.show()
-    print(f"written to {run.record.path}")
+    print(f"written to {kept.path}")
     return 0
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What figures depend on besides: runs of other settings are told apart."""
+    clocks = {name: getattr(args, name) for name in ("batch", "warm_up", "steps", "repeats")}
+    return {**clocks, "environment": machine.variables()}
 
 
 if __name__ == "__main__":

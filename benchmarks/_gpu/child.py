@@ -14,16 +14,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from _gpu import referee
+from _gpu import machine, nets, referee
 from _gpu.clock import wall
 from _gpu.nets import Item
+from _gpu.record import LEFT_OUT, REFUSED
+from _gpu.tables import EAGER
+from gpulayers.errors import GPULayersError
 
 _MARK, _BEGUN = "RESULT ", "BEGUN "
 _LONGEST_ERROR = 600
+_LOOK, _SHORTEST, _ENDING = 0.2, 1.0, 10.0  # seconds
+_WINDOW = 20  # steps whose losses have one mean
+_SHAKES = 2
+_OF_MEGA = 'engine "mega"'
 #: each a file here, with the `items` that one process measures
 DEVICE_PARTS = ("micro", "kernels", "ways")
 Job = dict[str, Any]
@@ -40,10 +47,11 @@ def call(
     heard: Callable[[str, Any], object] | None = None,
     patience: float = math.inf,
 ) -> Job:
-    """Have a process do a job; return what it put out, by name, and an "error" if it failed.
+    """Have a process do a job; return what it put out, by name, and why it did not end well.
 
-    What it had put out when it failed, or when its time was up, is returned too; what it was at
-    then, if it had said so, with the error.
+    That is an "error" if it failed or hung, "not measured" (`record.LEFT_OUT`) if `seconds` were
+    over. What it had put out by then is returned too, and what it was at, if it had said so, has
+    the same told of it.
 
     Parameters
     ----------
@@ -61,25 +69,18 @@ def call(
         start_new_session=True,  # so that what it starts ends with it
     )
     lines: queue.Queue[str | None] = queue.Queue()
-    told: list[str] = []
+    told: list[str | None] = []
     readers = [
-        threading.Thread(target=_pass_on, args=(process.stdout, lines.put)),
-        threading.Thread(target=_pass_on, args=(process.stderr, told.append)),
+        threading.Thread(target=_pass_on, args=(process.stdout, lines.put), daemon=True),
+        threading.Thread(target=_pass_on, args=(process.stderr, told.append), daemon=True),
     ]
     for reader in readers:
         reader.start()
     found: Job = {}
-    begun, late = "", ""
-    end = time.monotonic() + max(seconds, 1.0)
-    while not late:
-        left = end - time.monotonic()
-        try:
-            line = lines.get(timeout=max(0.0, min(left, patience)))
-        except queue.Empty:
-            late = f"stopped after {seconds if left <= patience else patience:.0f} s"
-            continue
-        if line is None:
-            break
+    begun, over = "", dict[str, str]()
+
+    def take(line: str) -> None:
+        nonlocal begun
         if line.startswith(_BEGUN):
             begun = line.removeprefix(_BEGUN).strip()
         elif line.startswith(_MARK):
@@ -87,22 +88,41 @@ def call(
             found[entry["what"]] = entry["value"]
             if heard is not None:
                 heard(entry["what"], entry["value"])
-    if late:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+
+    end, spoken = time.monotonic() + max(seconds, _SHORTEST), time.monotonic()
+    while not over:
+        try:
+            line = lines.get(timeout=_LOOK)
+            spoken = time.monotonic()
+            if line is None:
+                break
+            take(line)
+        except queue.Empty:
+            if process.poll() is not None:
+                break  # something that it started keeps its output open
+        if time.monotonic() >= end:
+            over = {LEFT_OUT: f"stopped after {seconds:.0f} s"}
+        elif time.monotonic() - spoken > patience:
+            over = {"error": f"no word for {patience:.0f} s"}
+    if not over:  # its output is closed: it ends, or is not worth waiting for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(_SHORTEST, min(_ENDING, end - time.monotonic())))
+    code = process.poll()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for reader in readers:
-        reader.join()
-    if late:
-        found["error"] = late
-    elif process.returncode:
+        reader.join(_SHORTEST)
+    while not lines.empty():  # what it said at last
+        take(lines.get() or "")
+    if not over and code:
         text = "".join(line for line in told if line is not None).strip()
-        found["error"] = f"exit code {process.returncode}: {text[-_LONGEST_ERROR:]}"
-    if "error" in found and begun and begun not in found:
-        found[begun] = {"error": found["error"]}
+        over = {"error": f"exit code {code}: {text[-_LONGEST_ERROR:]}"}
+    if over and begun and begun not in found:
+        found[begun] = dict(over)
         if heard is not None:
             heard(begun, found[begun])
-    return found
+    return {**found, **over}
 
 
 def _pass_on(source: IO[str] | None, to: Callable[[str | None], object]) -> None:
@@ -135,29 +155,68 @@ def work(job: Job) -> None:
         referee.write(Path(job["file"]), result, by_noise)
         put("facts", {**facts, "off by noise alone": by_noise})
         return
+    if kind == "formulas":
+        from _gpu import formulas
+
+        for name, run in formulas.items():
+            put(name, _tried(run))
+        return
     if kind in DEVICE_PARTS:
         _device_items(job)
         return
     item, wanted = Item(*job["item"]), referee.read(Path(job["file"]))
     clocks = {name: job[name] for name in ("warm_up", "steps", "repeats")}
     for way in job["ways"]:
-        try:
-            put(way, _timed(kind, item, way, job["device"], wanted, clocks))
-            if way in job["twice"]:
-                put(f"{way} again", _timed(kind, item, way, job["device"], wanted, clocks))
-        except Exception as error:
-            put(way, {"error": _told(error)})
+        found = _tried(lambda w=way: _timed(kind, item, w, job, wanted, clocks))
+        put(way, found)
+        if way in job["twice"] and "median_us" in found:  # for the noise
+            again = _tried(lambda w=way: _timed(kind, item, w, {**job, "curve": 0}, wanted, clocks))
+            again.pop("peak bytes", None)  # it would be that of both
+            put(f"{way} again", again)
+
+
+def _tried(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it gives, or its error; or that this network is not for it, in its own words."""
+    try:
+        return run()
+    except Exception as error:
+        known = isinstance(error, GPULayersError) and _OF_MEGA in str(error)
+        return {REFUSED if known else "error": _told(error)}
 
 
 def _timed(
-    kind: str, item: Item, way: str, device: str, wanted: Any, clocks: dict[str, int]
+    kind: str, item: Item, way: str, job: Job, wanted: Any, clocks: dict[str, int]
 ) -> dict[str, Any]:
-    """Check a way's first steps, then time it."""
-    subject = _subject(kind, item, way, device)
+    """Check a way's first steps, follow its losses for some more, then time it."""
+    subject = _subject(kind, item, way, job["device"])
     result, by_noise = wanted
     wrong = referee.judge(subject.checked(), result, item, by_noise)
+    losses = subject.losses(job["curve"]) if job["curve"] else []
     found = wall(subject.run, subject.wait, **clocks, multiple=subject.multiple)
-    return {**found, "off by": wrong, "peak bytes": subject.peak_bytes(), **subject.facts()}
+    at = {"clock": machine.clock()} if job["device"] == "cuda" else {}
+    found = {**found, "off by": wrong, "peak bytes": subject.peak_bytes(), **subject.facts(), **at}
+    if losses:
+        found["curve"] = curve(losses)
+    if losses and way == EAGER:
+        del subject
+        found["shaken curves"] = list(_shaken(kind, item, way, job))
+    return found
+
+
+def _shaken(kind: str, item: Item, way: str, job: Job) -> Iterator[list[float]]:
+    """The losses where the inputs are off by the precision's rounding: how far they go apart from
+    the others for that reason alone."""
+    for seed in range(_SHAKES):
+        with nets.shaken(seed, nets.ROUNDING[item.precision]):
+            subject = _subject(kind, item, way, job["device"])
+        subject.checked()
+        yield curve(subject.losses(job["curve"]))
+
+
+def curve(losses: list[float]) -> list[float]:
+    """Means of `_WINDOW` losses one after the other."""
+    starts = range(0, len(losses) - _WINDOW + 1, _WINDOW)
+    return [sum(losses[i : i + _WINDOW]) / _WINDOW for i in starts]
 
 
 def _subject(kind: str, item: Item, way: str, device: str) -> Any:
@@ -184,14 +243,10 @@ def _device_items(job: Job) -> None:
 
     backend.use_backend("cupy")
     xp: Any = backend.module("cupy")
-    for name, run in items(xp, job["batch"]):
-        if name in job["skip"]:
-            continue
+    wanted = [(name, run) for name, run in items(xp, job["batch"]) if name not in job["skip"]]
+    for name, run in sorted(wanted, key=lambda item: item[0] in job["last"]):
         begin(name)
-        try:
-            value = run()
-        except Exception as error:
-            value = {"error": _told(error)}
+        value = _tried(run)
         put(name, value)
         xp.cuda.Device().synchronize()  # where a fault ends the process, if it was one
 

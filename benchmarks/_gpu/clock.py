@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 WARM_UP, STEPS, REPEATS = 20, 200, 7
 _LONGEST = 0.5  # seconds of one repeat: of slow steps there are fewer in it
@@ -70,14 +70,29 @@ def wall(
     }
 
 
+class Times(NamedTuple):
+    """Of one call: the median of several measurements, the least, the most."""
+
+    median: float
+    least: float
+    most: float
+
+    def each(self, factor: float) -> Times:
+        """In another unit, or of a part of the call."""
+        return Times(*(factor * time for time in self))
+
+    def told(self, name: str) -> dict[str, float]:
+        return {name: self.median, f"{name}, least": self.least, f"{name}, most": self.most}
+
+
 def milliseconds(
     xp: Any,
     run: Callable[[], Any],
     launches: int = 20,
     groups: int = 7,
     ahead: Callable[[], Any] | None = None,
-) -> float:
-    """Median time of one call, between events on CuPy's current stream.
+) -> Times:
+    """Time of one call, between events on CuPy's current stream.
 
     `ahead` keeps the device busy while the calls are queued: else a kernel that takes less time
     than its call is timed as the call.
@@ -95,11 +110,11 @@ def milliseconds(
         end.record()
         end.synchronize()
         times.append(xp.cuda.get_elapsed_time(start, end) / launches)
-    return statistics.median(times)
+    return Times(statistics.median(times), min(times), max(times))
 
 
-def alone(xp: Any, runs: Sequence[Callable[[], Any]], launches: int = 20) -> float:
-    """Median milliseconds that the device takes for one of these calls, which take turns: they are
+def alone(xp: Any, runs: Sequence[Callable[[], Any]], launches: int = 20) -> Times:
+    """Milliseconds that the device takes for one of these calls, which take turns: they are
     launched as one graph, or, where that cannot be captured, behind what keeps it busy."""
     from gpulayers.cuda.graph import Recorder, launch
     from gpulayers.errors import BackendError
@@ -115,8 +130,8 @@ def alone(xp: Any, runs: Sequence[Callable[[], Any]], launches: int = 20) -> flo
     try:
         graph = recorder.capture("the calls", several)
     except BackendError:  # CuPy's cuBLAS
-        return milliseconds(xp, several, launches=1, ahead=_busy(xp)) / launches
-    return milliseconds(xp, lambda: launch(graph), launches=1) / launches
+        return milliseconds(xp, several, launches=1, ahead=_busy(xp)).each(1 / launches)
+    return milliseconds(xp, lambda: launch(graph), launches=1).each(1 / launches)
 
 
 @functools.cache

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from _gpu.record import OURS, table
+from _gpu import record
+from _gpu.tables import OURS, table
 from _gpu.ways import GROUPS
 
 __all__ = ["Decision", "decisions", "printed"]
@@ -129,11 +130,25 @@ def _warpgroups(values: dict[str, Any]) -> Iterator[Decision]:
 
 
 def _wrong(values: dict[str, Any]) -> Iterator[Decision]:
+    """What failed; not what the end of the time cut off, or a library that is not there."""
     for part in ("micro", "kernels", "ways"):
         for name, entry in values.get(part, {}).items():
             found = entry.get("measured", {})
-            if isinstance(found, dict) and "error" in found and isinstance(found["error"], str):
+            if not isinstance(found, dict):
+                continue
+            if isinstance(found.get("error"), str):
                 yield Decision(name, found["error"][:60], "none", "mend this before all else")
+            for key, value in found.items():
+                if isinstance(value, str) and value.startswith("ArithmeticError"):
+                    yield Decision(
+                        f"{name}, {key}", value[:60], "none", "mend this before all else"
+                    )
+    for name, entry in values.get("steps", {}).items():
+        for way in (*OURS, "referee"):
+            value = entry.get(way)
+            if isinstance(value, dict) and "error" in value:
+                what = f"{name}, {way}"
+                yield Decision(what, value["error"][:60], "none", "mend this before all else")
 
 
 def _slow_copies(values: dict[str, Any]) -> Iterator[Decision]:
@@ -155,8 +170,10 @@ def _engines(values: dict[str, Any]) -> Iterator[Decision]:
             yield Decision(item, told, "the fastest", f"Trainer takes {best}")
 
 
-_RULES: tuple[Callable[[dict[str, Any]], Iterator[Decision]], ...] = (
-    _wrong,
+#: each of their entries stands for itself
+_OF_ENTRIES = (_wrong, _libraries, _ways, _warpgroups, _slow_copies)
+#: these hold entries against one another, or one against a bound
+_OF_RUNS: tuple[Callable[[dict[str, Any]], Iterator[Decision]], ...] = (
     _rule(
         *("a node of a graph", "micro", "graph node, 132 blocks", "us", 1.0),
         "one kernel for a whole step pays for LeNet's size alone",
@@ -182,23 +199,29 @@ _RULES: tuple[Callable[[dict[str, Any]], Iterator[Decision]], ...] = (
         "bytes a clock",
     ),
     _pipeline,
-    _libraries,
     _scatter,
-    _ways,
-    _warpgroups,
-    _slow_copies,
     _engines,
 )
+_SECTIONS = ("micro", "kernels", "ways", "steps")
 
 
-def decisions(values: dict[str, Any]) -> list[Decision]:
-    """What follows from a record's values; nothing from what was not measured."""
-    return [decision for rule in _RULES for decision in rule(values)]
+def decisions(runs: list[dict[str, Any]]) -> list[Decision]:
+    """What follows from the runs of a record, each number from the newest run that has it; nothing
+    from what was not measured, and nothing from two numbers of different runs."""
+    newest = {section: record.newest(runs, section) for section in _SECTIONS}
+    found = [decision for rule in _OF_ENTRIES for decision in rule(newest)]
+    for rule in _OF_RUNS:
+        seen: set[str] = set()
+        for run in reversed(runs):
+            fresh = [decision for decision in rule(run) if decision.what not in seen]
+            seen |= {decision.what for decision in fresh}
+            found += fresh
+    return found
 
 
-def printed(values: dict[str, Any]) -> str:
+def printed(runs: list[dict[str, Any]]) -> str:
     """The decisions as a table."""
-    found = decisions(values)
+    found = decisions(runs)
     if not found:
         return "no decision follows yet"
     return table(["number", "measured", "bound", "therefore"], [list(d) for d in found])

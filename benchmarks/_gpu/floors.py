@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from _gpu import nets
 from _gpu.nets import Item
-from _gpu.record import table
+from _gpu.tables import table
 
 #: counted on the CPU stand-in by tests/rules/test_graph.py
 _COUNTED = Path(__file__).parents[2] / "tests" / "rules" / "budget.json"
@@ -17,12 +18,14 @@ MEMORY, RATES = 4.8e12, {"fp32": 67e12, "tf32": 494e12, "bf16": 989e12, "fp16": 
 
 
 def launches(item: Item) -> int | None:
-    """Kernels in the graph of a step, where they were counted."""
+    """Kernels in the graph of a step, where they were counted in that precision."""
     try:
         counted: dict[str, Any] = json.loads(_COUNTED.read_text(encoding="utf-8"))["graph"]
     except (OSError, ValueError, KeyError):
         return None
-    entry = counted.get(f"{item.net} b{item.batch}")
+    net = re.sub(r"^(rnn|lstm)(\d+)$", r"\1 \2", item.net)
+    name = f"{net} b{item.batch}"
+    entry = counted.get(name if item.precision == "fp32" else f"{name} {item.precision}")
     return None if entry is None else int(entry["nodes"])
 
 

@@ -101,9 +101,11 @@ class Jax:
     ----------
     item : Item
     way : "jax jit" or "jax scan"
+    weights : path, optional
+        An npz with those to begin with; without it they are worked out.
     """
 
-    def __init__(self, item: Item, way: str) -> None:
+    def __init__(self, item: Item, way: str, weights: str | None = None) -> None:
         jax.config.update("jax_default_matmul_precision", _PRECISION[item.precision])
         self._net = net = nets.NETS[item.net]
         self._dtype = jnp.bfloat16 if item.precision == "bf16" else jnp.float32
@@ -113,8 +115,9 @@ class Jax:
         self._X = jnp.asarray(X, dtype=self._dtype)
         self._labels = jnp.asarray(labels)
         self._pairs = [(self._X[i], self._labels[i]) for i in range(len(X))]
-        weights = {k: jnp.asarray(v, dtype=jnp.float32) for k, v in nets.start(net).items()}
-        self._state = weights, {k: jnp.zeros_like(v) for k, v in weights.items()}
+        begin = dict(np.load(weights)) if weights else nets.start(net)
+        first = {k: jnp.asarray(v, dtype=jnp.float32) for k, v in begin.items()}
+        self._state = first, {k: jnp.zeros_like(v) for k, v in first.items()}
         self._one = jax.jit(self._step, donate_argnums=0)
         self._many = jax.jit(
             lambda state, X, labels: lax.scan(self._step, state, (X, labels)), donate_argnums=0
@@ -161,10 +164,19 @@ class Jax:
             found = [float(loss) for loss in self._losses]
         return found, {k: np.asarray(v, np.float64) for k, v in self._state[0].items()}
 
+    def losses(self, steps: int) -> list[float]:
+        """Take so many more steps; return their losses. A scan has none to be held against the
+        others': it begins with the first batch again."""
+        if self._way == "jax scan":
+            return []
+        self.run(steps)
+        return np.asarray(jnp.stack(self._losses), np.float64).tolist()
+
     def peak_bytes(self) -> int:
-        """Bytes that JAX took from the device, at most so far."""
+        """Bytes that JAX's allocator took from the device, at most since the process began; where
+        that is not told, those that were in use."""
         stats = jax.local_devices()[0].memory_stats() or {}
-        return int(stats.get("peak_bytes_in_use", 0))
+        return int(stats.get("peak_pool_bytes") or stats.get("peak_bytes_in_use") or 0)
 
     def facts(self) -> dict[str, Any]:
         return {}

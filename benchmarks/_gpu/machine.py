@@ -1,31 +1,34 @@
-"""What device and software the figures belong to."""
+"""What device, software and sources the figures belong to."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("numpy", "cupy", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton", "jax", "jaxlib")
-#: what each side needs on a GPU besides Python, by the beginnings of the packages' names
-_INSTALLS = {
-    "gpulayers": ("gpulayers", "numpy", "cupy-cuda", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"),
-    "torch": ("torch", "triton", "nvidia-", "sympy", "mpmath", "networkx", "jinja2"),
-    "jax": ("jax", "ml-dtypes", "ml_dtypes", "scipy", "opt-einsum", "nvidia-"),
-}
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = (
+    *("numpy", "cupy", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton", "jax", "jaxlib"),
+    *("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cublas", "nvidia-cublas-cu12"),
+    *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+)
+_SUFFIXES = (".py", ".cu", ".cuh", ".c", ".h")
+#: variables that change what is computed, or how
+_VARIABLES = ("GPULAYERS_", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES", "TORCH_")
 
 
-def device() -> dict[str, str]:
-    """Name, driver and clocks as nvidia-smi tells them; empty without a GPU."""
-    fields = "name,driver_version,clocks.sm,clocks.mem,power.draw,memory.total"
+def _asked(fields: str) -> dict[str, str]:
+    """What nvidia-smi says of the first device; nothing without a GPU."""
     try:
         told = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return {}
@@ -33,6 +36,26 @@ def device() -> dict[str, str]:
     if told.returncode or not lines:
         return {}
     return dict(zip(fields.split(","), map(str.strip, lines[0].split(",")), strict=False))
+
+
+def device() -> dict[str, str]:
+    """Name, driver and clocks as nvidia-smi tells them; empty without a GPU."""
+    return _asked("name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,memory.total")
+
+
+def clock() -> dict[str, Any]:
+    """The clock of the multiprocessors now, and why it is not the highest: bits of the driver's."""
+    found: dict[str, Any] = {}
+    fields = "clocks.sm,temperature.gpu,power.draw"
+    for reasons in (",clocks_event_reasons.active", ",clocks_throttle_reasons.active", ""):
+        if told := _asked(fields + reasons):  # the newer drivers' name, the older ones'
+            break
+    else:
+        return found
+    number = told.get("clocks.sm", "").removesuffix("MHz").strip()
+    if number.isdigit():
+        found["SM MHz"] = int(number)
+    return {**found, **{name: value for name, value in told.items() if name != "clocks.sm"}}
 
 
 def versions() -> dict[str, str]:
@@ -46,25 +69,41 @@ def versions() -> dict[str, str]:
     return found
 
 
-def installed_bytes() -> dict[str, int]:
-    """Bytes on disk of each side's packages, as far as they are installed here."""
-    sizes: dict[str, int] = {}
-    for side, starts in _INSTALLS.items():
-        total = 0
-        for package in importlib.metadata.distributions():
-            name = str(package.metadata["Name"] or "").lower()
-            if name.startswith(starts):
-                total += sum(_size(Path(str(file.locate()))) for file in package.files or ())
-        sizes[side] = total
-    return sizes
+def source() -> str:
+    """A digest of the package's sources and the benchmark's, committed or not."""
+    digest = hashlib.sha256()
+    for folder in ("gpulayers", "benchmarks"):
+        for path in sorted((_ROOT / folder).rglob("*")):
+            if path.suffix in _SUFFIXES:
+                digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0")
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def _size(path: Path) -> int:
+def commit() -> str | None:
+    """The commit that is checked out, with a plus where files were changed; None without git."""
     try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        told = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None
+
+
+def variables() -> dict[str, str]:
+    """The environment's share in the results; no folders."""
+    chosen = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)}
+    return {k: v for k, v in sorted(chosen.items()) if "/" not in v}
 
 
 def facts() -> dict[str, Any]:
-    return {"device": device(), "versions": versions()}
+    return {
+        "device": device(),
+        "versions": versions(),
+        "source": source(),
+        "commit": commit(),
+    }

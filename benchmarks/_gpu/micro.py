@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from _gpu.clock import milliseconds
+from _gpu.correct import Poison
 
 _CHAIN = 64  # launches in a graph
 _COPY = 1024  # megabytes
@@ -25,6 +26,42 @@ _ERRORS = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 8e-3}  # of a produ
 _ROUNDS = 1000
 _WARPS = 32  # a multiprocessor's, that read matrices
 _AT_ONCE = 8  # instructions that do not wait for one another
+#: multiply-adds that do not wait for one another
+_FMA = """
+extern "C" __global__ void multiply_add(float* out, float factor, float term, int rounds)
+{
+    float x[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) x[k] = static_cast<float>(threadIdx.x + k);
+#pragma unroll 8
+    for (int i = 0; i < rounds; ++i)
+#pragma unroll
+        for (int k = 0; k < 8; ++k) x[k] = fmaf(x[k], factor, term);
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum += x[k];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+"""
+#: in each round a block reads what another one read before, which is not in its own cache
+_READS = """
+extern "C" __global__ void read_again(const uint4* words, unsigned* sums, int count, int rounds)
+{
+    const int all = gridDim.x * blockDim.x, own = blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned sum = 0;
+    for (int k = 0; k < rounds; ++k) {
+        const int first = k * 5 * blockDim.x;
+#pragma unroll 4
+        for (int i = own; i < count; i += all) {
+            const uint4 read = words[(i + first) & (count - 1)];  // count is a power of two
+            sum += read.x + read.y + read.z + read.w;
+        }
+    }
+    sums[own] = sum;
+}
+"""
+_LEAST_READ, _MOST_READ = 10, 1 << 24  # 2**10 times 16 bytes; bytes
+_READ_ROUNDS = 50
 _BARRIERS = """
 extern "C" __global__ void barriers(unsigned* arrived, int rounds)
 {
@@ -96,6 +133,8 @@ def items(xp: Any, _: int) -> Iterator[tuple[str, Callable[[], Measured]]]:
         lambda: _graph_from_host(xp, lambda: nothing((1,), (32,), (x,))),
     )
     yield "copy", lambda: {"TB/s": copy_speed(xp, _COPY) / 1e12}
+    yield "second-level cache", lambda: _cache(xp, 4 * count)
+    yield "multiply-add, fp32", lambda: _multiply_add(xp, 8 * count)
     yield "barrier of all blocks", lambda: _barrier(xp, count)
     yield "ldmatrix", lambda: _ldmatrix(xp, count)
     for precision in ("tf32", "bf16", "fp16"):
@@ -105,10 +144,24 @@ def items(xp: Any, _: int) -> Iterator[tuple[str, Callable[[], Measured]]]:
 
 
 def copy_speed(xp: Any, megabytes: int) -> float:
-    """Bytes a second of a device-to-device copy, read and write counted."""
-    source = xp.zeros(megabytes << 18, dtype="float32")
-    target = xp.empty_like(source)
-    return 2e3 * source.nbytes / milliseconds(xp, lambda: xp.copyto(target, source))
+    """Bytes a second of a device-to-device copy, read and write counted.
+
+    Raises
+    ------
+    ArithmeticError
+        If it is no copy.
+    """
+    source, target = _words(xp, megabytes << 18), xp.zeros(megabytes << 18, dtype="uint32")
+    took = milliseconds(xp, lambda: xp.copyto(target, source))
+    if not bool((source == target).all()):
+        raise ArithmeticError("the copy differs")
+    return 2e3 * source.nbytes / took.median
+
+
+def _words(xp: Any, count: int) -> Any:
+    """Numbers that differ; zeros would be quicker to move. No more than 2**18 are drawn."""
+    drawn = np.random.default_rng(0).integers(0, 1 << 32, min(count, 1 << 18), np.uint32)
+    return xp.asarray(np.resize(drawn, count))
 
 
 def _host(xp: Any, run: Callable[[], None], launches: int = 2000) -> Measured:
@@ -136,9 +189,8 @@ def _captured(xp: Any, run: Callable[[], None], count: int) -> Any:
 
 def _graph(xp: Any, run: Callable[[], None]) -> Measured:
     graph = _captured(xp, run, _CHAIN)
-    return {
-        "us": 1e3 * milliseconds(xp, lambda: graph.launch(xp.cuda.get_current_stream())) / _CHAIN
-    }
+    took = milliseconds(xp, lambda: graph.launch(xp.cuda.get_current_stream()))
+    return took.each(1e3 / _CHAIN).told("us")
 
 
 def _graph_from_host(xp: Any, run: Callable[[], None]) -> Measured:
@@ -161,7 +213,41 @@ def _barrier(xp: Any, blocks: int) -> Measured:
     kernel = xp.RawModule(**source, enable_cooperative_groups=True).get_function("barriers")
     arrived = xp.zeros(1, dtype="uint32")
     run = lambda: kernel((blocks,), (256,), (arrived, np.int32(_ROUNDS)))  # noqa: E731
-    return {"us": 1e3 * milliseconds(xp, run, launches=5) / _ROUNDS}
+    return milliseconds(xp, run, launches=5).each(1e3 / _ROUNDS).told("us")
+
+
+def _cache(xp: Any, blocks: int) -> Measured:
+    """Bytes a second that are read again and again from what the second-level cache holds."""
+    size = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["l2CacheSize"]
+    count = 1 << max(_LEAST_READ, (min(size // 4, _MOST_READ) // 16).bit_length() - 1)
+    words = _words(xp, 4 * count)
+    threads = 256
+    sums = xp.zeros(blocks * threads, dtype="uint32")
+    kernel = xp.RawModule(code=_READS, options=("-std=c++17",)).get_function("read_again")
+    args = words, sums, np.int32(count), np.int32(_READ_ROUNDS)
+    took = milliseconds(xp, lambda: kernel((blocks,), (threads,), args), launches=5)
+    total = int(sums.get().astype(np.uint64).sum())
+    wanted = _READ_ROUNDS * int(words.get().astype(np.uint64).sum())
+    if total % 2**32 != wanted % 2**32:
+        raise ArithmeticError("what was read is not what is there")
+    return {"TB/s": 16e-9 * count * _READ_ROUNDS / took.median, "MiB": count / 65536}
+
+
+def _multiply_add(xp: Any, blocks: int) -> Measured:
+    """Products and sums in float32 without tensor cores, in registers."""
+    threads = 256
+    out = xp.zeros((blocks, threads), dtype="float32")
+    kernel = xp.RawModule(code=_FMA, options=("-std=c++17",)).get_function("multiply_add")
+    factor, term = np.float32(-0.999), np.float32(1.25)  # they go on changing for long
+    args = out, factor, term, np.int32(_ROUNDS)
+    took = milliseconds(xp, lambda: kernel((blocks,), (threads,), args), launches=5)
+    x = (np.arange(threads)[:, None] + np.arange(_AT_ONCE)).astype(np.float32)
+    for _ in range(_ROUNDS):  # a product of two float32 has room in float64
+        x = (x.astype(np.float64) * float(factor) + float(term)).astype(np.float32)
+    wanted = x.astype(np.float64).sum(axis=1)
+    if not np.allclose(out.get(), wanted, rtol=1e-4, atol=1e-3):
+        raise ArithmeticError("the sums are wrong")
+    return {"TFLOP/s": 2e-9 * blocks * threads * _AT_ONCE * _ROUNDS / took.median}
 
 
 def _ldmatrix(xp: Any, blocks: int) -> Measured:
@@ -186,7 +272,7 @@ def _cores(xp: Any, blocks: int, precision: str) -> Measured:
     run = lambda: kernel((blocks,), (_WARPS * 8,), (sink, np.int32(_ROUNDS)))  # noqa: E731
     took = milliseconds(xp, run, launches=5)
     each = 2 * 16 * 8 * (8 if precision == "tf32" else 16)
-    return {"TFLOP/s": blocks * (_WARPS // 4) * _ROUNDS * _AT_ONCE * each / took / 1e9}
+    return {"TFLOP/s": blocks * (_WARPS // 4) * _ROUNDS * _AT_ONCE * each / took.median / 1e9}
 
 
 def _product(xp: Any, precision: str) -> Measured:
@@ -197,11 +283,13 @@ def _product(xp: Any, precision: str) -> Measured:
     n, draw = _PRODUCT, numbers_on(xp, precision)
     a, b = draw(n, n), draw(n, n)
     with in_precision(precision):
-        found = product.gemm(a, b)[:64].astype("float32").get().astype("float64")
+        poison = Poison(xp)
+        found = poison(lambda: product.gemm(a, b))[:64].astype("float32").get().astype("float64")
+        poison.free()
         left, right = (x.astype("float32").get().astype("float64") for x in (a[:64], b))
         wanted = left @ right
         wrong = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
         if not wrong < _ERRORS[precision]:
             raise ArithmeticError(f"the product is off by {wrong:.1e}")
         took = milliseconds(xp, lambda: product.gemm(a, b), launches=5)
-    return {"TFLOP/s": 2 * n**3 / took / 1e9, "error": wrong}
+    return {"TFLOP/s": 2 * n**3 / took.median / 1e9, "error": wrong}

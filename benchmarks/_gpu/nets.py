@@ -116,11 +116,10 @@ PARTS: dict[str, tuple[Item, ...]] = {
     "lenet": tuple(Item("lenet", n, "fp32") for n in (64, 128, 1024)),
     "vgg": tuple(Item("vgg", n, p) for n in (128, 512) for p in ("tf32", "bf16")),
     "resnet9": (Item("resnet9", 1024, "bf16"),),
-    "rnn": (Item("rnn128", 32, "tf32"), Item("rnn512", 256, "tf32")),
-    "lstm": (
-        *(Item("lstm128", 32, "tf32"), Item("lstm512", 32, "tf32")),
-        Item("lstm512", 256, "tf32"),
-    ),
+    **{
+        kind: tuple(Item(f"{kind}{states}", n, "tf32") for states in (128, 512) for n in (32, 256))
+        for kind in ("rnn", "lstm")
+    },
     "wavenet": (Item("wavenet", 16, "tf32"),),
 }
 

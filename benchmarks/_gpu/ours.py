@@ -21,11 +21,13 @@ class Ours:
     ----------
     item : Item
     way : "layers", "fused", "resident" or "mega"
+    alike : bool
+        Whether it begins with the weights that all sides have.
     """
 
     multiple = 1  # of steps that a call does
 
-    def __init__(self, item: Item, way: str) -> None:
+    def __init__(self, item: Item, way: str, alike: bool = True) -> None:
         from gpulayers import backend
         from gpulayers.losses import SoftmaxCrossEntropy
 
@@ -37,9 +39,9 @@ class Ours:
         dtype = backend.default_dtype()
         first = self.xp.asarray(X[0, :1]).astype(dtype)
         self.network.forward(first, retain_derived=False)  # makes the parameters
-        begin = nets.start(net)
+        begin = nets.start(net) if alike else {}
         for name, layer in self.network.walk():
-            for key in layer.gradients:
+            for key in layer.gradients if alike else ():
                 value = self.xp.asarray(begin[f"{name}.{key}"])
                 layer.parameters[key][...] = value.astype(dtype)
         self._item, self._way = item, way
@@ -85,20 +87,23 @@ class Ours:
         if self.xp is not np:
             self.xp.cuda.Device().synchronize()
 
+    def losses(self, steps: int) -> list[float]:
+        """Take so many more steps; return their losses."""
+        self.run(steps)
+        if WAYS[self._way]:
+            return self._resident.read()[0].tolist()
+        return [float(loss) for loss in self._losses]
+
     def checked(self) -> tuple[list[float], dict[str, np.ndarray]]:
         """Losses of the first steps, and the weights after them, float64 by name; as if they had
         begun with the weights of the other sides, which half precision rounds."""
         begin, own = nets.start(nets.NETS[self._item.net]), nets.weights_of(self.network)
-        self.run(STEPS_CHECKED)
-        if WAYS[self._way]:
-            losses = self._resident.read()[0].tolist()
-        else:
-            losses = [float(loss) for loss in self._losses]
+        losses = self.losses(STEPS_CHECKED)
         weights = nets.weights_of(self.network, masters=True)
         return losses, {k: begin[k] + (weights[k] - own[k]) for k in weights}
 
     def peak_bytes(self) -> int:
-        """Bytes that CuPy's pool and the graphs hold, at most so far."""
+        """Bytes that CuPy's pool, which gives nothing back, and the graphs hold, at most so far."""
         if self.xp is np:
             return 0
         pool = self.xp.get_default_memory_pool().total_bytes()

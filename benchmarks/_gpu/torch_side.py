@@ -109,8 +109,18 @@ def moved(net: nets.Net, X: np.ndarray, device: str, dtype: Any) -> torch.Tensor
     return x.permute(2, 0, 1).contiguous()
 
 
-def loaded(net: nets.Net, device: str, dtype: Any) -> nn.Module:
-    """The model with our starting weights."""
+def loaded(net: nets.Net, device: str, dtype: Any, alike: bool = True) -> nn.Module:
+    """The model with our starting weights or, not `alike`, with its own."""
+    made = model(net)
+    if alike:
+        _begin_as_ours(net, made)
+    for name, weight in made.named_parameters():  # ours has one bias, which counts once
+        weight.requires_grad_(not (name.endswith("bias_hh_l0") and net.layers[0][0] == "lstm"))
+    made = made.to(device=device, dtype=dtype)
+    return made.to(memory_format=torch.channels_last) if net.is_image else made
+
+
+def _begin_as_ours(net: nets.Net, made: nn.Module) -> None:
     from gpulayers import backend
     from gpulayers.interchange.torch import torch_state
 
@@ -122,13 +132,8 @@ def loaded(net: nets.Net, device: str, dtype: Any) -> nn.Module:
             network.forward(np.zeros((1, *net.shape), np.float32), retain_derived=False)
         finally:
             backend.set_default_dtype(former)
-        made = model(net)
         state = torch_state(network, like=made.state_dict(), input_shape=net.shape)
     made.load_state_dict({name: torch.as_tensor(array) for name, array in state.items()})
-    for name, weight in made.named_parameters():  # ours has one bias, which counts once
-        weight.requires_grad_(not (name.endswith("bias_hh_l0") and net.layers[0][0] == "lstm"))
-    made = made.to(device=device, dtype=dtype)
-    return made.to(memory_format=torch.channels_last) if net.is_image else made
 
 
 def weights_of(net: nets.Net, made: nn.Module) -> dict[str, np.ndarray]:
@@ -166,9 +171,11 @@ class Torch:
         "bf16" is autocast of float32 weights, as PyTorch recommends; "fp64" is the referee.
     way : a key of WAYS
     device : "cuda" or "cpu"
+    alike : bool
+        Whether it begins with the weights that all sides have, not with PyTorch's own.
     """
 
-    def __init__(self, item: Item, way: str, device: str = "cuda") -> None:
+    def __init__(self, item: Item, way: str, device: str = "cuda", alike: bool = True) -> None:
         set_precision(item.precision)
         self._net = net = nets.NETS[item.net]
         dtype = torch.float64 if item.precision == "fp64" else torch.float32
@@ -179,7 +186,7 @@ class Torch:
         ]
         self._device, self._place = device, 0
         self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(item.precision)
-        self._made = loaded(net, device, dtype)
+        self._made = loaded(net, device, dtype, alike)
         mode = WAYS[way]
         self._call: Any = torch.compile(self._forward, mode=mode) if mode else self._forward
         self._marks = mode is not None and way not in _GRAPHS and device == "cuda"
@@ -246,10 +253,14 @@ class Torch:
         if self._device == "cuda":
             torch.cuda.synchronize()
 
+    def losses(self, steps: int) -> list[float]:
+        """Take so many more steps; return their losses."""
+        self.run(steps, keep=True)
+        return torch.stack(self._losses).tolist()
+
     def checked(self) -> tuple[list[float], dict[str, np.ndarray]]:
         """Losses of the first steps, and the weights after them, float64 by name."""
-        self.run(STEPS_CHECKED, keep=True)
-        return [float(loss) for loss in self._losses], weights_of(self._net, self._made)
+        return self.losses(STEPS_CHECKED), weights_of(self._net, self._made)
 
     def peak_bytes(self) -> int:
         """Bytes that PyTorch's allocator took from the device, at most so far."""

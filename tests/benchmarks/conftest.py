@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from gpulayers import backend as library
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 _PARTS = (
     *("child", "clock", "decide", "floors", "kernels", "micro", "nets", "ours", "record"),
-    *("referee", "ways", "pairs"),
+    *("referee", "ways", "pairs", "run", "tables", "order", "correct", "machine", "startup"),
+    "sizes",
 )
 
 
@@ -28,6 +30,21 @@ def bench() -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(gpu=importlib.import_module("gpu"), **parts)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def a_run(
+    bench: SimpleNamespace,
+    folder: Path,
+    *words: str,
+    script: Path | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Any:
+    """A run of the command with these words, whose file is gpu.json in `folder`."""
+    args = bench.gpu.parser().parse_args(list(words))
+    kept = bench.record.Record(folder / "gpu.json")
+    kept.begin({"settings": {}, **(facts or {})})
+    script = bench.gpu.SCRIPT if script is None else script
+    return bench.run.Run(args, script, kept, "cpu", bench.clock.Budget(args.budget - 5))
 
 
 @pytest.fixture(autouse=True)

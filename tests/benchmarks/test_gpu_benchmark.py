@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import time
@@ -121,15 +122,18 @@ def test_graphs_and_resident_data_take_the_same_steps(
     tiny: SimpleNamespace, emulated: Backend
 ) -> None:
     item = tiny.nets.Item("dense", 3, "fp32")
-    results = []
+    results, curves = [], list[list[float]]()
     for way in ("layers", "fused", "resident"):
         subject = tiny.ours.Ours(item, way)
         results.append(subject.checked())
-        subject.run(7)  # across the end of the eight batches
+        curves.append(subject.losses(7))  # across the end of the eight batches
         subject.wait()
     start = tiny.nets.start(tiny.nets.NETS["dense"])
     for found in results[1:]:
         assert tiny.referee.error(found, results[0], start) < 1e-4
+    assert len(curves[0]) == 7
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], rel=1e-4)
     assert "captured" in subject.facts()["plan"]
 
 
@@ -165,6 +169,8 @@ def test_without_a_gpu_the_floors_are_printed(
     assert "no GPU: nothing was measured" in told
     lines = {line.split("  ")[0]: line.split() for line in told.splitlines()}
     assert lines["lenet b64 fp32"][5] == "14", "launches"
+    assert lines["vgg b128 tf32"][5] == "20", "not that of float32"
+    assert "not counted" in told.split("vgg b128 bf16")[1].splitlines()[0]
     assert lines["vgg b512 bf16"][-1] != lines["vgg b512 tf32"][-1]
     assert not list(tmp_path.iterdir())
 
@@ -178,36 +184,32 @@ def test_words_that_are_unknown(bench: SimpleNamespace, capsys: pytest.CaptureFi
 def test_every_goal_belongs_to_a_step(bench: SimpleNamespace) -> None:
     names = {item.name for part in bench.nets.PARTS.values() for item in part}
     assert set(bench.nets.REACH) <= names
+    recurrent = {
+        f"{kind}{h} b{n} tf32" for kind in ("rnn", "lstm") for h in (128, 512) for n in (32, 256)
+    }
+    assert recurrent <= names
 
 
-# ------------------------------------------------------------------------- processes, the record
-
-SCRIPT = """
-import json, sys, time
-print('RESULT {{"what": "first", "value": {{"median_us": 2.0}}}}', flush=True)
-job = json.loads(sys.argv[2])
-if job["end"] == "late":
-    time.sleep(60)
-if job["end"] == "fault":
-    raise RuntimeError("an illegal memory access was encountered")
-sys.path.insert(0, {folder!r})
-from _gpu import child
-child.put("second", {{"median_us": 3.0}})
-"""
+# ------------------------------------------------------------------------------ a way's process
 
 
-@pytest.mark.parametrize("end", ["well", "late", "fault"])
-def test_what_a_process_put_out_is_kept(end: str, bench: SimpleNamespace, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(folder=str(BENCHMARKS)))
-    begin = time.monotonic()
-    found = bench.child.call({"end": end}, 2.0 if end == "late" else 60.0, script)
-    assert time.monotonic() - begin < 50
-    assert found["first"] == {"median_us": 2.0}
-    error = found.get("error", "")
-    assert ("second" in found) == (end == "well")
-    assert error.startswith({"well": "", "late": "stopped after", "fault": "exit code 1"}[end])
-    assert ("illegal memory access" in error) == (end == "fault")
+def works(bench: SimpleNamespace, folder: Path, capsys: Any, **more: Any) -> dict[str, Any]:
+    """What a process puts out for the net "dense"."""
+    item = bench.nets.Item("dense", 3, "fp32")
+    bench.referee.write(folder / "r.npz", bench.referee.numpy_steps(item))
+    job = {
+        "kind": "ours",
+        "item": ["dense", 3, "fp32"],
+        "ways": ["layers"],
+        "twice": ["layers"],
+        "device": "cpu",
+        "file": str(folder / "r.npz"),
+        **{"warm_up": 1, "steps": 2, "repeats": 3, "curve": 40},
+        **more,
+    }
+    bench.child.work(job)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT ")]
+    return {e["what"]: e["value"] for e in (json.loads(line[7:]) for line in lines)}
 
 
 def test_a_way_that_fails_leaves_the_others_their_turn(
@@ -216,128 +218,85 @@ def test_a_way_that_fails_leaves_the_others_their_turn(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    item = tiny.nets.Item("dense", 3, "fp32")
-    tiny.referee.write(tmp_path / "r.npz", tiny.referee.numpy_steps(item))
-    job = {
-        "kind": "ours",
-        "item": ["dense", 3, "fp32"],
-        "ways": ["resident", "layers"],  # NumPy has no resident data
-        "twice": ["layers"],
-        "device": "cpu",
-        "file": str(tmp_path / "r.npz"),
-        **{"warm_up": 1, "steps": 2, "repeats": 3},
-    }
-    tiny.child.work(job)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT ")]
-    found = {e["what"]: e["value"] for e in (json.loads(line[7:]) for line in lines)}
+    both = ["resident", "layers"]  # NumPy has no resident data
+    found = works(tiny, tmp_path, capsys, ways=both, twice=both)
     assert list(found) == ["resident", "layers", "layers again"]
     assert "error" in found["resident"]
     assert found["layers"]["steps"] == 2
     assert 0 <= found["layers"]["off by"] < 1e-3
     assert found["layers"]["min_us"] <= found["layers"]["median_us"] <= found["layers"]["max_us"]
+    assert "peak bytes" in found["layers"]
+    assert "peak bytes" not in found["layers again"], "it would be that of both"
 
 
-def arguments(bench: SimpleNamespace, *more: str) -> Any:
-    return bench.gpu.parser().parse_args(["--parts", "lenet", "--sides", "ours,torch", *more])
-
-
-def test_a_run_writes_after_each_item_and_goes_on(
-    bench: SimpleNamespace,
+def test_a_second_timing_that_fails_keeps_the_first(
+    tiny: SimpleNamespace,
+    numpy_backend: Backend,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A referee that fails takes its item out; a process that dies takes its ways out."""
-    seen: list[int] = []
-    file = tmp_path / "gpu.json"
+    times = iter([{"median_us": 1.0}])
+    monkeypatch.setattr(tiny.child, "wall", lambda *_, **__: next(times))
+    found = works(tiny, tmp_path, capsys)
+    assert found["layers"]["median_us"] == 1.0
+    assert "StopIteration" in found["layers again"]["error"]
 
-    def call(job: Any, seconds: float, script: Path, *more: Any) -> Any:
-        seen.append(len(json.loads(file.read_text())["steps"]) if file.exists() else 0)
-        if job["kind"] == "referee":
-            return {"error": "no agreement"} if job["item"][1] == 128 else {"facts": {}}
-        if job["kind"] == "torch":
-            again = {"torch eager again": {"median_us": 25.0}}  # for the noise, no peer
-            return {way: {"median_us": 30.0} for way in job["ways"]} | again
-        if "mega" in job["ways"]:
-            return {"error": "exit code -11: "}
-        again = {f"{w} again": {"median_us": 11.0} for w in job["ways"] if w in job["twice"]}
-        return {way: {"median_us": 10.0} for way in job["ways"]} | again
 
-    monkeypatch.setattr(bench.child, "call", call)
-    monkeypatch.setattr(bench.gpu, "installed", lambda side: True)
-    run = bench.gpu.Run(arguments(bench), file, "cpu")
-    items = list(bench.nets.PARTS["lenet"])
-    run.steps(items)
-    run.show()
-    steps = json.loads(file.read_text())["steps"]
-    assert steps["lenet b128 fp32"] == {"referee": {"error": "no agreement"}}
-    assert steps["lenet b64 fp32"]["mega"] == {"error": "exit code -11: "}
-    assert seen[:4] == [0, 1, 2, 3]
-    told = capsys.readouterr().out
-    table = told[told.index("torch eager / ours") :].splitlines()
-    b64 = next(line for line in table if line.startswith("lenet b64"))
-    assert b64.split()[3:] == [
-        *("10.0", "(fused)", "3.00", "(NOT", "met:", "10)", "3.00", "(met:", "3)"),
-        *("torch", "eager", "17", "%", "1"),
+def test_what_a_network_is_not_for_is_no_failure(tiny: SimpleNamespace) -> None:
+    errors = importlib.import_module("gpulayers.errors")
+
+    def tried(error: Exception) -> dict[str, Any]:
+        def run() -> dict[str, Any]:
+            raise error
+
+        return tiny.child._tried(run)
+
+    words = 'VGG.compile: engine "mega" cannot have conv'
+    refused = tried(errors.ParameterError(words))
+    assert refused["refused"].startswith(f"ParameterError: {words}")
+    assert tiny.record.state(refused) == "measured", "it is not tried once more"
+    for error in (errors.ParameterError("something else"), RuntimeError(words)):
+        assert tiny.record.state(tried(error)) == "failed"
+
+
+@pytest.mark.parametrize("name", ["images", "lstm"])
+def test_losses_of_both_sides_stay_together(
+    name: str, tiny: SimpleNamespace, numpy_backend: Backend
+) -> None:
+    """And losses that are a twentieth larger do not."""
+    pytest.importorskip("torch")
+    torch_side = importlib.import_module("_gpu.torch_side")
+    item = tiny.nets.Item(name, 3, "fp32")
+    sides = [
+        *(tiny.ours.Ours(item, "layers"), tiny.ours.Ours(item, "fused")),
+        torch_side.Torch(item, "torch eager", "cpu"),
     ]
+    curves = []
+    for subject in sides:
+        subject.checked()
+        curves.append(tiny.child.curve(subject.losses(60)))
+    assert [len(curve) for curve in curves] == [3, 3, 3]
+    assert max(tiny.tables.apart(curve, curves[2]) for curve in curves[:2]) < 1e-3
+    assert curves[2][-1] < curves[2][0], "it learns"
+    still = [1.05 * loss for loss in curves[2]]
+    assert tiny.tables.apart(still, curves[2]) > tiny.tables.CURVES["fp32"]
+    assert tiny.tables.apart([math.nan, *still[1:]], curves[2]) == math.inf
 
 
-def test_the_whole_command(
-    bench: SimpleNamespace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """As on a device, where the processes answer at once."""
-    answers = {"micro": {"copy": {"TB/s": 4.0}, "error": "exit code 1: "}, "referee": {"facts": {}}}
-
-    def call(job: Any, *rest: Any) -> Any:
-        times = {way: {"median_us": 7.0} for way in job.get("ways", ())}
-        found = dict(answers.get(job["kind"], times))
-        if job["kind"] == "micro":
-            rest[-2]("copy", found["copy"])  # who hears of it
-            answers["micro"].pop("error", None)  # another process goes on
-        return found
-
-    monkeypatch.setattr(bench.gpu, "gpu_error", lambda: None)
-    monkeypatch.setattr(bench.child, "call", call)
-    monkeypatch.setattr(bench.gpu.startup, "items", lambda *_: [("import x", lambda: 1 / 0)])
-    monkeypatch.setattr(bench.gpu.machine, "device", lambda: {"name": "NVIDIA H200"})
-    parts = ["--parts", "micro,vgg,startup", "--batches", "512", "--precisions", "tf32"]
-    assert bench.gpu.main([*parts, "--out", str(tmp_path)]) == 0
-    values = json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())
-    assert values["run"]["device"] == {"name": "NVIDIA H200"}
-    assert values["micro"]["copy"]["measured"] == {"TB/s": 4.0}
-    assert list(values["steps"]) == ["vgg b512 tf32"]
-    assert "ZeroDivisionError" in values["startup"]["import x"]["measured"]["error"]
-    last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].startswith("vgg b512 tf32")
-    assert last[1].startswith("written to")
-
-
-def test_a_budget_that_is_used_up(
-    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = bench.gpu.Run(arguments(bench, "--budget", "1"), tmp_path / "gpu.json", "cpu")
-    run.steps(list(bench.nets.PARTS["lenet"]))
-    run.startup()
-    run.show()
-    told = capsys.readouterr().out
-    assert "left out for want of time: lenet b64 fp32; lenet b128 fp32; lenet b1024 fp32" in told
-    assert "import gpulayers" in told
-
-
-def test_a_record_is_taken_up(bench: SimpleNamespace, tmp_path: Path) -> None:
-    file = tmp_path / "gpu.json"
-    first = bench.record.Record(file)
-    first.put("steps", "a", "fused", {"median_us": 1.0})
-    second = bench.record.Record(file)
-    second.put("steps", "a", "torch eager", {"median_us": 5.0})
-    entry = json.loads(file.read_text())["steps"]["a"]
-    assert bench.record.ratios(entry)["against eager"] == 5.0
-    file.write_text("{broken")
-    assert bench.record.Record(file).values == {}
-    assert bench.record.ratios({"torch eager": {"error": "x"}}) == {"ours": None}
+def test_the_table_of_losses(bench: SimpleNamespace) -> None:
+    """What PyTorch's own losses do for the inputs' rounding is allowed three times."""
+    entry = {
+        "torch eager": {"curve": [2.0, 1.0], "shaken curves": [[2.0, 1.02], [2.0, 0.96]]},
+        "fused": {"curve": [2.0, 1.13]},
+        "mega": {"curve": [2.0, 1.15]},
+    }
+    lines = bench.tables.curve_table([{"steps": {"lenet b64 fp32": entry}}]).splitlines()
+    assert [line.split()[-2:] for line in lines[1:]] == [["agree", "1"], ["APART", "1"]]
+    del entry["torch eager"]["shaken curves"]
+    table = bench.tables.curve_table([{"steps": {"lenet b64 fp32": entry}}])
+    assert table.count("APART") == 2
+    assert bench.tables.curve_table([{"steps": {"lenet b64 fp32": {}}}]) == ""
 
 
 def test_the_clock_counts_its_steps(bench: SimpleNamespace) -> None:
@@ -358,8 +317,57 @@ def test_the_clock_counts_its_steps(bench: SimpleNamespace) -> None:
 def test_seconds_from_the_start_of_a_process(bench: SimpleNamespace, tmp_path: Path) -> None:
     startup = importlib.import_module("_gpu.startup")
     script = BENCHMARKS / "gpu.py"
-    found = startup.first_step("gpulayers", "cpu", script, str(tmp_path))
-    assert 0 < found["seconds"] < 300, found
+    for side in ("gpulayers", "torch"):
+        if side == "gpulayers" or importlib.util.find_spec(side):
+            found = startup.first_step(side, "cpu", script, str(tmp_path))
+            assert 0 < found["seconds"] < 300, found
     trained = startup.training("cpu", script, str(tmp_path), examples=128, epochs=1)
     assert 0 <= trained["accuracy"] <= 1, trained
     assert "error" in startup.import_seconds("no_such_module_at_all", script)
+
+
+def test_processes_of_the_start_end_with_the_budget(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut off is not measured; what takes longer than anything may has failed. What such a
+    process has started ends too."""
+    file = tmp_path / "still there"
+    sleep = f"import time; time.sleep(4); open({str(file)!r}, 'w'); time.sleep(50)"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {sleep!r}])"
+    begin = time.monotonic()
+    assert "longer than 1 s" in bench.startup._seconds(code, seconds=1.0)["not measured"]
+    monkeypatch.setattr(bench.startup, "_MOST", 1.0)
+    assert "longer than 1 s" in bench.startup._seconds(code, seconds=9.0)["error"]
+    assert time.monotonic() - begin < 30
+    time.sleep(max(0.0, begin + 6 - time.monotonic()))
+    assert not file.exists()
+
+
+def test_caches_of_all_sides_lie_in_the_folder(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """JAX keeps nothing unless it is told where, and short compilations not even then."""
+    code = "import os\nnames = [k for k in os.environ if k.startswith('JAX_')]\n"
+    code += "print('ACCURACY', len([k for k in names if os.environ[k]]))\nprint('SECONDS 0')"
+    assert bench.startup._seconds(code, str(tmp_path))["accuracy"] >= 3
+    found = bench.startup.caches("F")
+    folders = {k for k, v in found.items() if v.startswith("F/")}
+    assert {"CUPY_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR", "CUDA_CACHE_PATH"} <= folders
+    assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
+    assert found["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] == "-1"
+
+
+def test_full_mnist_is_taken_where_it_is_and_named(bench: SimpleNamespace, tmp_path: Path) -> None:
+    near = tmp_path / "checkout"
+    near.mkdir()
+    assert bench.startup.find_mnist(None, near) is None
+    with pytest.raises(FileNotFoundError, match="train-images"):
+        bench.startup.find_mnist(near, near)
+    folder = tmp_path / "shared" / "data" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte.gz").touch()
+    assert bench.startup.find_mnist(None, near) == folder
+    names = [
+        [name for name, _ in bench.startup.items("cpu", BENCHMARKS / "gpu.py", place)]
+        for place in (folder, None)
+    ]
+    assert "training on full MNIST, warm cache" in names[0]
+    assert [name for name in names[1] if "not full MNIST" in name]
