@@ -103,17 +103,19 @@ def test_the_least_that_identifies_sources(
 def test_each_side_has_what_it_requires(
     bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """cuBLAS belongs to ours, since the extra installs it; what CuPy brought is not JAX's."""
+    """What an extra installs belongs to ours, what another extra would does not."""
     pytest.importorskip("packaging")
     packages: dict[str, list[str]] = {
         "gpulayers": [
             "numpy",
             'cupy-cuda13x; extra == "cuda13"',
-            'nvidia-cublas; extra == "cuda13"',
+            'nvidia-cuda-nvrtc; extra == "cuda13"',
+            'nvidia-cublas; extra == "cublas13"',
         ],
         "numpy": [],
         "cupy-cuda13x": ["numpy", 'scipy; extra == "all"'],
         "nvidia-cublas": [],
+        "nvidia-cuda-nvrtc": [],
         "scipy": ["numpy"],
         "jax": ["scipy", 'jax-cuda13-plugin[with_cuda]; extra == "cuda13"'],
         "jax-cuda13-plugin": ['nvidia-cudnn-cu13; extra == "with-cuda"', "absent"],
@@ -133,7 +135,7 @@ def test_each_side_has_what_it_requires(
     assert found["gpulayers"] == {
         "of": "gpulayers[cuda13]",
         "MiB": 4.0,
-        "packages": ["cupy-cuda13x", "gpulayers", "numpy", "nvidia-cublas"],
+        "packages": ["cupy-cuda13x", "gpulayers", "numpy", "nvidia-cuda-nvrtc"],
     }
     assert found["jax"]["packages"] == [
         *("jax", "jax-cuda13-plugin", "numpy", "nvidia-cudnn-cu13", "scipy")
@@ -141,8 +143,9 @@ def test_each_side_has_what_it_requires(
     assert found["jax"]["missing"] == ["absent"]
     assert found["torch"]["packages"] == ["nvidia-cudnn-cu13", "torch"]
     del packages["gpulayers"]  # a clone that is not installed: as pyproject.toml has it
-    assert "nvidia-cublas" in bench.sizes.installed()["gpulayers"]["packages"]
-    assert "nvidia-cuda-nvrtc" in bench.sizes.installed()["gpulayers"]["missing"]
+    assert "nvidia-cuda-nvrtc" in bench.sizes.installed()["gpulayers"]["packages"]
+    assert "nvidia-cuda-runtime" in bench.sizes.installed()["gpulayers"]["missing"]
+    assert "cublas" not in str(bench.sizes.installed()["gpulayers"])
 
 
 def test_bytes_are_those_of_files(bench: SimpleNamespace) -> None:

@@ -20,6 +20,12 @@ from tests.conftest import Backend
 from tests.support import fake_cupy
 
 
+@pytest.fixture
+def with_cublas(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is there, to be timed."""
+    monkeypatch.setattr(fake_cupy.state, "lacks_cublas", lambda: False)
+
+
 def test_a_lost_device_costs_one_item(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +117,7 @@ def quick(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleName
     return bench
 
 
+@pytest.mark.usefixtures("with_cublas")
 @pytest.mark.emulated
 def test_every_kernel_is_checked_and_timed(quick: SimpleNamespace, emulated: Backend) -> None:
     cases = list(quick.kernels.cases(emulated.xp, 1, "fp32"))
@@ -131,6 +138,7 @@ def test_every_kernel_is_checked_and_timed(quick: SimpleNamespace, emulated: Bac
         quick.kernels.measure_case(emulated.xp, quick.kernels.Case("x", "fp32", wrong), 1e9)
 
 
+@pytest.mark.usefixtures("with_cublas")
 @pytest.mark.emulated
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
 def test_kernels_are_within_their_precision(
@@ -219,6 +227,7 @@ def test_results_lie_where_everything_was_nan(
     poison.free()
 
 
+@pytest.mark.usefixtures("with_cublas")
 @pytest.mark.emulated
 def test_libraries_are_timed_where_they_are_right(
     quick: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
@@ -247,6 +256,7 @@ def _with_own_product(reference: type) -> type:
     return Own
 
 
+@pytest.mark.usefixtures("with_cublas")
 @pytest.mark.emulated
 def test_kernels_are_timed_without_the_host(
     bench: SimpleNamespace, emulated: Backend, monkeypatch: pytest.MonkeyPatch
