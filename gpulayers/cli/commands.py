@@ -95,8 +95,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
     "info": (
         "what computes here (NumPy or a GPU), and why",
-        "Print the array library, device and versions picked, and why; what is wrong with a variable "
-        "of the environment (GPULAYERS_...) is said on standard error.",
+        "Print the array library, device and versions picked, and why; what is wrong with a "
+        "variable of the environment (GPULAYERS_...) is said on standard error.",
         (("gpulayers info", ""), ("gpulayers info --json | jq -r .backend", "")),
     ),
     "completion": (

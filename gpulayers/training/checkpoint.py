@@ -222,9 +222,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if is_dir:
         beside = _with_ending(path)
         hint = f"; {beside} beside it is a file" if beside != path and beside.is_file() else ""
-        raise UnreadableError(
-            f"{path} is a directory, expected a checkpoint file ({ENDING}){hint}"
-        )
+        raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING}){hint}")
     if looks_like_npz(path):
         header, arrays = read_npz(path)
     else:

@@ -285,6 +285,14 @@ def test_info_for_scripts(capsys) -> None:
     assert capsys.readouterr().out == "numpy\n"
 
 
+def test_names_with_dollar_signs_are_drawn(tiny_set, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    shutil.copy(tiny_set, "$5_$.npz")
+    arguments = ["--data", "./$5_$.npz", "--model", "mlp", "--epochs", "1", "--device", "cpu"]
+    assert main(["train", *arguments, "--quiet", "--out", "out"]) == 0
+    assert Path("out/curves.png").exists() and "no plot" not in capsys.readouterr().err
+
+
 def test_evaluate_quiet_and_verbose(trained, capsys) -> None:
     assert main(["evaluate", str(trained), "--quiet"]) == 0
     assert float(capsys.readouterr().out) >= 0.95
