@@ -132,6 +132,23 @@ def test_export_writes_what_others_read(trained, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["bytes"] == Path("net.npz").stat().st_size
 
 
+def test_export_onnx_in_another_dtype(trained, capsys) -> None:
+    onnx = pytest.importorskip("onnx")
+
+    def kind(path: str) -> int:
+        return onnx.load(path).graph.input[0].type.tensor_type.elem_type
+
+    assert main(["export", str(trained), "own.onnx"]) == 0
+    assert kind("own.onnx") == onnx.TensorProto.FLOAT and "float64" not in capsys.readouterr().err
+    assert main(["export", str(trained), "wide.onnx", "--dtype", "float64"]) == 0
+    assert kind("wide.onnx") == onnx.TensorProto.DOUBLE
+    assert "--dtype float32 writes one that runs everywhere" in capsys.readouterr().err
+    code, text = failing(capsys, "export", str(trained), "net.npz", "--dtype", "float32")
+    assert code == 2 and "OUT must end in .onnx" in text
+    with pytest.raises(SystemExit):
+        main(["export", str(trained), "no.onnx", "--dtype", "bfloat16"])
+
+
 def test_export_onnx_predicts_the_same(trained, capsys) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
