@@ -46,6 +46,10 @@ def float_dtype(value: Any, source: str) -> np.dtype:
 def set_default_dtype(dtype: Any) -> None:
     """Set the dtype in which layers create their parameters.
 
+    The choice is a context variable, like that of `use_backend`: other threads keep theirs, and a
+    new one begins with the process's, ``GPULAYERS_DTYPE`` or else float32. Call it in each thread
+    that makes networks, or start the thread with ``contextvars.copy_context().run``.
+
     Parameters
     ----------
     dtype : str or dtype

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers._dtypes import default_dtype, is_floating, set_default_dtype
-from gpulayers.errors import BackendError, DTypeError, suggest
+from gpulayers.errors import BackendError, DTypeError, ParameterError, suggest
 
 Array = Any  # numpy.ndarray or cupy.ndarray; neither library is imported just to name a type
 
@@ -363,11 +363,15 @@ def describe() -> str:
             why = "NumPy was asked for"
         else:
             why = status.reason
+    try:
+        dtype = default_dtype().name
+    except ParameterError as error:
+        dtype = f"unknown, {error}"
     lines = [
         f"gpulayers:  {gpulayers.__version__}",
         f"backend:    {picked} (asked for: {asked})",
         f"why:        {why}",
-        f"dtype:      {default_dtype().name}",
+        f"dtype:      {dtype}",
         f"numpy:      {np.__version__}",
         f"python:     {sys.version.split()[0]} on {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} CPU(s)",

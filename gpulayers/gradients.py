@@ -21,7 +21,7 @@ _STREAM = 0x67726164
 def check_gradients(
     layer: Any,
     X: Array | list[Array],
-    *,
+    *others: Any,
     step: float = 1e-6,
     tolerance: float = 1e-5,
     entries: int | None = 200,
@@ -43,11 +43,14 @@ def check_gradients(
         With `forward`, `backward`, `parameters`, `gradients`, `flush_gradients`; float64, because
         differences in float32 tell three digits at the best. One without its sizes yet is created
         in float64. What it has retained before is flushed; the parameters come back as they were.
+        Those of a frozen layer, or a frozen part of a network, get no gradient and are left out;
+        the gradient of X, which passes through it, is checked all the same.
     X : array, or list of arrays
         The input as `forward` takes it; for a layer of several inputs (`Add`, attention) a list of
         them. Floating, and taken in float64; or integers, such as the ids of an `Embedding`, which
         have no gradient: only that of the parameters is checked then. Keep it away from kinks (ReLU
-        at zero, ties in max pooling): there is no gradient there.
+        at zero, ties in max pooling): there is no gradient there. Inputs behind it are an error
+        that says so.
     step : float
         h.
     tolerance : float
@@ -60,8 +63,8 @@ def check_gradients(
     Returns
     -------
     errors : dict of str to float
-        For ``"X"`` (of a list ``"X[0]"``, ``"X[1]"`` ...) and each parameter the largest error
-        found, relative as above.
+        For ``"X"`` (of a list ``"X[0]"``, ``"X[1]"`` ...) and each parameter that is not frozen
+        the largest error found, relative as above.
 
     Raises
     ------
@@ -85,6 +88,12 @@ def check_gradients(
     """
     _check_numbers(step, tolerance, entries, seed)
     name = _name_of(layer)
+    if others:
+        raise ParameterError(
+            f"check_gradients: {name}: expected one X, got {1 + len(others)} arguments behind the "
+            "layer; several inputs go into one list, "
+            f"check_gradients(layer, [{_letters(others)}]), and options by their names, step=1e-6"
+        )
     inputs = _inputs(X)
     arguments = _arguments(name, layer, inputs, is_sequence(X))
     before = {key: array.copy() for key, array in _flat(layer.parameters).items()}
@@ -110,7 +119,9 @@ def check_gradients(
         )
     layer.forward(*arguments)
     moved, found = _of_inputs(name, inputs, is_sequence(X), layer.backward(R))
-    found |= {key: grad.copy() for key, grad in _flat(layer.gradients).items()}
+    frozen = _of_frozen(layer)
+    learned = {k: grad for k, grad in _flat(layer.gradients).items() if id(grad) not in frozen}
+    found |= {key: grad.copy() for key, grad in learned.items()}
     parameters = _flat(layer.parameters)
     for key, array in parameters.items():  # of a layer that got its sizes here
         before.setdefault(key, array.copy())
@@ -144,6 +155,18 @@ def _flat(arrays: Any, prefix: str = "") -> dict[str, Array]:
         elif value is not None:
             found[prefix + key] = value
     return found
+
+
+def _of_frozen(layer: Any) -> set[int]:
+    """The ids of the gradients that backward leaves alone; a group's names are not its parts'."""
+    walk = getattr(layer, "walk", None)
+    parts = [layer] if walk is None else [part for _, part in walk()]
+    return {
+        id(grad)
+        for part in parts
+        if not getattr(part, "trainable", True)
+        for grad in _flat(part.gradients).values()
+    }
 
 
 def _compare(
@@ -210,6 +233,10 @@ def _name_of(layer: Any) -> str:
             f"check_gradients: expected a layer, module or network, got {layer!r}, {why}"
         )
     return type(layer).__name__
+
+
+def _letters(others: tuple[Any, ...]) -> str:
+    return ", ".join(f"X{i}" for i in range(1 + len(others)))
 
 
 def _inputs(X: Any) -> list[Array]:

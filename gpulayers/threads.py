@@ -78,6 +78,8 @@ def _default_count() -> int:
 class use_threads:  # noqa: N801 - read as a verb, like contextlib.suppress
     """Set the number of threads, at once or for a ``with`` block.
 
+    A context variable: threads of your own keep theirs.
+
     Parameters
     ----------
     count : int

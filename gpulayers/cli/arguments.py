@@ -304,6 +304,9 @@ def _export_options(export: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ONNX: take pixels 0..255 and standardise them inside, as the training did",
     )
+    of_onnx = values.one_of(tuple(name for name in DTYPES if name != "bfloat16"))
+    text = "ONNX: compute in float32 (every runtime can), float64, float16; default the network's"
+    export.add_argument("--dtype", type=of_onnx, metavar="NAME", help=text)
     export.add_argument("--force", action="store_true", help="write over an existing file")
 
 

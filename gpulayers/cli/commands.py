@@ -8,7 +8,8 @@ EXIT_CODES = """\
 exit codes:
   0    done
   1    the run failed: data, checkpoint, memory, a diverging loss, a missing device
-  2    wrong usage: an option, its value, a key of the configuration file
+  2    wrong usage: an option, its value, a key of the configuration file, a variable
+       of the environment
   130  stopped with Ctrl-C
 """
 
@@ -94,7 +95,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
     "info": (
         "what computes here (NumPy or a GPU), and why",
-        "Print the array library, device and versions picked, and why.",
+        "Print the array library, device and versions picked, and why; what is wrong with a "
+        "variable of the environment (GPULAYERS_...) is said on standard error.",
         (("gpulayers info", ""), ("gpulayers info --json | jq -r .backend", "")),
     ),
     "completion": (

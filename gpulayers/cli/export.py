@@ -19,6 +19,11 @@ from gpulayers.training.checkpoint import write_atomically
 
 __all__ = ["run"]
 
+_FLOAT64 = (
+    "the model computes in float64, in which onnxruntime has no convolutions; --dtype float32 "
+    "writes one that runs everywhere"
+)
+
 
 def run(options: Namespace) -> int:
     """Write a trained network in another format; return the exit code."""
@@ -32,11 +37,15 @@ def run(options: Namespace) -> int:
         )
     if options.uint8 and out.suffix.lower() != ".onnx":
         raise ParameterError("--uint8 is about the input of an ONNX model; OUT must end in .onnx")
+    if options.dtype and out.suffix.lower() != ".onnx":
+        raise ParameterError("--dtype is what an ONNX model computes in; OUT must end in .onnx")
     if out.exists() and not options.force:
         raise ParameterError(f"{out} exists; choose another name, or --force to write over it")
     with backend.use_backend("numpy"):
         saved = open_saved(options.path)
-        write(saved, out, options.uint8)
+        write(saved, out, options)
+        if out.suffix.lower() == ".onnx" and (options.dtype or saved.network.dtype) == "float64":
+            note(options, _FLOAT64)
     size = out.stat().st_size
     if options.json:
         print_json({"model": str(saved.path), "out": str(out), "bytes": size})
@@ -54,12 +63,12 @@ def _arrays(saved: Saved) -> dict[str, Any]:
     return {name: np.ascontiguousarray(a) for name, a in named.items() if a is not None}
 
 
-def _write_npz(saved: Saved, out: Path, uint8: bool) -> None:
+def _write_npz(saved: Saved, out: Path, options: Namespace) -> None:
     arrays = _arrays(saved)
     write_atomically(out, lambda file: np.savez(file, **arrays))
 
 
-def _write_safetensors(saved: Saved, out: Path, uint8: bool) -> None:
+def _write_safetensors(saved: Saved, out: Path, options: Namespace) -> None:
     pixels = saved.network.pixels
     facts = {
         "network": saved.network.name,
@@ -69,7 +78,7 @@ def _write_safetensors(saved: Saved, out: Path, uint8: bool) -> None:
     write_safetensors(out, _arrays(saved), facts)
 
 
-def _write_onnx(saved: Saved, out: Path, uint8: bool) -> None:
+def _write_onnx(saved: Saved, out: Path, options: Namespace) -> None:
     if saved.input_shape is None:
         raise CheckpointError(
             f"{saved.path} does not say what images the network takes; from Python, "
@@ -78,13 +87,15 @@ def _write_onnx(saved: Saved, out: Path, uint8: bool) -> None:
     from gpulayers.interchange import onnx_model
 
     try:
-        model = onnx_model(saved.network, saved.input_shape, uint8_input=uint8)
+        model = onnx_model(
+            saved.network, saved.input_shape, uint8_input=options.uint8, dtype=options.dtype
+        )
     except ImportError as error:
         raise GPULayersError(str(error)) from error
     write_atomically(out, model.SerializeToString())
 
 
-FORMATS: dict[str, Callable[[Saved, Path, bool], None]] = {
+FORMATS: dict[str, Callable[[Saved, Path, Namespace], None]] = {
     ".onnx": _write_onnx,
     ".safetensors": _write_safetensors,
     ".npz": _write_npz,

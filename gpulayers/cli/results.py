@@ -13,6 +13,7 @@ import numpy as np
 import gpulayers
 from gpulayers import backend
 from gpulayers.cli.config import CONFIG_FILE
+from gpulayers.plot._style import literal
 from gpulayers.training import Dataset, Trainer, evaluate, plot_curves
 from gpulayers.training.checkpoint import write_atomically
 from gpulayers.training.metrics import markdown_table
@@ -98,7 +99,8 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
     title = f"{results['model']} on {results['data']}: {results['test_accuracy']:.2%} on test"
     split = _validated_on(results)
     try:
-        files[str(plot_curves(trainer.history, out / "curves.png", title, split))] = "curves"
+        drawn = plot_curves(trainer.history, out / "curves.png", literal(title), split)
+        files[str(drawn)] = "curves"
     except ImportError:
         print(MISSING, file=sys.stderr)
     except Exception as error:  # a finished training never fails for its picture

@@ -50,6 +50,8 @@ def _saved_model(saved: str) -> str:
     try:
         if path.is_dir():
             path = next(p for p in (path / "model.safetensors", path / "model.npz") if p.exists())
+        elif not path.suffix and not path.exists():  # as `load` finds it
+            path = path.with_suffix(".safetensors")
         if zipfile.is_zipfile(path):  # of gpulayers 0.1
             with zipfile.ZipFile(path) as archive:
                 content = archive.read("header.json.npy")

@@ -1,4 +1,4 @@
-"""Networks as ONNX models, for every runtime that reads them.
+"""Networks as ONNX models, for the runtimes that read them.
 
     from gpulayers.interchange import export_onnx
     export_onnx(network, "lenet.onnx", input_shape=(28, 28, 1))
@@ -18,6 +18,7 @@ import numpy as np
 
 import gpulayers
 from gpulayers import backend, layers
+from gpulayers._dtypes import float_dtype
 from gpulayers.errors import DTypeError, InterchangeError, ParameterError
 from gpulayers.interchange._onnx_graph import Graph, Shape, Value, as_given, require_onnx
 from gpulayers.interchange._onnx_groups import convert, refuse_unknown
@@ -38,6 +39,7 @@ def export_onnx(
     input_shape: Sequence[Any],
     *,
     uint8_input: bool = False,
+    dtype: Any = None,
 ) -> Path:
     """Write `network` as an ONNX model, and return the path.
 
@@ -46,8 +48,8 @@ def export_onnx(
     network : Sequential, layer, wrapped layer or module
         On either backend. Layers that have seen no input yet draw their parameters now.
     path : path of the file, usually ``*.onnx``
-    input_shape, uint8_input
-        As `onnx_model`.
+    input_shape, uint8_input, dtype
+        As `onnx_model`. Runtimes compute every operator in float32, many but some in float64.
 
     Returns
     -------
@@ -66,18 +68,21 @@ def export_onnx(
         path = Path(path)
     except TypeError:
         raise ParameterError(f"ONNX export: expected the path of a file, got {path!r}") from None
-    model = onnx_model(network, input_shape, uint8_input=uint8_input)
+    model = onnx_model(network, input_shape, uint8_input=uint8_input, dtype=dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = False) -> Any:
+def onnx_model(
+    network: Any, input_shape: Sequence[Any], *, uint8_input: bool = False, dtype: Any = None
+) -> Any:
     """Return `network` as an ``onnx.ModelProto`` of opset 17, checked by ``onnx.checker``.
 
     The inputs are called ``input`` (several: ``input_0``, ...) and the outputs ``output`` likewise.
-    A network that begins with an `Embedding` takes int64 ids, all others the dtype of their
-    parameters: float32, float64 or float16 (which a runtime may support for some operators only).
+    A network that begins with an `Embedding` takes int64 ids, all others floats of the model's
+    dtype. The checker takes any; a runtime may lack operators in float64: onnxruntime lacks the
+    convolutions, see the documentation's page on ONNX.
     Training has no counterpart: `Dropout` is left out, batch normalisation uses its running
     statistics, and recurrent layers begin with zero states and take no mask.
 
@@ -89,6 +94,9 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
         are the output
     uint8_input : bool
         The model takes bytes and does to them what the network's `pixels` does.
+    dtype : "float32", "float64" or "float16", optional
+        In which the model computes, and its weights are rounded to; None is the parameters'. With
+        "float32" a network of any dtype becomes a model that runs everywhere.
 
     Returns
     -------
@@ -104,15 +112,21 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     ShapeError
         If the layers do not take inputs of `input_shape`.
     DTypeError
-        If the parameters are bfloat16.
+        If the parameters are bfloat16, and `dtype` names no other.
     ParameterError
-        If `input_shape` is no shape, or the network has no `pixels` to apply.
+        If `input_shape` is no shape, the network has no `pixels` to apply, or `dtype` is none of
+        those.
 
     Notes
     -----
     Source: ONNX operator specification, opset 17 (https://onnx.ai/onnx/operators/).
     """
     onnx = require_onnx()
+    wanted = None if dtype is None else float_dtype(dtype, "ONNX export: dtype")
+    if wanted is not None and wanted.kind != "f":
+        raise ParameterError(
+            f"ONNX export: dtype must be float32, float64 or float16, got {dtype!r}"
+        )
     shapes = _shapes(input_shape)
     name = getattr(network, "name", type(network).__name__)
     ids = isinstance(first_layer(network), layers.Embedding)
@@ -121,9 +135,9 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
     refuse_unknown(Graph(backend.default_dtype(), name), network)  # before a layer is run
     _initialised(network, shapes)
 
-    dtype = _dtype(network, name)
-    graph = Graph(dtype, name)
-    element = np.dtype("uint8") if uint8_input else np.dtype("int64") if ids else dtype
+    computed = wanted or _dtype(network, name)
+    graph = Graph(computed, name)
+    element = np.dtype("uint8") if uint8_input else np.dtype("int64") if ids else computed
     inputs = [
         Value(
             "input" if len(shapes) == 1 else f"input_{i}", (None, *shape), as_given(len(shape) + 1)
@@ -146,7 +160,7 @@ def onnx_model(network: Any, input_shape: Sequence[Any], *, uint8_input: bool = 
             graph.nodes,
             name,
             [info(v.name, code(element), _dims(v.shape)) for v in inputs],
-            [info(label, code(dtype), _dims(v.shape)) for label, v in named],
+            [info(label, code(computed), _dims(v.shape)) for label, v in named],
             graph.weights,
         ),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
@@ -194,7 +208,7 @@ def _dtype(network: Any, name: str) -> np.dtype:
     if dtype.kind != "f":
         raise DTypeError(
             f"ONNX export: {name}: the parameters are {dtype}, expected float32, float64 or "
-            "float16; convert them, e.g. with set_params and .astype('float32')"
+            'float16; dtype="float32" converts them'
         )
     return dtype
 

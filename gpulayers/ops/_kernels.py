@@ -54,6 +54,8 @@ def current_engine() -> str:
 class use_engine:  # noqa: N801 - read as a verb, like contextlib.suppress
     """Choose the implementation of the operations, at once or for a ``with`` block.
 
+    A context variable: other threads keep theirs.
+
     Parameters
     ----------
     name : str

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from gpulayers import backend
-from gpulayers.errors import ShapeError
+from gpulayers.errors import ParameterError, ShapeError
 
 Figure = Any  # matplotlib.figure.Figure; matplotlib is not imported just to name a type
 Axes = Any
@@ -27,6 +27,8 @@ PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8C8C8C", "#222222"
 SEQUENTIAL, SIGNED, PICTURE = "viridis", "PuOr", "gray"
 
 _SETTINGS: Any = {  # matplotlib's names
+    "text.usetex": False,
+    "text.parse_math": True,  # `literal` counts on it
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -134,7 +136,45 @@ def grid_shape(count: int, wide: int) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def class_names(classes: Any, count: int) -> list[str]:
-    """Names of the classes; their numbers where there are none."""
+def class_names(what: str, classes: Any, count: int) -> list[str]:
+    """Names of `count` classes; their numbers where there are none.
+
+    Raises
+    ------
+    ParameterError
+        If there are more names than classes.
+    """
     names = [] if classes is None else [str(name) for name in classes]
+    if len(names) > count:
+        raise ParameterError(f"{what}: expected at most {count} class names, got {len(names)}")
     return names + [str(i) for i in range(len(names), count)]
+
+
+def literal(text: str) -> str:
+    """Text that is data, such as a folder's name: its dollar signs begin no formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, its middle left out where it has more than `most` characters: names of one family
+    often differ at their ends."""
+    if len(text) <= most:
+        return text
+    return (
+        f"{text[: most // 2].rstrip()}\N{HORIZONTAL ELLIPSIS}{text[-((most - 1) // 2) :].lstrip()}"
+    )
+
+
+def wrapped(text: str, width: int, lines: int = 2) -> str:
+    """`text` in at most so many lines of at most `width` characters, broken after a word if it can
+    be, and shortened if it must be."""
+    for most in range(len(text), width, -1):
+        parts, rest = [], shortened(text, most)
+        while len(rest) > width:
+            ends = [i for i in range(width // 3, width) if not rest[i].isalnum() and rest[i] != "("]
+            cut = max(ends, default=width - 1) + 1
+            parts.append(rest[:cut].strip())
+            rest = rest[cut:]
+        if len(parts) < lines:
+            return "\n".join([*parts, rest.strip()])
+    return shortened(text, width)

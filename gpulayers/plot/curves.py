@@ -13,13 +13,14 @@ __all__ = ["training_curves"]
 
 @picture
 def training_curves(history: Any, title: str = "", held_out: str = "validation") -> Figure:
-    """Draw loss and accuracy over the epochs, and mark the best epoch.
+    r"""Draw loss and accuracy over the epochs, and mark the best epoch.
 
     Parameters
     ----------
     history : training.History
         Also one of a run that goes on; without an epoch the axes are empty.
     title : str
+        Between two ``$`` matplotlib's formulas; ``\$`` is a dollar sign.
     held_out : str
         What to call the examples that the history's ``val_`` columns are of; "test" where a run
         looks at the test split after each epoch.

@@ -22,6 +22,7 @@ from gpulayers.plot._style import (
     SKY,
     Axes,
     Figure,
+    literal,
     new_figure,
     picture,
 )
@@ -48,7 +49,7 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
     network : Sequential, layer, wrapped layer or module
     input_shape : shape of one example, e.g. (28, 28, 1)
     title : str
-        The network's name if empty.
+        The network's name if empty; ``$x_2$`` is a formula in a title, and itself in a name.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
         y, x = -_STEP * k, _INDENT * _depth(row)
         if _follows(row.name, layers):
             _arrow(axes, x + 0.35, y)
-        _box(axes, x, y, _words(row, layers[row.name]), _colour(row.layer), row.is_group)
+        _box(axes, x, y, literal(_words(row, layers[row.name])), _colour(row.layer), row.is_group)
         axes.text(columns[0], y, _shape(row.output), fontsize=9, va="center")
         if row.parameters:
             text = f"{row.parameters:,}"
@@ -92,7 +93,7 @@ def network_diagram(network: Any, input_shape: Sequence[Any], title: str = "") -
         if isinstance(block, Residual) and block.shortcut is None:
             inside = sum(other.name.startswith(f"{row.name}.") for other in rows)
             _way_around(axes, x + _INDENT / 2, y, inside)
-    name = title or getattr(network, "name", type(unwrapped(network)).__name__)
+    name = title or literal(getattr(network, "name", type(unwrapped(network)).__name__))
     axes.set_title(f"{name}: {summary.parameters:,} parameters", loc="left")
     return figure
 

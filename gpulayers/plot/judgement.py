@@ -19,14 +19,19 @@ from gpulayers.plot._style import (
     class_names,
     colour_bar,
     grid_shape,
+    literal,
     new_figure,
     picture,
+    shortened,
     show_image,
+    wrapped,
 )
 
 __all__ = ["confusion_matrix", "worst_mistakes"]
 
 MOST_NUMBERED = 20  # classes up to which each cell says its count
+_LONGEST = 32  # characters of a name beside the matrix
+_LINE = 18  # characters of a name above an image
 
 
 @picture
@@ -52,7 +57,7 @@ def confusion_matrix(matrix: Any, classes: Any = None) -> Figure:
     ShapeError
         If the matrix is not square.
     ParameterError
-        If a count is negative.
+        If a count is negative, or there are more names than classes.
     ImportError
         If matplotlib is not installed.
     """
@@ -62,7 +67,7 @@ def confusion_matrix(matrix: Any, classes: Any = None) -> Figure:
     if counts.min() < 0:
         raise ParameterError("confusion_matrix: counts must not be negative")
     k = len(counts)
-    names = class_names(classes, k)
+    names = class_names("confusion_matrix", classes, k)
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     side = min(max(4.5, 0.55 * k + 1.5), 14.0)
@@ -71,8 +76,8 @@ def confusion_matrix(matrix: Any, classes: Any = None) -> Figure:
     shown = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="predicted class", ylabel="true class")
     ticks = np.arange(k) if k <= 40 else np.arange(0, k, k // 20)
-    shown_names = [names[i] for i in ticks]
-    turned = max(len(name) for name in shown_names) > 3
+    turned = max(len(names[i]) for i in ticks) > 3
+    shown_names = [literal(shortened(names[i], _LONGEST)) for i in ticks]
     axes.set_xticks(
         ticks, shown_names, rotation=45 if turned else 0, ha="right" if turned else "center"
     )
@@ -122,14 +127,15 @@ def worst_mistakes(
     -------
     matplotlib.figure.Figure
         The largest loss first. Above each image the true class; below what the network takes it
-        for, and with which probability.
+        for, and with which probability. Long names are wrapped, very long ones shortened.
 
     Raises
     ------
     ShapeError
         If images and labels do not fit each other or the network.
     ParameterError
-        If there is no image, or `most` is no positive integer.
+        If there is no image, `most` is no positive integer, or there are more names than the
+        network has outputs.
     ImportError
         If matplotlib is not installed.
     """
@@ -148,11 +154,12 @@ def worst_mistakes(
     loss = -log_p[np.arange(len(truth)), truth]
     wrong = np.flatnonzero(chosen != truth)
     worst = wrong[np.argsort(-loss[wrong], kind="stable")][:most]
-    names = class_names(classes, scores.shape[1])
+    names = class_names("worst_mistakes", classes, scores.shape[1])
     rows, columns = grid_shape(len(worst), 8)
-    longest = max(len(name) for name in names)
-    cell = 1.25 if longest <= 4 else 1.55
-    figure = new_figure(max(5.0, cell * columns), max(1.4, (cell + 0.35) * rows + 0.5))
+    cell = 1.25 if max(len(name) for name in names) <= 4 else 1.55
+    names = [wrapped(name, _LINE) for name in names]  # as wide as a cell
+    more = 0.38 if any("\n" in name for name in names) else 0.0  # a line above, one below
+    figure = new_figure(max(5.0, cell * columns), max(1.4, (cell + 0.35 + more) * rows + 0.5))
     head = f"{len(wrong):,} of {len(truth):,} wrong"
     if not len(worst):
         axes = figure.subplots()
@@ -168,9 +175,10 @@ def worst_mistakes(
             continue
         i = worst[k]
         show_image(axes, pictures[k], cmap=PICTURE, vmin=0, vmax=1)
-        axes.set_title(names[truth[i]], fontsize=9, loc="center", pad=3)
+        axes.set_title(literal(names[truth[i]]), fontsize=9, loc="center", pad=3)
         sure = 100 * np.exp(log_p[i, chosen[i]])
-        axes.set_xlabel(f"{names[chosen[i]]}, {sure:.0f} %", fontsize=8, color=RED, labelpad=3)
+        said = f"{literal(names[chosen[i]])}, {sure:.0f} %"
+        axes.set_xlabel(said, fontsize=8, color=RED, labelpad=3)
     figure.suptitle(f"{head}: the worst {len(worst)}", fontweight="bold")
     figure.supxlabel("above: true class      below: prediction, probability", fontsize=9)
     return figure

@@ -20,6 +20,7 @@ from gpulayers.plot._style import (
     ORANGE,
     Axes,
     Figure,
+    literal,
     new_figure,
     picture,
 )
@@ -82,7 +83,8 @@ def roofline(results: Mapping[str, Any] | str | os.PathLike[str]) -> Figure:
     _computing(left, computing)
     _listed(names, computing)
     _moving(right, moving, copy)
-    figure.suptitle(f"{data.get('cpu', 'this machine')}, {data.get('threads', '?')} threads")
+    machine = literal(str(data.get("cpu", "this machine")))
+    figure.suptitle(f"{machine}, {data.get('threads', '?')} threads")
     figure.draw_without_rendering()  # places of the points are known from here on
     _numbered(left, computing)
     return figure
@@ -217,7 +219,9 @@ def _numbered(axes: Axes, cases: list[Mapping[str, Any]]) -> None:
 def _listed(axes: Axes, cases: list[Mapping[str, Any]]) -> None:
     """The cases by their numbers, in the order of the horizontal axis."""
     axes.set_axis_off()
-    lines = [f"{k}".rjust(2, _DIGIT_SPACE) + f"  {c['title']}" for k, c in enumerate(cases, 1)]
+    lines = [
+        f"{k}".rjust(2, _DIGIT_SPACE) + f"  {literal(c['title'])}" for k, c in enumerate(cases, 1)
+    ]
     style: dict[str, Any] = {"fontsize": 8, "linespacing": 1.5, "transform": axes.transAxes}
     style["in_layout"] = False  # its column is as wide as it is
     axes.text(0, 1, "\n".join(lines), va="top", **style)
@@ -244,7 +248,7 @@ def _moving(axes: Axes, cases: list[Mapping[str, Any]], copy: float) -> None:
         )
     axes.axvline(copy, color=INK, linewidth=1.5)
     axes.text(copy, len(cases) - 0.4, "copy ", ha="right", fontsize=9)
-    axes.set_yticks(places, [case["title"] for case in cases])
+    axes.set_yticks(places, [literal(case["title"]) for case in cases])
     axes.set_ylim(-0.7, len(cases) - 0.1)
     axes.set_xlim(left=0)
     axes.grid(axis="both")

@@ -21,10 +21,13 @@ from gpulayers.plot._style import (
     Figure,
     as_pictures,
     bare,
+    class_names,
     colour_bar,
     grid_shape,
+    literal,
     new_figure,
     picture,
+    shortened,
     show_image,
 )
 
@@ -83,7 +86,7 @@ def filters(layer: Any, most: int = 64) -> Figure:
         colour_bar(figure, shown, grid, what)
     fr, fc = conv.kernel_shape
     of = "" if count == W.shape[3] else f" of {W.shape[3]}"
-    figure.suptitle(f"{name}: {count}{of} filters of {fr} x {fc}", fontweight="bold")
+    figure.suptitle(f"{literal(name)}: {count}{of} filters of {fr} x {fc}", fontweight="bold")
     return figure
 
 
@@ -165,7 +168,9 @@ def feature_maps(network: Any, image: Any, layers: Any = None, most: int = 8) ->
 
 
 def _label(axes: Any, text: str) -> None:
-    axes.text(1.0, 0.5, text, ha="right", va="center", fontsize=9, transform=axes.transAxes)
+    axes.text(
+        1.0, 0.5, literal(text), ha="right", va="center", fontsize=9, transform=axes.transAxes
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -214,7 +219,7 @@ def saliency(network: Any, image: Any, label: int | None = None, classes: Any = 
     Raises
     ------
     ParameterError
-        If there is no such class.
+        If there is no such class, or there are more names than the network has outputs.
     ShapeError
         If the image does not fit the network.
     ImportError
@@ -227,7 +232,7 @@ def saliency(network: Any, image: Any, label: int | None = None, classes: Any = 
     """
     X = _one_image("saliency", network, image)
     scores, gradient, label = input_gradient(network, X, label)
-    name = str(label) if classes is None else str(list(classes)[label])
+    name = literal(shortened(class_names("saliency", classes, scores.size)[label], 60))
     size = np.abs(gradient).max(axis=2)
     shown_image = as_pictures("saliency", X)[0]
     figure = new_figure(10.5, 3.7)

@@ -104,9 +104,7 @@ def save(
         )
     if not isinstance(path, (str, os.PathLike)) or not Path(path).name:
         raise CheckpointError(f"save: expected the name of a file, got {path!r}")
-    path = Path(path)
-    if not path.suffix:
-        path = path.with_suffix(ENDING)
+    path = _with_ending(Path(path))
     if path.suffix == ".npz":
         raise CheckpointError(
             f"save: checkpoints are safetensors files now, name it {path.with_suffix(ENDING)} "
@@ -139,6 +137,8 @@ def load(
     Parameters
     ----------
     path : path
+        As it was given to `save`: where there is nothing called ``net``, ``net.safetensors`` is
+        read. A file or a folder of just that name goes before it.
     custom : classes of your own that the network contains
         Layers, or subclasses of Sequential, Residual or a model, with their constructors.
     device : "numpy", "cupy" or None
@@ -171,7 +171,7 @@ def load_checkpoint(
     """Return everything in the file; arguments and errors as `load`."""
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise CheckpointError(f"load: expected the path of a file, got {path!r}")
-    path = Path(path)
+    path = _found(Path(path))
     try:
         classes = {c.__name__: c for c in custom}
     except (TypeError, AttributeError):
@@ -203,6 +203,7 @@ def load_checkpoint(
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Description and arrays of a checkpoint file; everything is read, and its checksum compared.
+    The file is looked for as by `load`.
 
     Raises
     ------
@@ -211,6 +212,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     CheckpointError
         If it is of another format version.
     """
+    path = _found(path)
     try:
         is_dir = is_folder(path)
     except OSError as error:
@@ -218,7 +220,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if is_dir is None:
         raise UnreadableError(f"the checkpoint {path} does not exist{_neighbours(path)}")
     if is_dir:
-        raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING})")
+        beside = _with_ending(path)
+        hint = f"; {beside} beside it is a file" if beside != path and beside.is_file() else ""
+        raise UnreadableError(f"{path} is a directory, expected a checkpoint file ({ENDING}){hint}")
     if looks_like_npz(path):
         header, arrays = read_npz(path)
     else:
@@ -262,6 +266,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"the header of the checkpoint {path} is corrupted") from error
     return header, arrays
+
+
+def _with_ending(path: Path) -> Path:
+    """The name under which `save` writes."""
+    return path if path.suffix else path.with_suffix(ENDING)
+
+
+def _found(path: Path) -> Path:
+    """What `path` names; where there is nothing of that name, what `save` wrote for it."""
+    try:
+        named = _with_ending(path) if path.name else path
+        return named if is_folder(path) is None and is_folder(named) is False else path
+    except OSError:  # reading it will say why
+        return path
 
 
 def _neighbours(path: Path) -> str:

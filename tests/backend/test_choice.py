@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import subprocess
 import sys
@@ -189,6 +190,30 @@ def test_set_default_dtype(float32: None, value: Any) -> None:
     backend.set_default_dtype(value)
     assert backend.default_dtype() == np.dtype(value)
     assert isinstance(backend.default_dtype(), np.dtype)
+
+
+def test_the_default_dtype_of_other_threads(float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the docstring says: each has its own, the process's is that of the environment."""
+    seen: dict[str, str] = {}
+
+    def look(name: str) -> None:
+        seen[name] = backend.default_dtype().name
+        backend.set_default_dtype("float16")
+
+    def run_in(name: str, call: Any) -> None:
+        thread = threading.Thread(target=call, args=(name,))
+        thread.start()
+        thread.join()
+
+    monkeypatch.delenv("GPULAYERS_DTYPE", raising=False)
+    backend.set_default_dtype("float64")
+    run_in("new", look)
+    context = contextvars.copy_context()
+    run_in("copied", lambda name: context.run(look, name))
+    monkeypatch.setenv("GPULAYERS_DTYPE", "float64")
+    run_in("environment", look)
+    assert seen == {"new": "float32", "copied": "float64", "environment": "float64"}
+    assert backend.default_dtype() == np.float64
 
 
 def test_bfloat16(float32: None) -> None:

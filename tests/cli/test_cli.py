@@ -11,7 +11,7 @@ import pytest
 from gpulayers import backend
 from gpulayers.cli import main
 from gpulayers.cli import train as train_module
-from gpulayers.ops import compiled
+from gpulayers.ops import compiled, current_engine
 from gpulayers.threads import thread_count
 from gpulayers.training import load, load_checkpoint
 from tests.training.test_showing import hidden  # noqa: F401 - a fixture
@@ -248,7 +248,10 @@ def test_info(capsys):
     text = capsys.readouterr().out
     assert text.startswith(backend.describe())
     reason = compiled.unavailable_reason()
+    if current_engine() == "numpy":
+        reason = "the engine is numpy"
     assert f"c kernels:  {f'not used: {reason}' if reason else 'in use, built for'}" in text
+    assert f"engine:     {current_engine()}" in text
     assert f"threads:    {thread_count()}" in text
     assert "tuning:     off (GPULAYERS_TUNE); 0 measured choices in " in text
 

@@ -132,6 +132,23 @@ def test_export_writes_what_others_read(trained, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["bytes"] == Path("net.npz").stat().st_size
 
 
+def test_export_onnx_in_another_dtype(trained, capsys) -> None:
+    onnx = pytest.importorskip("onnx")
+
+    def kind(path: str) -> int:
+        return onnx.load(path).graph.input[0].type.tensor_type.elem_type
+
+    assert main(["export", str(trained), "own.onnx"]) == 0
+    assert kind("own.onnx") == onnx.TensorProto.FLOAT and "float64" not in capsys.readouterr().err
+    assert main(["export", str(trained), "wide.onnx", "--dtype", "float64"]) == 0
+    assert kind("wide.onnx") == onnx.TensorProto.DOUBLE
+    assert "--dtype float32 writes one that runs everywhere" in capsys.readouterr().err
+    code, text = failing(capsys, "export", str(trained), "net.npz", "--dtype", "float32")
+    assert code == 2 and "OUT must end in .onnx" in text
+    with pytest.raises(SystemExit):
+        main(["export", str(trained), "no.onnx", "--dtype", "bfloat16"])
+
+
 def test_export_onnx_predicts_the_same(trained, capsys) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -283,6 +300,14 @@ def test_info_for_scripts(capsys) -> None:
     assert facts["numpy"] == np.__version__ and isinstance(facts["c_kernels"], bool)
     assert main(["info", "-q"]) == 0
     assert capsys.readouterr().out == "numpy\n"
+
+
+def test_names_with_dollar_signs_are_drawn(tiny_set, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    shutil.copy(tiny_set, "$5_$.npz")
+    arguments = ["--data", "./$5_$.npz", "--model", "mlp", "--epochs", "1", "--device", "cpu"]
+    assert main(["train", *arguments, "--quiet", "--out", "out"]) == 0
+    assert Path("out/curves.png").exists() and "no plot" not in capsys.readouterr().err
 
 
 def test_evaluate_quiet_and_verbose(trained, capsys) -> None:

@@ -82,6 +82,53 @@ def test_info_as_a_process(environment, tmp_path):
     assert done.returncode == 0 and "backend:    numpy" in done.stdout and not done.stderr
 
 
+MALFORMED = {
+    "BACKEND": "cuppy",
+    "DTYPE": "float23",
+    "ENGINE": "foo",
+    "THREADS": "0",
+    "INSTRUCTIONS": "avx3",
+    "WORKSPACE": "off",
+    "TUNE": "yes",
+    "WARPGROUPS": "2",
+    "DATA": "./nowhere",
+    "KERNELS_FOLDER": "./nowhere",
+    "TUNE_DIR": "./file",
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["ENGINE"], ["THREADS"], list(MALFORMED)],
+    ids=lambda names: names[0] if len(names) == 1 else "all",
+)
+def test_info_names_malformed_variables(environment, tmp_path, names):
+    """Also all at once: one does not hide another."""
+    (tmp_path / "file").touch()
+    wrong = {f"GPULAYERS_{name}": MALFORMED[name] for name in names}
+    done = call(["info"], {**environment, **wrong}, tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "tuned choices" not in line]
+    for line, name in zip(lines, wrong, strict=True):
+        assert line.startswith(f"gpulayers: error: {name}"), done.stderr
+    assert "c kernels:  " in done.stdout  # the report is printed all the same
+    if "ENGINE" in names:
+        assert "c kernels:  not used: the engine is unknown" in done.stdout
+    if len(names) > 1:
+        document = json.loads(call(["info", "--json"], {**environment, **wrong}, tmp_path).stdout)
+        assert len(document["problems"]) == len(names) and document["threads"] is None
+
+
+def test_info_of_variables_that_are_right(environment, tmp_path):
+    right = {"ENGINE": "numpy", "THREADS": "2", "DTYPE": "float64", "TUNE_DIR": "not/yet"}
+    right |= {"WORKSPACE": "1", "TUNE": "", "KERNELS_FOLDER": str(tmp_path)}
+    more = {f"GPULAYERS_{name}": value for name, value in right.items()}
+    done = call(["info"], {**environment, **more}, tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "c kernels:  not used: the engine is numpy" in done.stdout
+    assert "threads:    2" in done.stdout and "engine:     numpy" in done.stdout
+
+
 def test_a_reader_that_goes_away_is_no_traceback(environment, tmp_path):
     pipe = f"{sys.executable} -m gpulayers info | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = call_shell(pipe, environment, tmp_path)

@@ -6,6 +6,7 @@ for a layer of several inputs). The name up to the first comma is the class that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -250,13 +251,17 @@ def forward(layer: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [backend.to_cpu(y) for y in several]
 
 
-def difference(layer: Any, case: Case, session: Any, n: int) -> float:
+def difference(layer: Any, case: Case, session: Any, n: int, dtype: Any = None) -> float:
     """The largest difference between our outputs and onnxruntime's, as
-    max |a - b| / max(1, max |b|), for a batch of n."""
+    max |a - b| / max(1, max |b|), for a batch of n; of a model of another dtype than the layer's
+    with its floats in that one."""
     inputs = case.example(n, seed=1)
     names = [i.name for i in session.get_inputs()]
-    theirs = session.run(None, dict(zip(names, inputs, strict=True)))
     ours = forward(layer, inputs)
+    if dtype is not None:
+        inputs = [X.astype(dtype) if X.dtype.kind == "f" else X for X in inputs]
+        ours = [Y.astype(dtype) for Y in ours]
+    theirs = session.run(None, dict(zip(names, inputs, strict=True)))
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -264,3 +269,23 @@ def difference(layer: Any, case: Case, session: Any, n: int) -> float:
         scale = max(1.0, float(np.abs(b).max(initial=0)))
         worst = max(worst, float(np.abs(a - b).max(initial=0)) / scale)
     return worst
+
+
+def tried(layer: Any, case: Case, model: Any, dtype: str) -> tuple[float, str | None]:
+    """Difference to what onnxruntime computes with a model of `dtype`, and None; or the operator
+    that it lacks, which it says when the model is loaded or run."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4  # it prints what it raises
+    try:
+        run = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return difference(layer, case, run, 3, dtype), None
+    except Exception as error:  # classes that it does not export
+        text = r"an implementation for (\w+)\(|(\w+) operator does not support double"
+        found = re.search(text, str(error))
+        if found is None:
+            raise
+        return 0.0, found[1] or found[2]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from gpulayers import activations, layers, models, modules, wrappers
+from gpulayers.backend import default_dtype, set_default_dtype
 from gpulayers.errors import DTypeError, InterchangeError, ParameterError, ShapeError
 from gpulayers.interchange import OPSET, export_onnx, onnx_model
 from gpulayers.interchange._onnx_groups import CONVERTERS
 from gpulayers.layers import Conv2D, FullyConnected
 from gpulayers.models import Sequential
-from tests.interchange.onnx_cases import BATCHES, Case, cases, difference, prepared
+from tests.interchange.onnx_cases import BATCHES, Case, cases, difference, prepared, tried
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None,
@@ -191,6 +192,81 @@ def test_double_precision_and_the_stand_in(backend: Any) -> None:
     np.testing.assert_allclose(theirs, Y, atol=1e-12)
 
 
+# ------------------------------------------------------------------------------------ other dtypes
+
+
+def lacking() -> dict[str, set[str]]:
+    """The page's table of operators that onnxruntime lacks in float64, and who has them."""
+    part = PAGE.read_text().partition("## float64 and float16")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+) \| (.*) \|$", part, re.M)[1:]
+    return {name: set(re.findall(r"`(\w+)`", classes)) for name, classes in rows}
+
+
+@needed
+def test_the_page_says_what_float64_lacks(numpy_backend: Any) -> None:
+    """Every case is computed in float64 and right, or has an operator of the page's table."""
+    import onnxruntime
+
+    page = lacking()
+    found: list[str] = []
+    for case in CASES:
+        layer = prepared(case)
+        shapes = case.shapes if len(case.shapes) > 1 else case.shapes[0]
+        model = onnx_model(layer, shapes, dtype="float64")
+        without = set(operators(model)) & set(page)
+        assert all(case.subject in page[name] for name in without), case.name
+        error, named = tried(layer, case, model, "float64")
+        assert error < 1e-5 and named in {None, *without}, case.name
+        found += [named] if named else []
+    text = " ".join(PAGE.read_text().split())
+    if (
+        f"onnxruntime {onnxruntime.__version__} refuses" in text
+    ):  # a later one may have more kernels
+        assert set(found) == set(page)
+        assert f"refuses {len(found)} of these {len(CASES)} networks" in text
+
+
+@needed
+def test_a_float64_network_as_float32_runs_everywhere(numpy_backend: Any, tmp_path: Path) -> None:
+    before = default_dtype()
+    set_default_dtype("float64")
+    try:
+        network = Sequential([Conv2D(3, (3, 3), act_fn="ELU"), layers.Flatten(), FullyConnected(2)])
+        X = np.random.default_rng(3).standard_normal((4, 6, 6, 1))
+        Y = network.forward(X, False)
+        path = export_onnx(network, tmp_path / "net.onnx", (6, 6, 1), dtype="float32")
+        own = onnx_model(network, (6, 6, 1))
+    finally:
+        set_default_dtype(before)
+    import onnx
+
+    (theirs,) = session(onnx.load(path)).run(None, {"input": X.astype(np.float32)})
+    assert theirs.dtype == np.float32
+    np.testing.assert_allclose(theirs, Y, atol=1e-5)
+    assert own.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
+    assert network.dtype == np.float64  # what was exported is left alone
+
+
+@needed
+def test_float16_models_run(numpy_backend: Any) -> None:
+    for case in CASES[::4]:
+        layer = prepared(case)
+        shapes = case.shapes if len(case.shapes) > 1 else case.shapes[0]
+        model = onnx_model(layer, shapes, dtype="float16")
+        error, named = tried(layer, case, model, "float16")
+        assert error < 0.02 and named is None, case.name
+
+
+def test_other_dtypes_are_refused() -> None:
+    pytest.importorskip("onnx")
+    for wrong in ("int8", "flaot32", 3):
+        with pytest.raises(ParameterError, match="ONNX export: dtype: expected a floating dtype"):
+            onnx_model(FullyConnected(2), (3,), dtype=wrong)
+    pytest.importorskip("ml_dtypes")
+    with pytest.raises(ParameterError, match="dtype must be float32, float64 or float16, got 'bf"):
+        onnx_model(FullyConnected(2), (3,), dtype="bfloat16")
+
+
 # ---------------------------------------------------------------------------------------- refusals
 
 
@@ -268,8 +344,9 @@ def test_half_types() -> None:
     brain = FullyConnected(2)
     brain.set_params({"parameters": {"W": np.ones((3, 2), ml_dtypes.bfloat16)}})
     brain.forward(X.astype(ml_dtypes.bfloat16), False)
-    with pytest.raises(DTypeError, match="parameters are bfloat16"):
+    with pytest.raises(DTypeError, match=r"parameters are bfloat16.*dtype=\"float32\" converts"):
         onnx_model(brain, (3,))
+    assert onnx_model(brain, (3,), dtype="float32").graph.input[0].type.tensor_type.elem_type == 1
 
 
 def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:

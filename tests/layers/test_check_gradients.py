@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import gpulayers
-from gpulayers import modules
+from gpulayers import modules, wrappers
 from gpulayers.backend import default_dtype
 from gpulayers.errors import DTypeError, GPULayersError, GradientError, ParameterError
 from gpulayers.gradients import check_gradients
 from gpulayers.layers import (
+    LSTM,
     Add,
     BatchNorm2D,
     Conv2D,
@@ -114,6 +115,48 @@ def test_a_wrong_gradient_of_one_of_several_inputs_is_told() -> None:
         check_gradients(Few(), [normal(2, 3), normal(2, 3)])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_frozen_parameters_are_left_out(name: str) -> None:
+    make, shape, _ = LAYERS[name]
+    layer = make()
+    layer.freeze()
+    assert set(check_gradients(layer, normal(*shape), entries=20)) == {"X"}
+    layer.unfreeze()
+    assert set(check_gradients(layer, normal(*shape), entries=20)) == set(
+        check_gradients(make(), normal(*shape), entries=20)
+    )
+
+
+def test_a_frozen_part_of_a_network() -> None:
+    chain = Sequential([FullyConnected(4, act_fn="Tanh"), FullyConnected(3), FullyConnected(2)])
+    chain.layers[1].freeze()
+    wanted = {"X", "0.W", "0.b", "2.W", "2.b"}
+    assert set(check_gradients(chain, normal(3, 5))) == wanted
+    module = modules.SkipConnectionIdentityModule(3, (3, 3), (3, 3), act_fn="Tanh")
+    every = set(check_gradients(module, normal(2, 5, 5, 3), entries=5))
+    module.conv1.freeze()
+    left = set(check_gradients(module, normal(2, 5, 5, 3), entries=5))
+    assert len(every - left) == 2 and all("conv1" in key for key in every - left)
+    wrapped = wrappers.Dropout(FullyConnected(2), 0.5)
+    wrapped.freeze()
+    assert set(check_gradients(wrapped, normal(3, 5))) == {"X"}
+    network = LSTM(2)
+    network.freeze()
+    assert set(check_gradients(network, normal(2, 3, 4))) == {"X"}
+
+
+def test_the_input_of_a_frozen_layer_is_checked() -> None:
+    wrong = _Wrong("X", one_entry)
+    wrong.freeze()
+    with pytest.raises(GradientError, match="_Wrong: gradient of X"):
+        check_gradients(wrong, normal(4, 5))
+    behind = _Wrong("b", one_entry)  # a wrong layer is told though another one is frozen
+    chain = Sequential([FullyConnected(4), behind])
+    chain.layers[0].freeze()
+    with pytest.raises(GradientError, match=r"gradient of 1\.b"):
+        check_gradients(chain, normal(4, 5))
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -135,6 +178,12 @@ def test_a_wrong_gradient_of_one_of_several_inputs_is_told() -> None:
             "takes 3 inputs .* got a list of 2",
         ),
         (lambda X: check_gradients(Add(), X), GPULayersError, "Add"),
+        (
+            lambda X: check_gradients(DotProductAttention(), X, X, X),
+            ParameterError,
+            r"DotProductAttention: expected one X, got 3 .* one list, .*\(layer, \[X0, X1, X2\]\)",
+        ),
+        (lambda X: check_gradients(Flatten(), X, 1e-6), ParameterError, "by their names, step="),
         (lambda X: check_gradients(Flatten(), X, step="a"), ParameterError, "step must be"),
         (lambda X: check_gradients(Flatten(), X, entries=2.5), ParameterError, "entries must be"),
         (lambda X: check_gradients(Flatten(), X, seed="a"), ParameterError, "seed must be"),

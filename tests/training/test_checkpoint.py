@@ -194,6 +194,26 @@ def test_an_ending_is_added(tmp_path):
     assert save(tmp_path / "model", dense()) == tmp_path / "model.safetensors"
 
 
+def test_what_was_saved_without_an_ending_is_found(tmp_path):
+    plain = tmp_path / "net"
+    save(plain, dense(), info={"which": "with ending"})
+    assert load_checkpoint(plain).info == {"which": "with ending"}
+    assert load(str(plain)).layers
+    shutil.copy(save(tmp_path / "other.safetensors", dense(), info={"which": "plain"}), plain)
+    assert load_checkpoint(plain).info == {"which": "plain"}  # what has just that name goes first
+    plain.unlink()
+    plain.mkdir()
+    with pytest.raises(CheckpointError, match=r"net is a directory.*net\.safetensors beside it"):
+        load(plain)
+    with pytest.raises(CheckpointError, match=r"checkpoint .*none does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"net\.v2 does not exist"):  # it has an ending
+        load(tmp_path / "net.v2")
+    shutil.copy(VERSION_1, tmp_path / "old.npz")
+    with pytest.raises(CheckpointError, match="old does not exist"):  # save never wrote it so
+        load(tmp_path / "old")
+
+
 def test_the_old_ending_is_refused_with_the_new_name(tmp_path):
     for nameless in ("", ".", None):
         with pytest.raises(CheckpointError, match=r"save: expected the name of a file, got"):
