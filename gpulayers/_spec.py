@@ -77,47 +77,53 @@ def _value(node: ast.expr, text: str, owner: str) -> Any:
         ) from None
 
 
-def build(
-    text: str, known: Mapping[str, Callable[..., Any]], owner: str, kind: str, listed: str = ""
-) -> Any:
-    """Construct the object that `text` describes.
+def described(
+    given: str | Mapping[str, Any],
+    known: Mapping[str, Callable[..., Any]],
+    owner: str,
+    kind: str,
+    listed: str = "",
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the class that a description names and the arguments that it gives, by name.
 
     Parameters
     ----------
-    text : str
+    given : str, or a dict ``{"hyperparameters": {"id": name, ...}}``, or that inner dict alone
     known : mapping of folded name -> class
     owner, kind : str
         Who asks and for what, for messages: ("ActivationInitializer", "activation").
     listed : str
-        The names to show when `text` names none of them; the classes' names if empty.
+        The names to show when `given` names none of them; the classes' names if empty.
 
     Raises
     ------
     ParameterError
-        If the name is unknown, or the arguments do not fit the class.
+        If the name is missing or unknown, or the class has no such arguments.
     """
-    name, args, keywords = parse_call(text, owner)
-    return construct(_find(name, known, owner, kind, listed), args, keywords, f"{owner}: {text!r}")
-
-
-def build_from_dict(
-    given: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], owner: str, kind: str
-) -> Any:
-    """Construct from ``{"hyperparameters": {"id": name, ...}}`` or that inner dict alone.
-
-    Raises
-    ------
-    ParameterError
-        If there is no "id", its name is unknown, or the other entries do not fit the class.
-    """
+    if isinstance(given, str):
+        name, args, keywords = parse_call(given, owner)
+        cls = _find(name, known, owner, kind, listed)
+        return cls, _bound(cls, args, keywords, f"{owner}: {given!r}")
     values = given.get("hyperparameters", given)
     if not is_mapping(values) or not isinstance(values.get("id"), str):
         raise ParameterError(
             f"{owner}: a dict needs the entry 'hyperparameters' with the {kind}'s name as 'id', "
             f"got the keys {sorted(map(str, given))}"
         )
-    cls = _find(values["id"], known, owner, kind)
-    return construct(cls, [], {k: v for k, v in values.items() if k != "id"}, owner)
+    cls = _find(values["id"], known, owner, kind, listed)
+    return cls, _bound(cls, [], {k: v for k, v in values.items() if k != "id"}, owner)
+
+
+def build(
+    given: str | Mapping[str, Any],
+    known: Mapping[str, Callable[..., Any]],
+    owner: str,
+    kind: str,
+    listed: str = "",
+) -> Any:
+    """Construct what `given` describes; arguments and errors as `described`."""
+    cls, arguments = described(given, known, owner, kind, listed)
+    return cls(**arguments)
 
 
 def _find(
@@ -133,10 +139,10 @@ def _find(
     return cls
 
 
-def construct(
+def _bound(
     cls: Callable[..., Any], args: list[Any], keywords: dict[str, Any], owner: str
-) -> Any:
-    """Call ``cls(*args, **keywords)``; arguments that do not fit raise ParameterError."""
+) -> dict[str, Any]:
+    """The arguments of ``cls(*args, **keywords)`` by name; ParameterError if it has not these."""
     accepted = _accepted(cls)
     if len(args) > len(accepted):
         raise ParameterError(
@@ -146,7 +152,7 @@ def construct(
         refuse_unknown(owner, [key], accepted)
         if key in accepted[: len(args)]:
             raise ParameterError(f"{owner}: {key!r} is given twice")
-    return cls(*args, **keywords)
+    return {**dict(zip(accepted, args, strict=False)), **keywords}
 
 
 @functools.cache  # a layer of each network asks, and to read a signature takes 0.1 ms

@@ -19,6 +19,7 @@ from gpulayers._dtypes import float_dtype
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError, ShapeError, suggest
 from gpulayers.optimizers import SGD, AdaGrad, Adam, AdamW, OptimizerBase, RMSProp
+from gpulayers.optimizers._rate import agree, recorded
 from gpulayers.schedulers import SchedulerBase, make_scheduler
 
 __all__ = [
@@ -101,7 +102,8 @@ class SchedulerInitializer:
         dict is ``{"hyperparameters": {"id": name, ...}}``. Every argument counts (numpy-ml loses
         most of them).
     lr : float, optional
-        Used if `param` is None.
+        Used if `param` is None, or a string or dict that leaves out its own (lr, initial_lr,
+        max_lr).
 
     Raises
     ------
@@ -130,8 +132,9 @@ class OptimizerInitializer:
         such as "adam", "SGD(lr=0.1, momentum=0.9)" or
         "Adam(lr_scheduler=NoamScheduler(model_dim=64))"; ``str(optimizer)`` is always read back. A
         dict is ``{"hyperparameters": {"id": name, ...}, "cache": {...}}`` as a layer's
-        hyperparameters hold it; the cache is copied. (numpy-ml loses decay1, decay2, clip_norm,
-        lr_scheduler and the cache.)
+        hyperparameters hold it; the cache is copied. Where the dict has all hyperparameters, as
+        written by an optimizer, its schedule counts, and lr is that one's. (numpy-ml loses
+        decay1, decay2, clip_norm, lr_scheduler and the cache.)
 
     Raises
     ------
@@ -149,11 +152,14 @@ class OptimizerInitializer:
             return SGD()
         if isinstance(self.param, OptimizerBase):
             return self.param
-        if isinstance(self.param, str):
-            return _spec.build(self.param, _OPTIMIZERS, owner, "optimizer")
-        if isinstance(self.param, Mapping):
-            made = _spec.build_from_dict(self.param, _OPTIMIZERS, owner, "optimizer")
-            return made.set_params(cache_dict=self.param.get("cache"))
+        if isinstance(self.param, (str, Mapping)):
+            cls, values = _spec.described(self.param, _OPTIMIZERS, owner, "optimizer")
+            made: Any = cls(**recorded(cls, values))
+            if isinstance(self.param, Mapping):
+                return made.set_params(cache_dict=self.param.get("cache"))
+            if made.lr != values.get("lr", made.lr):  # all arguments, written by hand
+                agree(cls.__name__, values["lr"], made.lr_scheduler)
+            return made
         raise ParameterError(
             f"{owner}: expected None, an optimizer object, a string such as 'Adam(lr=0.001)' or a "
             f"dict with hyperparameters, got {self.param!r}"

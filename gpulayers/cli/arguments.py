@@ -201,7 +201,8 @@ def _learning_options(train: argparse._ArgumentGroup) -> None:
         "--schedule",
         type=values.schedule,
         metavar="NAME",
-        help="constant, exponential (default), cosine, onecycle, warmup, noam, king",
+        help="constant, exponential (default), cosine, onecycle, warmup, noam, king, also with "
+        'arguments, "cosine(final_lr=0.0001)": the others are fitted to --lr and --epochs',
     )
     train.add_argument(
         "--clip-norm",

@@ -7,6 +7,7 @@ import json
 import platform
 import tomllib
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +79,29 @@ def _checked(where: str, action: argparse.Action, value: Any) -> Any:
     return checked
 
 
-def config_text(settings: dict[str, Any], notes: tuple[str, ...] = ()) -> str:
+def config_text(settings: dict[str, Any], changes: Sequence[str] = ()) -> str:
     """Return the TOML of a run: every option that has a value, its origin as a comment.
 
     Parameters
     ----------
     settings : dict of option name to str, int, float, bool or None (left out)
-    notes : more lines for the comment
+    changes : how they were changed while the run went on; then they alone do not repeat it
     """
     import numpy as np
 
     import gpulayers
 
+    first = ["# Repeats this run: gpulayers train --config config.toml"]
+    if changes:
+        first = [
+            "# The last settings of a run that was resumed with others: --config with this file trains",
+            "# by these from the beginning, and may end elsewhere. Changed were",
+            *(f"# - {change}" for change in changes),
+        ]
     lines = [
-        "# Repeats this run: gpulayers train --config config.toml",
+        *first,
         f"# Written by gpulayers {gpulayers.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}.",
-        *(f"# {note}" for note in notes),
     ]
     for name, value in settings.items():
         if value is not None:

@@ -88,7 +88,9 @@ def write(trainer: Trainer, out: Path, results: dict[str, Any]) -> dict[str, str
         str(out / MODEL_FILE): "the trained network, and all that --resume needs",
         str(out / BEST_FILE): f"the network of the best epoch ({results['best_epoch']})",
         str(out / LOG_FILE): "the figures of each epoch",
-        str(out / CONFIG_FILE): "the settings; --config repeats the run",
+        str(out / CONFIG_FILE): "the last settings, and what was changed on resume"
+        if trainer.info.get("changes")
+        else "the settings; --config repeats the run",
     }
     more = {"checkpoints": "the checkpoints before the last one", "tensorboard": "logs"}
     files |= {str(out / name): what for name, what in more.items() if (out / name).is_dir()}

@@ -18,7 +18,7 @@ from gpulayers import backend
 from gpulayers._types import is_dict
 from gpulayers.cli.arguments import DEFAULTS, RUN_OPTIONS
 from gpulayers.cli.config import CONFIG_FILE, config_text
-from gpulayers.cli.output import print_json, verbose
+from gpulayers.cli.output import note, print_json, verbose
 from gpulayers.cli.results import collect, show, write
 from gpulayers.cli.saved import data_of
 from gpulayers.errors import CheckpointError, GPULayersError, ParameterError, ShapeError
@@ -38,6 +38,7 @@ from gpulayers.training.data import Dataset
 from gpulayers.training.keeper import OLDER
 from gpulayers.training.progress import NoProgress, Progress, make_progress
 from gpulayers.training.resume import checkpoint_path
+from gpulayers.training.schedule import fit_schedule, states_rate
 from gpulayers.training.settings import device_backend
 from gpulayers.training.trainer import MODEL_FILE
 from gpulayers.training.transforms import make_transform
@@ -50,6 +51,7 @@ LOGS = "tensorboard"
 LEARNING_RATES = {"Adam": 0.003, "RMSProp": 0.001, "AdaGrad": 0.02, "SGD": 0.05}
 MAY_CHANGE = (
     "epochs",
+    "schedule",
     "patience",
     "data_dir",
     "device",
@@ -68,7 +70,7 @@ def run(options: Namespace) -> int:
         if isinstance(one, TensorBoardLogger):
             one.folder = out / LOGS
     settings = trainer.info["options"]
-    text = config_text(_reproducing(trainer, settings))
+    text = config_text(_reproducing(trainer, settings), trainer.info["changes"])
     write_atomically(out / CONFIG_FILE, text.encode())
     if not options.quiet:
         _announce(trainer, sys.stderr if options.json else sys.stdout)
@@ -101,12 +103,7 @@ def _progress(options: Namespace) -> Progress:
 def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
     """A trainer for a run from the beginning; checks everything before it creates the folder."""
     settings = {k: DEFAULTS[k] if v is None else v for k, v in chosen.items()}
-    optimizer: Any = OptimizerInitializer(settings["optimizer"])()
-    name = type(optimizer).__name__
-    if settings["lr"] is None and "lr=" not in settings["optimizer"].replace(" ", "").lower():
-        settings["lr"] = LEARNING_RATES.get(name)
-    if settings["lr"] is not None:
-        optimizer.set_params({"lr": settings["lr"]})
+    optimizer = _optimizer(settings)
     with backend.use_backend(device_backend(settings["device"])):
         backend.current_backend()  # a missing GPU is told before the data is loaded
     build(settings["model"])  # so is an unknown model
@@ -119,6 +116,22 @@ def _new(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
         options, settings, network, data, optimizer=optimizer, schedule=settings["schedule"]
     )
     return trainer, _folder(options.out, f"{network.name}-{_stem(data.name)}")
+
+
+def _optimizer(settings: dict[str, Any]) -> Any:
+    """The optimizer, with the one learning rate that the options give, or its default, which is
+    put into the settings; ParameterError if they give several."""
+    text, lr = settings["optimizer"], settings["lr"]
+    optimizer: Any = OptimizerInitializer(text)()
+    if lr is not None and optimizer.lr_asked and optimizer.lr != lr:
+        raise ParameterError(f"--lr {lr} and --optimizer {text!r} differ; give the rate once")
+    if lr is None and not optimizer.lr_asked and not states_rate(settings["schedule"]):
+        settings["lr"] = LEARNING_RATES.get(type(optimizer).__name__)
+    if settings["lr"] is not None:
+        optimizer.set_params({"lr": settings["lr"]})
+    owner = f"--schedule {settings['schedule']!r}"
+    fit_schedule(settings["schedule"], optimizer.lr, 1, 1, optimizer.lr_asked, owner)
+    return optimizer
 
 
 def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]:
@@ -136,6 +149,7 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
             "goes on with it"
         )
     settings = {**DEFAULTS, **settings}  # an older run has not all of them
+    former = dict(settings)
     for name, value in chosen.items():
         if value is None or value == settings[name]:
             continue
@@ -147,7 +161,14 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
             )
         settings[name] = value
     data = _data(settings)
-    trainer = _trainer(options, settings, checkpoint.network, data, resume=path)
+    # the schedule is given again where it is to be another, so that older checkpoints get it too
+    again = any(settings[name] != former[name] for name in ("epochs", "schedule"))
+    schedule = settings["schedule"] if again else None
+    before = _rates(checkpoint.network)
+    trainer = _trainer(options, settings, checkpoint.network, data, resume=path, schedule=schedule)
+    rates = _rates(trainer.network)
+    changes = _changes(former, settings, trainer, rates != before)
+    trainer.info["changes"] = [*checkpoint.info.get("changes", []), *changes]
     done = len(trainer.history)
     folder = path.parent.parent if path.parent.name == OLDER else path.parent
     if done > trainer.epochs:
@@ -160,7 +181,34 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
             f"the run in {path} is complete ({done} of {done} epochs); to train longer: --epochs "
             f"{done + 1} or more"
         )
+    if again:
+        how = "fitted anew" if rates != before else "as it was"
+        note(
+            options,
+            f"going on after {done} of {trainer.epochs} epochs; the schedule {schedule!r} is "
+            f"{how}: {rates[0]}, now at {trainer.learning_rate:.3g}",
+        )
     return trainer, _folder(options.out, "") if options.out else folder
+
+
+def _rates(network: Sequential) -> list[str]:
+    """The schedules of its layers."""
+    return [str(layer.optimizer.lr_scheduler) for _, layer in network.walk()]
+
+
+def _changes(
+    former: dict[str, Any], settings: dict[str, Any], trainer: Trainer, rates: bool
+) -> list[str]:
+    """What of the settings may have made another run of one that is resumed; `rates` says whether
+    the learning rates are others."""
+    if not trainer.epoch and not trainer.step:
+        return []
+    names = ("epochs", "schedule", "patience", "device") if rates else ("patience", "device")
+    return [
+        f"{name} = {settings[name]} after {trainer.epoch} epochs, before that {former[name]}"
+        for name in names
+        if settings[name] != former[name]
+    ]
 
 
 def _reported(folder: Path, epochs: int) -> bool:
@@ -199,6 +247,7 @@ def _trainer(
         info={
             "options": settings,
             "purpose": {"classes": list(data.classes), "input_shape": list(data.input_shape)},
+            "changes": [],
         },
         **more,
     )

@@ -93,9 +93,18 @@ def port(text: str) -> int:
 
 def optimizer(text: str) -> str:
     """The description of an optimizer."""
+    from gpulayers._spec import parse_call
     from gpulayers.initializers import OptimizerInitializer
+    from gpulayers.schedulers import ConstantScheduler
 
-    return _described(text, lambda: OptimizerInitializer(text)(), "OptimizerInitializer")
+    owner = "OptimizerInitializer"
+    found = _described(text, lambda: OptimizerInitializer(text)(), owner)
+    plain = isinstance(OptimizerInitializer(text)().lr_scheduler, ConstantScheduler)
+    if not plain or parse_call(text, owner)[2].get("lr_scheduler") is not None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a schedule, which is an option of its own: --schedule"
+        )
+    return found
 
 
 def schedule(text: str) -> str:

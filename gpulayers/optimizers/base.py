@@ -17,12 +17,13 @@ from gpulayers.ops import update as checked_rules
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.optimizers import _master
 from gpulayers.optimizers._checks import check_arrays, is_writable
+from gpulayers.optimizers._rate import asked, changed_schedule, recorded, schedule_for
 from gpulayers.optimizers.clipping import clipped_norm, clipped_value
 from gpulayers.schedulers import (
     Check,
-    ConstantScheduler,
     SchedulerBase,
     make_scheduler,
+    rate_of,
 )
 
 # `gpulayers.ops.update`, which checks the arrays, or an implementation of `Kernels`, which has the
@@ -36,7 +37,7 @@ class OptimizerBase(ABC):
     Parameters
     ----------
     lr : float
-        The learning rate of a constant schedule, used if `scheduler` is None.
+        The learning rate, where `scheduler` has none of its own.
     scheduler : None, SchedulerBase, str or dict
         See `gpulayers.initializers.SchedulerInitializer`.
 
@@ -105,6 +106,7 @@ class BuiltIn(OptimizerBase):
     # what gradients are multiplied by first, in the master weights' dtype: one over a loss scale
     grad_scale: float = 1.0
 
+    lr_asked: bool  # whether somebody gave the learning rate
     clip_norm: float | None
     clip_value: float | None
     weight_decay: float
@@ -114,8 +116,9 @@ class BuiltIn(OptimizerBase):
         _spec.refuse_unknown(name, unknown, [*self._fields, "lr_scheduler"])
         for key, value in values.items():
             setattr(self, key, self._fields[key](name, key, value))
+        self.lr_asked, self._lr = asked(self._lr)
         self._check_together()
-        super().__init__(self.lr, lr_scheduler)
+        super().__init__(self._lr, schedule_for(name, lr_scheduler, self._lr, self.lr_asked))
 
     def _check_together(self) -> None:
         """Raise ParameterError for values that do not go together."""
@@ -124,8 +127,10 @@ class BuiltIn(OptimizerBase):
 
     @property
     def lr(self) -> float:
-        """The learning rate; assigning one does what ``set_params({"lr": ...})`` does."""
-        return self._lr
+        """The learning rate, where the schedule has one the schedule's (see `SGD`); assigning one
+        does what ``set_params({"lr": ...})`` does."""
+        rate = rate_of(self.__dict__.get("lr_scheduler"))
+        return self._lr if rate is None else rate
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -164,8 +169,9 @@ class BuiltIn(OptimizerBase):
         Parameters
         ----------
         hparam_dict : dict, optional
-            As `hyperparameters` returns it, or part of it. A new "lr" changes a constant schedule.
-            (numpy-ml shows it, and goes on with the old one.)
+            As `hyperparameters` returns it, or part of it. A new "lr" changes a constant schedule
+            (numpy-ml shows it, and goes on with the old one), beside a new "lr_scheduler" it is
+            as for a new optimizer.
         cache_dict : dict, optional
             State by parameter name, as `cache` holds it; arrays are copied.
 
@@ -173,7 +179,7 @@ class BuiltIn(OptimizerBase):
         ------
         ParameterError
             For an unknown name, a value out of range, the "id" of another class, or a new "lr"
-            without a new "lr_scheduler" while the schedule is not constant. Nothing is changed.
+            that would have no effect beside the schedule. Nothing is changed.
         """
         values = dict(hparam_dict or {})
         name = type(self).__name__
@@ -181,25 +187,17 @@ class BuiltIn(OptimizerBase):
             raise ParameterError(f"{name}: got hyperparameters of {(hparam_dict or {})['id']!r}")
         known = [*self._fields, "lr_scheduler"]
         _spec.refuse_unknown(f"{name}.set_params", values, known)
-        scheduler = values.pop("lr_scheduler", self.lr_scheduler)
-        checked = {key: self._fields[key](name, key, value) for key, value in values.items()}
-        if str(scheduler) != str(self.lr_scheduler):
-            scheduler = make_scheduler(scheduler, checked.get("lr", self.lr))
-        elif isinstance(scheduler, (str, Mapping)):
-            scheduler = self.lr_scheduler  # the same schedule, whose state stays
-        if scheduler is self.lr_scheduler and checked.get("lr", self.lr) != self.lr:
-            if not isinstance(scheduler, ConstantScheduler):
-                raise ParameterError(
-                    f"{name}: lr={checked['lr']} has no effect, the learning rate comes from "
-                    f"{scheduler}; set lr_scheduler"
-                )
-            scheduler = ConstantScheduler(checked["lr"])
+        given = {key: value for key, value in values.items() if key in self._fields}
+        checked = {key: self._fields[key](name, key, value) for key, value in given.items()}
+        scheduler = changed_schedule(self, {**values, **checked})
         cache = self._checked_cache(cache_dict or {}, ParameterError)
         trial = copy.copy(self)
         for candidate in (trial, self):  # nothing is changed if the values do not go together
             for key, value in checked.items():
                 setattr(candidate, "_lr" if key == "lr" else key, value)
             candidate._check_together()
+        if "lr" in checked:
+            self.lr_asked, self._lr = asked(checked["lr"])
         self.lr_scheduler = scheduler
         self.cache.update(cache)
         return self
@@ -356,7 +354,8 @@ class BuiltIn(OptimizerBase):
                 raise CheckpointError(f"{name}: got the state of {state['id']!r}")
             step, cache = int(state["cur_step"]), dict(state["cache"])
             fresh = self.copy()
-            fresh.set_params({**self._extras, **state["hyperparameters"]})
+            values = recorded(type(self), state["hyperparameters"])
+            fresh.set_params({**self._extras, **values})
             fresh.lr_scheduler.load_state_dict(state["scheduler"])
             fresh.cache = self._checked_cache(cache, CheckpointError)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from gpulayers import _spec
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
+from gpulayers.optimizers._rate import Implied
 from gpulayers.optimizers.base import BuiltIn, Rules
 from gpulayers.schedulers import Check
 
@@ -36,13 +37,16 @@ class SGD(BuiltIn):
     Parameters
     ----------
     lr : float
-        Learning rate, >= 0, if there is no `lr_scheduler`.
+        Learning rate, >= 0.
     momentum : float
         >= 0.
     clip_norm : float, optional
         A longer gradient is scaled down to this Euclidean norm, each parameter by itself.
     lr_scheduler : None, SchedulerBase, str or dict
-        Decides the learning rate instead of `lr`.
+        Decides the learning rate. A description that leaves out its own (lr, initial_lr, max_lr)
+        gets `lr`, if that is given: ``SGD(lr=0.1, lr_scheduler="cosine")``. Else `lr` is the
+        schedule's, and one that is given must be equal; beside a schedule that has none, as
+        Noam's, none can be given. (numpy-ml ignores `lr` beside a schedule.)
     clip_value : float, optional
         Gradients are cut to [-clip_value, clip_value], entry by entry, before `clip_norm`.
     weight_decay : float
@@ -55,7 +59,8 @@ class SGD(BuiltIn):
     Raises
     ------
     ParameterError
-        If a value is out of range or an argument unknown (numpy-ml ignores those).
+        If a value is out of range, an argument unknown (numpy-ml ignores those), or `lr` would have
+        no effect beside `lr_scheduler`.
     """
 
     _fields: ClassVar[Mapping[str, Check]] = {
@@ -71,7 +76,7 @@ class SGD(BuiltIn):
 
     def __init__(
         self,
-        lr: float = 0.01,
+        lr: float = Implied(0.01),
         momentum: float = 0.0,
         clip_norm: float | None = None,
         lr_scheduler: Any = None,
@@ -133,7 +138,7 @@ class AdaGrad(BuiltIn):
 
     def __init__(
         self,
-        lr: float = 0.01,
+        lr: float = Implied(0.01),
         eps: float = 1e-7,
         clip_norm: float | None = None,
         lr_scheduler: Any = None,
@@ -187,7 +192,7 @@ class RMSProp(BuiltIn):
 
     def __init__(
         self,
-        lr: float = 0.001,
+        lr: float = Implied(0.001),
         decay: float = 0.9,
         eps: float = 1e-7,
         clip_norm: float | None = None,
@@ -250,7 +255,7 @@ class Adam(BuiltIn):
 
     def __init__(
         self,
-        lr: float = 0.001,
+        lr: float = Implied(0.001),
         decay1: float = 0.9,
         decay2: float = 0.999,
         eps: float = 1e-7,
@@ -303,7 +308,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        lr: float = 0.001,
+        lr: float = Implied(0.001),
         decay1: float = 0.9,
         decay2: float = 0.999,
         eps: float = 1e-7,

@@ -4,13 +4,14 @@ They are plain host code; an optimizer hands the number on to its update kernel.
 exponential, Noam and King are numpy-ml's; warm-up, cosine and one-cycle are ours.
 """
 
-from gpulayers.schedulers.base import KNOWN, Check, SchedulerBase
+from gpulayers.schedulers.base import KNOWN, Check, SchedulerBase, rate_of
 from gpulayers.schedulers.king import KingScheduler, gaussian_cdf
 from gpulayers.schedulers.rules import (
     ConstantScheduler,
     ExponentialScheduler,
     NoamScheduler,
     make_scheduler,
+    read_scheduler,
 )
 from gpulayers.schedulers.shapes import CosineScheduler, OneCycleScheduler, WarmupScheduler
 
@@ -27,6 +28,8 @@ __all__ = [
     "WarmupScheduler",
     "gaussian_cdf",
     "make_scheduler",
+    "rate_of",
+    "read_scheduler",
 ]
 
 for _names, _class in {

@@ -23,6 +23,7 @@ class SchedulerBase(ABC):
     """Base class of the schedules; one of your own defines ``learning_rate(step, cur_loss)``."""
 
     _fields: ClassVar[Mapping[str, Check]] = {}
+    _rate: ClassVar[str] = ""  # the argument that is its learning rate, see `rate_of`
 
     def __call__(self, step: int | None = None, cur_loss: Any = None) -> float:
         """Return the learning rate at `step` (1 at the first update), given the current loss."""
@@ -92,3 +93,11 @@ class SchedulerBase(ABC):
         if step is None:
             raise ParameterError(f"{type(self).__name__}: the learning rate needs the step number")
         return not_negative(type(self).__name__, "step", step)
+
+
+def rate_of(scheduler: Any) -> float | None:
+    """The learning rate that a schedule was given: its lr, initial_lr or max_lr, behind a warm-up
+    the other schedule's; None for those without such an argument, as Noam's or one of your own."""
+    name = getattr(scheduler, "_rate", "")
+    value = getattr(scheduler, name) if name else None
+    return rate_of(value) if isinstance(value, SchedulerBase) else value

@@ -72,6 +72,7 @@ class KingScheduler(SchedulerBase):
         "patience": _count,
         "decay": not_negative,
     }
+    _rate = "initial_lr"
     initial_lr: float
     patience: int
     decay: float

@@ -26,6 +26,7 @@ class ConstantScheduler(SchedulerBase):
     """
 
     _fields: ClassVar[Mapping[str, Check]] = {"lr": not_negative}
+    _rate = "lr"
     lr: float
 
     def __init__(self, lr: float = 0.01, **unknown: Any) -> None:
@@ -66,6 +67,7 @@ class ExponentialScheduler(SchedulerBase):
         "staircase": _spec.flag,
         "decay": not_negative,
     }
+    _rate = "initial_lr"
     initial_lr: float
     stage_length: float
     staircase: bool
@@ -162,10 +164,20 @@ def make_scheduler(
         return ConstantScheduler(lr)
     if isinstance(param, SchedulerBase):
         return param
-    if isinstance(param, str):
-        return _spec.build(param, KNOWN, owner, "scheduler")
-    if isinstance(param, Mapping):
-        return _spec.build_from_dict(param, KNOWN, owner, "scheduler")
+    kind, given = read_scheduler(param)
+    if lr is not None and kind._rate:
+        if kind._rate == "scheduler":  # a warm-up: the other schedule's rate
+            given["scheduler"] = make_scheduler(given.get("scheduler"), lr)
+        given.setdefault(kind._rate, lr)
+    return kind(**given)
+
+
+def read_scheduler(param: str | Mapping[str, Any]) -> tuple[type[SchedulerBase], dict[str, Any]]:
+    """Return the class of schedules that `param` names, and the arguments that it gives."""
+    owner = "SchedulerInitializer"
+    if isinstance(param, (str, Mapping)):
+        found: Any = _spec.described(param, KNOWN, owner, "scheduler")
+        return found
     raise ParameterError(
         f"{owner}: expected None, a scheduler, a string such as 'NoamScheduler(model_dim=64)' or a "
         f"dict with hyperparameters, got {type(param).__name__}"

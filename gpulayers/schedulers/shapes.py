@@ -48,6 +48,7 @@ class WarmupScheduler(SchedulerBase):
         "warmup_steps": positive,
         "scheduler": _any_schedule,
     }
+    _rate = "scheduler"
     warmup_steps: float
     scheduler: SchedulerBase
 
@@ -105,6 +106,7 @@ class CosineScheduler(SchedulerBase):
         "final_lr": not_negative,
         "warmup_steps": not_negative,
     }
+    _rate = "initial_lr"
     initial_lr: float
     total_steps: float
     final_lr: float
@@ -168,6 +170,7 @@ class OneCycleScheduler(SchedulerBase):
         "initial_divisor": _at_least_one,
         "final_divisor": _at_least_one,
     }
+    _rate = "max_lr"
     max_lr: float
     total_steps: float
     rise: float

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpulayers.errors import CheckpointError, ParameterError
+from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Sequential
+from gpulayers.optimizers._rate import rate_asked
 from gpulayers.training.checkpoint import load_checkpoint
 from gpulayers.training.history import History
 from gpulayers.training.keeper import checkpoint_path
 from gpulayers.training.samplers import Sampler
+from gpulayers.training.schedule import refit
 from gpulayers.training.settings import data_sum
 
 # settings that are not in the checkpoints of version 0.1, which had none of them
@@ -65,6 +68,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "config": trainer.config,
         "epochs": trainer.epochs,
+        "schedule": trainer.schedule,
         "epoch": trainer._epoch,
         "step": trainer._step,
         "seconds": trainer._seconds,
@@ -77,15 +81,17 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, path: Path) -> None:
+def restore(trainer: Trainer, path: Path, optimizer: Any, schedule: Any) -> None:
     """Put `trainer` and its network into the state that `path` holds.
+
+    `schedule`, unless None, is taken up there in place of the run's.
 
     Raises
     ------
     CheckpointError
         If the file cannot be read, was not written by a Trainer, or is of another network.
     ParameterError
-        If data, batch size, seed, dtype, callbacks or another setting differ.
+        If data, batch size, seed, dtype, optimizer, callbacks or another setting differ.
     """
     path = checkpoint_path(path)
     custom: list[type] = [
@@ -114,18 +120,49 @@ def restore(trainer: Trainer, path: Path) -> None:
         seconds, train_seconds = state["seconds"], state["train_seconds"]
         if trainer.scaler is not None:
             trainer.scaler.load(state["loss_scale"])
+        fitted = state["epochs"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"the training state in {path} is incomplete ({error!r}); use an older checkpoint"
         ) from error
+    if optimizer is not None:
+        _same_optimizer(OptimizerInitializer(optimizer)(), checkpoint.network, path)
     trainer.callbacks.load(state.get("callbacks", []), str(path))
     transplant(checkpoint.network, trainer.network, str(path))
+    if schedule is None:
+        trainer.schedule, trainer._fitted = state.get("schedule"), fitted
+        fit_to_length(trainer)
+    else:
+        refit(trainer.network, schedule, trainer.steps, trainer.epochs)
     trainer._epoch, trainer._step, trainer.history = epoch, step, history
     trainer._random_state = random_state
     trainer._tally.load(losses, hits)
     trainer._seconds, trainer._train_seconds = seconds, train_seconds
     trainer._keeper.started_from = path
     trainer.saved = (path, epoch, step)
+
+
+def fit_to_length(trainer: Trainer) -> None:
+    """Fit the schedule to the trainer's epochs, if it was fitted to another number of them."""
+    former, trainer._fitted = trainer._fitted, trainer.epochs
+    if trainer.schedule is not None and former != trainer.epochs:
+        refit(trainer.network, trainer.schedule, trainer.steps, trainer.epochs, former)
+
+
+def _same_optimizer(asked: Any, network: Sequential, path: Path) -> None:
+    """Raise ParameterError unless the run has this optimizer, be its schedule what it is."""
+
+    def settings(optimizer: Any) -> dict[str, Any]:
+        found = {"id": type(optimizer).__name__, **getattr(optimizer, "hyperparameters", {})}
+        found["lr"] = rate_asked(optimizer)[0] if getattr(asked, "lr_asked", False) else None
+        return {**found, "lr_scheduler": None}
+
+    for _, layer in network.walk():
+        if settings(layer.optimizer) != settings(asked):
+            raise ParameterError(
+                f"resume: optimizer is {asked}, but the run in {path} has {layer.optimizer}; going "
+                "on needs the same"
+            )
 
 
 def transplant(source: Sequential, target: Sequential, where: str) -> None:

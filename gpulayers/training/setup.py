@@ -10,7 +10,7 @@ import numpy as np
 from gpulayers.errors import ShapeError
 from gpulayers.models import Pixels, Sequential
 from gpulayers.training.data import Dataset, Normalizer, Split
-from gpulayers.training.schedule import fit_schedule
+from gpulayers.training.schedule import set_schedule
 from gpulayers.training.step import Step
 
 if TYPE_CHECKING:
@@ -33,14 +33,12 @@ def set_up(
     Raises
     ------
     ParameterError
-        If the optimizer or the schedule is unknown.
+        If the optimizer or the schedule is unknown, or both have a learning rate and they differ.
     """
     if optimizer is not None:
         network.set_optimizer(optimizer)
     if schedule is not None:
-        for _, layer in network.walk():
-            lr = getattr(layer.optimizer, "lr", 0.01)
-            layer.optimizer.lr_scheduler = fit_schedule(schedule, lr, steps, epochs).copy()
+        set_schedule(network, schedule, steps, epochs)
     network.pixels = Pixels()
     if normalize and train.images.dtype == np.uint8:
         channels = Normalizer.fit(train)

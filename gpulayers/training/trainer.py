@@ -26,10 +26,10 @@ from gpulayers.training.interrupt import DeferredInterrupt
 from gpulayers.training.keeper import BEST_FILE, LOG_FILE, MODEL_FILE, Keeper, position_name
 from gpulayers.training.precision import chosen, multiplying
 from gpulayers.training.progress import Progress, checked_progress, choose_progress
-from gpulayers.training.resume import config_of, restore, state_of
+from gpulayers.training.resume import config_of, fit_to_length, restore, state_of
 from gpulayers.training.runs import Runs
 from gpulayers.training.samplers import Sampler
-from gpulayers.training.schedule import learning_rate
+from gpulayers.training.schedule import learning_rate, schedule_text
 from gpulayers.training.setup import set_up
 from gpulayers.training.stopping import diverged, interrupted
 from gpulayers.training.tally import Tally
@@ -58,12 +58,15 @@ class Trainer:
     batch_size : int
         Examples in a step; the last batch of an epoch may be smaller.
     epochs : int
+        A run that goes on with another number (on resume, or set before `fit`) has from there on
+        the learning rates of one of that length; what `schedule` stated, or an object, stays.
     loss : object with ``forward(labels, outputs)``, ``backward()`` and ``loss(labels, outputs)``
         None is `losses.SoftmaxCrossEntropy`.
     optimizer : str or optimizer, optional
         Copied into every layer; None keeps the layers' own.
     schedule : str or scheduler, optional
-        Learning-rate schedule put into every layer's optimizer, see `schedule.fit_schedule`.
+        Learning-rate schedule put into every layer's optimizer, from its first step on; what a
+        description leaves open is fitted to the run, see `schedule.fit_schedule`.
     seed : int
     out : path, optional
         Folder for ``model.safetensors`` (the last checkpoint), ``checkpoints/`` (those before it),
@@ -82,8 +85,8 @@ class Trainer:
     resume : path, optional
         A checkpoint that a `Trainer` wrote, or its folder: go on from there, also in the middle of
         an epoch; in a folder the last checkpoint that is whole. The result is that of an
-        uninterrupted run. `network` must be built alike; optimizers and schedules come from the
-        checkpoint.
+        uninterrupted run. `network` must be built alike; optimizers come from the checkpoint, the
+        schedule too unless another is given, which is taken up there.
     info : dict, optional
         Plain values to keep in the checkpoints.
     compile : bool or "mega", optional
@@ -205,9 +208,10 @@ class Trainer:
         self._epoch = self._step = 0  # finished epochs; finished batches of the current one
         self._seconds = self._train_seconds = 0.0  # spent on the current epoch so far
         self._random_state: dict[str, Any] | None = None  # None before the first step
+        self.schedule, self._fitted = schedule_text(schedule), self.epochs
         start = settings.folder(resume, "resume", "the path of a checkpoint or its folder")
         if start is not None:
-            restore(self, start)
+            restore(self, start, optimizer, schedule)
         else:
             set_up(network, data.train, optimizer, schedule, normalize, self.steps, self.epochs)
 
@@ -249,6 +253,7 @@ class Trainer:
             random.seed(self.seed)
             self._random_state = random.get_state()
         self.stopped = None
+        fit_to_length(self)
         self.callbacks.fit_begin(self)
         if self.out is not None:
             position = None if fresh else position_name(self._epoch, self._step)
