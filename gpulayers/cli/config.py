@@ -94,8 +94,8 @@ def config_text(settings: dict[str, Any], changes: Sequence[str] = ()) -> str:
     first = ["# Repeats this run: gpulayers train --config config.toml"]
     if changes:
         first = [
-            "# The last settings of a run that was resumed with others: --config with this file trains",
-            "# by these from the beginning, and may end elsewhere. Changed were",
+            "# The last settings of a run that was resumed with others: --config with this file",
+            "# trains by these from the beginning, and may end elsewhere. Changed were",
             *(f"# - {change}" for change in changes),
         ]
     lines = [

@@ -160,6 +160,9 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
                 f"{', '.join('--' + n.replace('_', '-') for n in MAY_CHANGE)}"
             )
         settings[name] = value
+    if settings["schedule"] != former["schedule"] and states_rate(settings["schedule"]):
+        settings["lr"] = None  # the schedule's counts from here on
+        _optimizer(dict(settings))  # says if the optimizer's description has another
     data = _data(settings)
     # the schedule is given again where it is to be another, so that older checkpoints get it too
     again = any(settings[name] != former[name] for name in ("epochs", "schedule"))

@@ -116,7 +116,7 @@ def is_record(kind: Any, values: Mapping[str, Any]) -> bool:
 
 def recorded(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, of a record with an `Implied` lr."""
-    lr = values.get("lr")
+    lr: Any = values.get("lr")
     if type(lr) in (int, float) and is_record(kind, values):
         return {**values, "lr": Implied(lr)}
     return dict(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from gpulayers import _spec
@@ -87,7 +86,7 @@ def fit_schedule(
     """
     if schedule is None:
         return ConstantScheduler(lr)
-    described = isinstance(schedule, (str, Mapping))
+    described = isinstance(schedule, str) or is_mapping(schedule)
     made = _fitted(schedule, lr, steps, epochs) if described else make_scheduler(schedule)
     if asked and (not described or states_rate(schedule)):
         agree(owner, lr, made)
@@ -131,7 +130,7 @@ def _defaults(
 
 def states_rate(schedule: Any) -> bool:
     """Whether a schedule, or its description, says what its learning rate is."""
-    if not isinstance(schedule, (str, Mapping)):
+    if not isinstance(schedule, str) and not is_mapping(schedule):
         return schedule is not None
     kind, given = read_scheduler(schedule)
     if kind is WarmupScheduler:

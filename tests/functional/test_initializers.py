@@ -140,11 +140,11 @@ def test_short_forms_of_optimizer_strings():
         assert str(init.OptimizerInitializer(text)()) == str(cls())
     bare = init.OptimizerInitializer("sgd(lr_scheduler=exponential, clip_norm=none)")()
     assert str(bare.lr_scheduler) == str(schedulers.ExponentialScheduler()), "without quotes"
-    adam = init.OptimizerInitializer("Adam(0.5, lr_scheduler='noam')")()
+    adam = init.OptimizerInitializer("Adam(decay1=0.5, lr_scheduler='noam')")()
     assert (
         str(adam.lr_scheduler) == "NoamScheduler(model_dim=512, scale_factor=1, warmup_steps=4000)"
     )
-    assert adam.lr == 0.5
+    assert adam.decay1 == 0.5 and init.OptimizerInitializer("Adam(0.5)")().lr == 0.5
 
 
 def test_optimizer_dict_restores_the_cache():

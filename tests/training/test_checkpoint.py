@@ -68,7 +68,7 @@ def path(tmp_path):
         "AdaGrad(lr=0.01)",
         "RMSProp(lr=0.01, clip_norm=1.0)",
         "Adam(lr=0.01, lr_scheduler=ExponentialScheduler(initial_lr=0.01, stage_length=2))",
-        "SGD(lr=0.01, lr_scheduler=KingScheduler(initial_lr=0.1, patience=2))",
+        "SGD(lr_scheduler=KingScheduler(initial_lr=0.1, patience=2))",
     ],
 )
 def test_a_loaded_network_computes_and_learns_on_bit_for_bit(path, optimizer):

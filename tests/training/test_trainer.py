@@ -230,7 +230,7 @@ def test_optimizer_and_schedule_reach_every_layer(digits):
     king = run(dense(), digits, optimizer="SGD(lr=0.1)", schedule="king", epochs=3)
     assert 0 < king.history.last.lr <= 0.1
     given = "ExponentialScheduler(initial_lr=0.2, stage_length=10, decay=0.5)"
-    taken = run(dense(), digits, optimizer="SGD(lr=0.5)", schedule=given, epochs=1)
+    taken = run(dense(), digits, optimizer="SGD", schedule=given, epochs=1)
     assert taken.history.last.lr == pytest.approx(0.1)  # 10 steps
 
 
