@@ -66,6 +66,10 @@ class DivergedError(GPULayersError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
+class ImageScaleWarning(UserWarning):
+    """Floating images are on another scale than the network was trained on, or can learn from."""
+
+
 _VERY_LIKE = 0.75
 
 

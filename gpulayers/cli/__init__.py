@@ -9,10 +9,11 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from gpulayers.cli.arguments import make_parser, parse
-from gpulayers.cli.output import set_up_logging
+from gpulayers.cli.output import set_up_logging, show_warnings
 from gpulayers.cli.threads import limit_threads
 from gpulayers.errors import GPULayersError, ParameterError, suggest
 
@@ -71,7 +72,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         apply_config(options, parser)
     limit_threads(options)
     set_up_logging(options)
-    return importlib.import_module(f"gpulayers.cli.{options.command}").run(options)
+    with warnings.catch_warnings():
+        show_warnings()
+        return importlib.import_module(f"gpulayers.cli.{options.command}").run(options)
 
 
 def _complain(text: str, code: int, label: str = "error: ") -> int:

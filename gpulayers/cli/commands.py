@@ -30,7 +30,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
     "evaluate": (
         "loss, accuracy and confusions of a trained network on a test set",
-        "Loss, accuracy and confusions of a trained network on a test set.",
+        "Loss, accuracy and confusions of a trained network on a test set. Images of floats are "
+        "taken as they are, bytes are treated as those of the training.",
         (
             ("gpulayers evaluate runs/lenet-mnist-10k", ""),
             ("gpulayers evaluate runs/lenet-mnist-10k/best.safetensors --data mnist", ""),
@@ -42,7 +43,9 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
         "classes and probabilities of images",
         "Name what a trained network sees in images. Image files are turned gray if the network "
         "wants that, and scaled to its size; .npy files hold one image (rows, cols[, channels]) or "
-        "several (n, rows, cols, channels).",
+        "several (n, rows, cols, channels), as bytes (uint8, 0 to 255), which are treated as those "
+        "of the training. Floats are taken as they are: right only for a network that was trained "
+        "on floats of the same scale; a warning is printed where they do not fit.",
         (
             ("gpulayers predict runs/lenet-mnist-10k scan.png", ""),
             ("gpulayers predict runs/lenet-mnist-10k *.png --digit --invert", "ink on paper"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,13 @@ from gpulayers._types import is_dict
 from gpulayers.cli.output import note, print_json, verbose
 from gpulayers.cli.results import class_table, confusions, print_table, split_results
 from gpulayers.cli.saved import data_of
-from gpulayers.errors import DataError, GPULayersError, ParameterError, ShapeError
+from gpulayers.errors import (
+    DataError,
+    GPULayersError,
+    ImageScaleWarning,
+    ParameterError,
+    ShapeError,
+)
 from gpulayers.models import summarize
 from gpulayers.training import Dataset, Sequential, load_checkpoint
 from gpulayers.training.resume import checkpoint_path
@@ -97,7 +104,9 @@ def _draw(
     written: list[str] = []
     for name, draw in pictures.items():
         try:
-            draw().savefig(folder / f"{name}.png")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ImageScaleWarning)  # said by then
+                draw().savefig(folder / f"{name}.png")
         except ImportError as error:
             raise GPULayersError(f"--plots: {error}") from error
         except (ParameterError, ShapeError) as error:  # a network without filters, say

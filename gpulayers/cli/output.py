@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from argparse import Namespace
 from typing import Any
 
 from gpulayers._types import is_dict, is_sequence
+from gpulayers.errors import ImageScaleWarning
 
-__all__ = ["note", "print_json", "set_up_logging", "verbose"]
+__all__ = ["note", "print_json", "set_up_logging", "show_warnings", "verbose"]
 
 
 def print_json(document: Any) -> None:
@@ -47,3 +49,16 @@ def set_up_logging(options: Namespace) -> None:
 
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", force=True)
         logging.getLogger("gpulayers").setLevel(logging.DEBUG)
+
+
+def show_warnings() -> None:
+    """Show the library's own as one line; for within `warnings.catch_warnings`."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, ImageScaleWarning):
+            print(f"gpulayers: warning: {message}", file=sys.stderr, flush=True)
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show

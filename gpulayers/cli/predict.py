@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gpulayers import backend
 from gpulayers._types import is_array
 from gpulayers.cli.output import print_json, verbose
 from gpulayers.cli.saved import Saved, open_saved
-from gpulayers.errors import DataError, GPULayersError, ShapeError
+from gpulayers.errors import DataError, GPULayersError, ImageScaleWarning, ShapeError
 from gpulayers.ops.softmax import softmax_forward
 from gpulayers.training.datasets.folder import FolderImages
 from gpulayers.training.settings import device_backend
@@ -46,8 +47,11 @@ def run(options: Namespace) -> int:
 
 
 def _probabilities(saved: Saved, images: np.ndarray, file: str, batch_size: int) -> np.ndarray:
+    saved.network.pixels.watch(file, images)
     try:
-        logits = saved.network.predict(images, batch_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageScaleWarning)  # said, with the file's name
+            logits = saved.network.predict(images, batch_size)
         if logits.ndim != 2:
             raise ShapeError(
                 f"the network's output has shape {logits.shape}, expected (n, classes)"

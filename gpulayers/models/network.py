@@ -45,7 +45,8 @@ class Sequential(Composite):
         `compile` made before has to be made again.
     pixels : Pixels
         What is done to uint8 inputs: divided by 255, unless a `Trainer` set the data's mean and
-        standard deviation. Kept in checkpoints; floating inputs are taken as they are.
+        standard deviation. Kept in checkpoints; floating inputs are taken as they are: right are
+        those on the scale of the training, such as ``pixels(bytes, network.dtype)``.
 
     Raises
     ------
@@ -253,8 +254,14 @@ class Sequential(Composite):
         ----------
         X : (n, ...) array
             Moved batch by batch to where the parameters live; the result comes back to where
-            `X` lives.
+            `X` lives. Bytes go through `pixels`, floats are taken as they are.
         batch_size : int
+
+        Warns
+        -----
+        ImageScaleWarning
+            If the network was trained on standardised bytes, and floating images are on another
+            scale, such as 0 to 1 or 0 to 255.
 
         Raises
         ------
@@ -265,6 +272,7 @@ class Sequential(Composite):
         """
         _positive("predict: batch_size", batch_size)
         home, place = backend.home_of(f"{self.name}.predict", "X", X), self.home
+        self.pixels.watch(f"{self.name}.predict", X)
         parts: list[Array] = []
         for start in range(0, max(len(X), 1), batch_size):
             part = X[start : start + batch_size]

@@ -11,6 +11,7 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.models import scale
 
 __all__ = ["Pixels"]
 
@@ -46,6 +47,39 @@ class Pixels:
             )
         self._owner = owner
         self._factors: dict[Any, tuple[Array, Array]] = {}
+        self._looked = False  # at images on a GPU
+
+    @property
+    def standardises(self) -> bool:
+        """Whether more is done than dividing by 255: then floats from 0 to 1 are something else."""
+        return any(self.mean) or any(s != 255 for s in self.std)
+
+    def watch(self, owner: str, images: Any) -> None:
+        """Warn if floats are taken as they are that were hardly standardised as bytes are here.
+
+        A few images are looked at. Of those on a GPU, a look at which waits for it, only the first
+        that come.
+
+        Parameters
+        ----------
+        owner : str
+            Whom the images were given to.
+        images : (n, ...) array
+
+        Warns
+        -----
+        ImageScaleWarning
+        """
+        if not self.standardises or not len(images) or not backend.is_floating(images.dtype):
+            return
+        if backend.backend_of(images) == "cupy":
+            if self._looked:
+                return
+            self._looked = True
+        few = scale.sample_of(images)
+        text = scale.not_standardised(few, self.mean, self.std, images.dtype)
+        if text is not None:
+            scale.warn(owner, text)
 
     def __call__(self, X: Array, dtype: Any) -> Array:
         """Return bytes `X` (..., channels) as a new array of `dtype`."""

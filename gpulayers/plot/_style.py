@@ -169,7 +169,8 @@ def wrapped(text: str, width: int, lines: int = 2) -> str:
     """`text` in at most so many lines of at most `width` characters, broken after a word if it can
     be, and shortened if it must be."""
     for most in range(len(text), width, -1):
-        parts, rest = [], shortened(text, most)
+        parts: list[str] = []
+        rest = shortened(text, most)
         while len(rest) > width:
             ends = [i for i in range(width // 3, width) if not rest[i].isalnum() and rest[i] != "("]
             cut = max(ends, default=width - 1) + 1

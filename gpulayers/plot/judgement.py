@@ -169,16 +169,16 @@ def worst_mistakes(
         return figure
     places = backend.to_backend(worst, backend.backend_of(images))
     pictures = as_pictures("worst_mistakes", images[places])
+    names = [literal(name) for name in names]
     for k, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if k >= len(worst):
             axes.set_visible(False)
             continue
         i = worst[k]
         show_image(axes, pictures[k], cmap=PICTURE, vmin=0, vmax=1)
-        axes.set_title(literal(names[truth[i]]), fontsize=9, loc="center", pad=3)
+        axes.set_title(names[truth[i]], fontsize=9, loc="center", pad=3)
         sure = 100 * np.exp(log_p[i, chosen[i]])
-        said = f"{literal(names[chosen[i]])}, {sure:.0f} %"
-        axes.set_xlabel(said, fontsize=8, color=RED, labelpad=3)
+        axes.set_xlabel(f"{names[chosen[i]]}, {sure:.0f} %", fontsize=8, color=RED, labelpad=3)
     figure.suptitle(f"{head}: the worst {len(worst)}", fontweight="bold")
     figure.supxlabel("above: true class      below: prediction, probability", fontsize=9)
     return figure

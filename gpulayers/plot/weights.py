@@ -291,5 +291,8 @@ def _one_image(what: str, network: Any, image: Any) -> Any:
             f"{what}: expected one image (rows, cols, channels), got shape "
             f"{getattr(image, 'shape', ())}"
         )
+    pixels = getattr(network, "pixels", None)
+    if pixels is not None:
+        pixels.watch(what, image[None])
     X = backend.to_backend(image[None], network.home or backend.current_backend())
     return network.pixels(X, network.dtype) if X.dtype == np.uint8 else X

@@ -14,6 +14,7 @@ from gpulayers.backend import Array
 from gpulayers.errors import ParameterError
 from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models import Sequential
+from gpulayers.models.scale import sample_of
 from gpulayers.training import settings
 from gpulayers.training.data import Dataset, Split
 from gpulayers.training.feed import Feed
@@ -91,6 +92,7 @@ def evaluate(
     ----------
     network : Sequential
     split : Split, or a Dataset, whose test split and names of classes are then used
+        Of bytes, if the network was trained on bytes: floats are taken as they are.
     loss : object like `losses.SoftmaxCrossEntropy`, the default
     batch_size : int
     flip : bool
@@ -99,6 +101,11 @@ def evaluate(
         networks", 2012, section 4.1, averages over crops and their mirror images.)
     classes : sequence of str, optional
         Names of the classes; None numbers them.
+
+    Warns
+    -----
+    ImageScaleWarning
+        If the network was trained on standardised bytes, and floating images are on another scale.
 
     Raises
     ------
@@ -123,6 +130,8 @@ def evaluate(
     if batch_size < 1:
         raise ParameterError(f"evaluate: batch_size must be at least 1, got {batch_size}")
     flip = _spec.flag("evaluate", "flip", flip)
+    if split.images.dtype != np.uint8:
+        network.pixels.watch("evaluate", sample_of(split.images))
     feed = Feed(split, network.home or backend.current_backend())
     objective = SoftmaxCrossEntropy() if loss is None else loss
     return evaluate_feed(network, feed, objective, int(batch_size), flip, classes)

@@ -128,7 +128,7 @@ def _test(
     loss: Any,
 ) -> tuple[list[float], list[float]]:
     clone = _cloned(network)
-    set_up(clone, data.train, optimizer, None, True, steps, 1)
+    set_up(clone, data.train, optimizer, None, True, steps, 1, "find_learning_rate")
     low, high = limits
     ratio = (high / low) ** (1.0 / (steps - 1))
     # an optimizer's first step has number 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpulayers.errors import ShapeError
-from gpulayers.models import Pixels, Sequential
+from gpulayers.models import Pixels, Sequential, scale
 from gpulayers.training.data import Dataset, Normalizer, Split
 from gpulayers.training.schedule import set_schedule
 from gpulayers.training.step import Step
@@ -27,8 +27,14 @@ def set_up(
     normalize: bool,
     steps: int,
     epochs: int,
+    owner: str = "Trainer",
 ) -> None:
     """Give a network optimizers, schedules (for so many steps an epoch) and what is done to bytes.
+
+    Warns
+    -----
+    ImageScaleWarning
+        If the images are floats so far from 1 that little is learnt from them.
 
     Raises
     ------
@@ -43,6 +49,10 @@ def set_up(
     if normalize and train.images.dtype == np.uint8:
         channels = Normalizer.fit(train)
         network.pixels = Pixels(channels.mean.tolist(), channels.std.tolist())
+    elif train.images.dtype != np.uint8:
+        text = scale.unlearnable(scale.sample_of(train.images), train.images.dtype)
+        if text is not None:
+            scale.warn(owner, text)
 
 
 def output_check(owner: str, name: str, data: Dataset) -> Callable[[tuple[int, ...]], None]:

@@ -81,7 +81,8 @@ class Trainer:
         See `gpulayers.training.callbacks`; functions are called after each epoch's checkpoint.
     normalize : bool
         Standardise uint8 images with the training images' mean and standard deviation of each
-        channel (kept in the network, see `Sequential.pixels`). False divides by 255.
+        channel (kept in the network, see `Sequential.pixels`). False divides by 255. Floats are
+        taken as they are, with an ImageScaleWarning where they are far from 1.
     resume : path, optional
         A checkpoint that a `Trainer` wrote, or its folder: go on from there, also in the middle of
         an epoch; in a folder the last checkpoint that is whole. The result is that of an

@@ -113,6 +113,33 @@ def test_predict_without_pillow(trained, capsys, hidden) -> None:  # noqa: F811
     assert code == 1 and "pip install pillow" in text
 
 
+@pytest.mark.filterwarnings("default::gpulayers.errors.ImageScaleWarning")
+def test_floats_for_a_network_of_bytes_are_told(trained, tiny, capsys) -> None:
+    images, labels = two_kinds(6, 7)
+    for name, X in (("one", images / 255), ("bytes", images), ("wide", images.astype("f4"))):
+        np.save(f"{name}.npy", X)
+    assert main(["predict", str(trained), "one.npy", "bytes.npy", "wide.npy", "-q"]) == 0
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert [line.split(":")[2].strip() for line in lines] == ["one.npy", "wide.npy"]
+    assert all(line.startswith("gpulayers: warning: ") for line in lines)
+    assert "float64 from 0 to 1" in lines[0] and "float32 from 0 to 255" in lines[1]
+    assert len(told.out.split()) == 18
+    arrays = {f"x_{part}": images / 255 for part in ("train", "test")}
+    np.savez("floats.npz", **arrays, y_train=labels, y_test=labels)
+    command = ["evaluate", str(trained), "--plots", "drawn", "-q", "--data"]
+    assert main([*command, "./floats.npz"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()  # once, though pictures are drawn, too
+    assert line.startswith("gpulayers: warning: evaluate: the images are float64 from 0 to 1, ")
+    assert main([*command, tiny]) == 0 and not capsys.readouterr().err
+    wide = {f"x_{part}": images.astype("f4") for part in ("train", "test")}
+    np.savez("wide.npz", **wide, y_train=labels, y_test=labels)
+    command = ["train", "--model", "mlp", "--epochs", "1", "--device", "cpu", "-q", "--out"]
+    assert main([*command, "out", "--data", "./wide.npz"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpulayers: warning: Trainer: the training images are float32 from ")
+
+
 # ------------------------------------------------------------------------------------------ export
 
 
