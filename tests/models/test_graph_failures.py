@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,6 @@ ADAM = "Adam(lr=0.003, eps=0.001)"
 @pytest.fixture(autouse=True)
 def not_specialised(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
-
-
-@pytest.fixture
-def pool(emulated: Backend) -> Iterator[Any]:
-    """CuPy's pool; a limit that a test sets ends with it."""
-    gc.collect()
-    found = emulated.xp.get_default_memory_pool()
-    yield found
-    found.set_limit(size=0)
 
 
 def small() -> list[Any]:

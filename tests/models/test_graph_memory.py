@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,15 +24,6 @@ SHAPE, CLASSES, LARGE = (6, 6, 2), 3, 256
 @pytest.fixture(autouse=True)
 def not_specialised(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("gpulayers.cuda.conv"), "SPECIALISED", False)
-
-
-@pytest.fixture
-def pool(emulated: Backend) -> Iterator[Any]:
-    """CuPy's pool; a limit that a test sets ends with it."""
-    gc.collect()
-    found = emulated.xp.get_default_memory_pool()
-    yield found
-    found.set_limit(size=0)
 
 
 def network(optimizer: str = "Adam(lr=0.01)", pooled: bool = False) -> Any:

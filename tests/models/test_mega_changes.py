@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,6 @@ __all__ = ["checked"]  # the fixture that runs kernels under the checker
 
 # whose first steps do not make much of rounding
 ADAM = "Adam(lr=0.01, eps=0.001)"
-
-
-@pytest.fixture
-def pool(emulated: Backend) -> Iterator[Any]:
-    """CuPy's pool; a limit that a test sets ends with it."""
-    gc.collect()
-    found = emulated.xp.get_default_memory_pool()
-    yield found
-    found.set_limit(size=0)
 
 
 def both(run: Run, steps: int = 1) -> None:
