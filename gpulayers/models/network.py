@@ -15,6 +15,8 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.errors import GPULayersError, ParameterError
+from gpulayers.layers import Embedding
+from gpulayers.models._watch import first_layer
 from gpulayers.models.composite import Composite
 from gpulayers.models.pixels import Pixels
 from gpulayers.ops.workspace import Workspace
@@ -94,7 +96,7 @@ class Sequential(Composite):
         Parameters
         ----------
         X : array
-            What the first layer takes; uint8 goes through `pixels` first.
+            What the first layer takes; uint8 goes through `pixels` first, but for ids.
         retain_derived : bool
             Keep what `backward` needs. False means evaluation: BatchNorm uses its running
             statistics, Dropout does nothing.
@@ -106,7 +108,7 @@ class Sequential(Composite):
             it then retain nothing of this input, unless they retain others, too.
         """
         if getattr(X, "dtype", None) == np.uint8:
-            X = self.pixels(X, self.dtype)
+            X = self._of_bytes(X)
         i = 0
         if retain_derived:
             self._workspace.next_round()
@@ -121,6 +123,10 @@ class Sequential(Composite):
                 raise type(error)(f"{self.layer_name(i)}: {error}") from error
             raise
         return X
+
+    def _of_bytes(self, X: Array) -> Array:
+        """Bytes as the first layer takes them: they are pixels, but for an embedding."""
+        return X if isinstance(first_layer(self), Embedding) else self.pixels(X, self.dtype)
 
     def _passes(self) -> int:
         """How many inputs the first layer retains."""
@@ -297,7 +303,7 @@ class Sequential(Composite):
         Inputs that were retained and gradients are gone afterwards, as after `flush_gradients`.
         """
         if getattr(X, "dtype", None) == np.uint8:
-            X = self.pixels(X, self.dtype)
+            X = self._of_bytes(X)
         try:
             for i, layer in enumerate(self.layers):
                 X = layer.forward(X, True)

@@ -330,7 +330,7 @@ class CompiledNetwork:
                 f"got {len(X)}; compile again for larger batches"
             )
         if self._takes_ids:
-            if X.dtype.kind not in "iu" or X.dtype == np.uint8:  # which means pixels
+            if X.dtype.kind not in "iu":
                 raise DTypeError(f"{name}: expected a batch of ids, int64 say, got {X.dtype}")
             return backend.xp_of(X).ascontiguousarray(X)
         if X.dtype == np.uint8:
