@@ -16,11 +16,11 @@ from gpulayers.models import Activation, Sequential, plan_nodes
 from gpulayers.wrappers import Dropout as DropoutWrapper
 from tests.conftest import Backend, switched_to
 from tests.models.graph_run import BATCH, CLASSES, SGD, SHAPE, Run, same
-from tests.models.test_graph_failures import not_specialised, pool, refusing, small
+from tests.models.test_graph_failures import not_specialised, refusing, small
 from tests.support.fake_cupy.memory import OutOfMemoryError
 
 pytestmark = pytest.mark.emulated
-__all__ = ["not_specialised", "pool"]  # fixtures
+__all__ = ["not_specialised"]  # fixtures
 
 
 class Own(Flatten):
