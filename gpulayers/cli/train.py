@@ -24,6 +24,7 @@ from gpulayers.cli.saved import data_of
 from gpulayers.errors import CheckpointError, GPULayersError, ParameterError, ShapeError
 from gpulayers.initializers import OptimizerInitializer
 from gpulayers.models import Sequential, build, summarize
+from gpulayers.optimizers._rate import rate_asked
 from gpulayers.training import (
     DATASETS,
     Callback,
@@ -163,6 +164,9 @@ def _resumed(options: Namespace, chosen: dict[str, Any]) -> tuple[Trainer, Path]
     if settings["schedule"] != former["schedule"] and states_rate(settings["schedule"]):
         settings["lr"] = None  # the schedule's counts from here on
         _optimizer(dict(settings))  # says if the optimizer's description has another
+    elif settings["lr"] is None and not states_rate(settings["schedule"]):
+        _, layer = next(checkpoint.network.walk())
+        settings["lr"] = rate_asked(layer.optimizer)[0]  # which an earlier schedule left
     data = _data(settings)
     # the schedule is given again where it is to be another, so that older checkpoints get it too
     again = any(settings[name] != former[name] for name in ("epochs", "schedule"))

@@ -19,6 +19,7 @@ from gpulayers.errors import ImageScaleWarning
 __all__ = ["not_standardised", "sample_of", "unlearnable", "warn"]
 
 _FEW = 16  # images that are looked at
+_DARK, _BRIGHT = 0.05, 0.5  # images from 0 to 1 reach them, others within it seldom do
 _LARGE, _SMALL = 10.0, 0.01  # root mean square above, largest number below which nothing is learnt
 
 
@@ -37,14 +38,17 @@ def not_standardised(
     noise or a step along a gradient may have been added to them.
     """
     low, high, middle = _look(images)
-    if not math.isfinite(high - low):
+    if not math.isfinite(high - low) or low == high:  # blank ones tell nothing
         return None
     bottom = min(-m / s for m, s in zip(mean, std, strict=True))
     top = max((255 - m) / s for m, s in zip(mean, std, strict=True))
     room = top - bottom
-    if low >= 0 and high <= 1:
+    slack = 0.01 * room  # of rounding
+    # images of little contrast lie within 0..1 too, but two bytes differ by 1 / std
+    reaches = (low < _DARK and high > _BRIGHT) or high - low < 0.5 / max(std)
+    if low >= 0 and high <= 1 and reaches:
         kind, bytes_of = "from 0 to 1", "(255 * images).round().astype('uint8')"
-    elif bottom <= middle <= top and bottom - room <= low and high <= top + room:
+    elif bottom - slack <= middle <= top + slack and bottom - room <= low and high <= top + room:
         return None
     elif low >= 0 and 32 < high <= 255:
         kind, bytes_of = "from 0 to 255", "images.round().astype('uint8')"

@@ -160,9 +160,8 @@ def shortened(text: str, most: int) -> str:
     often differ at their ends."""
     if len(text) <= most:
         return text
-    return (
-        f"{text[: most // 2].rstrip()}\N{HORIZONTAL ELLIPSIS}{text[-((most - 1) // 2) :].lstrip()}"
-    )
+    end = text[len(text) - (most - 1) // 2 :].lstrip()
+    return f"{text[: most // 2].rstrip()}\N{HORIZONTAL ELLIPSIS}{end}"
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:

@@ -161,7 +161,7 @@ def _same_optimizer(asked: Any, network: Sequential, path: Path) -> None:
         if settings(layer.optimizer) != settings(asked):
             raise ParameterError(
                 f"resume: optimizer is {asked}, but the run in {path} has {layer.optimizer}; going "
-                "on needs the same"
+                "on needs the same; leave `optimizer` out to go on with it"
             )
 
 

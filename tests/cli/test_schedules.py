@@ -144,3 +144,14 @@ def test_config_still_repeats_a_run_whose_rates_did_not_change(tiny, capsys) -> 
     assert main(["train", "--config", "a/config.toml", "--out", "b", "--quiet"]) == 0
     losses = [load_checkpoint(f"{n}/model.safetensors").trainer["history"] for n in ("a", "b")]
     assert losses[0]["step_losses"].tolist() == losses[1]["step_losses"].tolist()
+
+
+def test_the_rate_of_an_earlier_schedule_is_kept_in_the_settings(tiny) -> None:
+    """A schedule that leaves the rate open goes on at the one before it, and the file says so."""
+    run = ["--resume", "r", "--quiet"]
+    first = ["--epochs", "1", "--schedule", "cosine(final_lr=0.0001)", "--out", "r"]
+    assert main(["train", "--data", tiny, *RUN, *first]) == 0
+    assert main(["train", *run, "--epochs", "2", "--schedule", "onecycle(max_lr=0.01)"]) == 0
+    assert main(["train", *run, "--epochs", "3", "--schedule", "cosine"]) == 0
+    assert rates("r")[2] == CosineScheduler(0.01, 18)(18)
+    assert "\nlr = 0.01\n" in (Path("r") / "config.toml").read_text()

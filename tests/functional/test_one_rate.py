@@ -138,3 +138,14 @@ def test_own_optimizers_and_scheduler_initializer_use_the_rate_where_none_is_sta
     assert Plain(0.25, "cosine(initial_lr=0.5)").lr_scheduler(0) == 0.5
     assert SchedulerInitializer("king", lr=0.25)()(1) == 0.25
     assert str(SchedulerInitializer("noam", lr=0.25)()) == str(NoamScheduler())
+
+
+def test_the_state_beside_a_schedule_of_ones_own_is_read_back():
+    class Mine(ConstantScheduler):
+        def __str__(self):
+            return "Mine(top=0.1)"
+
+    state = Adam(lr_scheduler=Mine(0.1)).state_dict()
+    optimizer = Adam(lr_scheduler=Mine(0.1))
+    optimizer.load_state_dict(state)
+    assert type(optimizer.lr_scheduler) is Mine

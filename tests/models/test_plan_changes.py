@@ -293,3 +293,19 @@ def test_a_network_that_was_updated_is_not_converted(backend: Any) -> None:
     with pytest.raises(DTypeError, match=words.replace("fp64", "fp16").replace("64", "16")):
         network.compile(batch_shape=(4, *IMAGE), precision="fp16")
     assert network.dtype == "float32"
+
+
+def test_a_step_in_bfloat16(backend: Any) -> None:
+    """NumPy makes float32 of a bfloat16 array times a number."""
+    dtype: Any = pytest.importorskip("ml_dtypes").bfloat16
+    network = Sequential([FullyConnected(5, act_fn="Tanh"), FullyConnected(3)], "SGD(lr=0.1)")
+    X = backend.asarray(np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32))
+    labels = backend.asarray(np.arange(8) % 3)
+    plan = network.compile(batch_shape=(8, 5), precision="bf16")
+    first = float(plan.step(X, labels))
+    for _ in range(20):
+        last = float(plan.step(X, labels))
+    assert network.dtype == dtype and last < first
+    loss = SoftmaxCrossEntropy()
+    loss.forward(labels, network.forward(X.astype(dtype), False))
+    assert loss.backward().dtype == dtype

@@ -125,6 +125,7 @@ def test_long_names_beside_a_matrix_leave_room_for_it() -> None:
 def test_wrapping_and_shortening() -> None:
     assert shortened("abcdefghij", 10) == "abcdefghij"
     assert shortened("abcdefghij", 7) == "abc\N{HORIZONTAL ELLIPSIS}hij"
+    assert shortened("abcdefghij", 2) == "a\N{HORIZONTAL ELLIPSIS}"
     assert wrapped("short", 18) == "short"
     assert wrapped(LONG[0], 18) == "golden_retriever_\nadult_female_01"
     assert wrapped(LONG[0], 18) != wrapped(LONG[1], 18)  # their ends tell them apart

@@ -55,6 +55,9 @@ def floats(kind: str) -> np.ndarray:
         "attacked": right + 0.3 * np.sign(rng.normal(0, 1, X.shape)),
         "bright": right[right.mean(axis=(1, 2, 3)).argmax()][None].clip(0.1)
         * np.ones((40, 1, 1, 1)),
+        "white": np.full_like(right, (255 - MEAN[0]) / STD[0]),
+        "black": np.full_like(right, -MEAN[0] / STD[0]) - 1e-6,
+        "fog": (X // 8 + 130 - MEAN[0]) / STD[0],
         "nan": right * np.nan,
     }[kind].astype(np.float32)
 
@@ -101,7 +104,9 @@ def test_scales_that_are_told(kind: str) -> None:
         network().predict(floats(kind).astype(brain))
 
 
-@pytest.mark.parametrize("kind", ["right", "noisy", "attacked", "bright", "nan"])
+@pytest.mark.parametrize(
+    "kind", ["right", "noisy", "attacked", "bright", "white", "black", "fog", "nan"]
+)
 def test_standardised_floats_are_not(kind: str) -> None:
     X = floats(kind)
     for n in (1, 40):

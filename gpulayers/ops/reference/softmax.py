@@ -39,4 +39,5 @@ class ReferenceSoftmax:
         # d loss / d z_j = p_j - [j is the label]
         xp = xp_of(probs)
         hit = xp.arange(probs.shape[1]) == labels[:, None]
-        return (probs - hit.astype(probs.dtype)) * scale
+        # NumPy's product of a bfloat16 array and a number is float32
+        return ((probs - hit.astype(probs.dtype)) * scale).astype(probs.dtype, copy=False)
