@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,29 @@ def test_what_the_kernel_does_not_take_goes_by_columns(emulated: Backend) -> Non
     assert serves("float32", (1, 40000, 40000, 1), POINT, 1)
     assert not serves("float32", (2, 40000, 40000, 1), POINT, 1), "more than 2**31 pixels"
     assert serves("float16", (1, 4, 4, 1), POINT, 1)
+
+
+@pytest.mark.parametrize("limits", [{"MOST_BLOCKS": (9, 9, 2)}, {"REACH": 3}])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_more_pairs_or_longer_sides_than_a_grid_has(
+    emulated: Backend,
+    limits: dict[str, Any],
+    turned: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five pairs by grids of two, and pair by pair where a side is too long."""
+    batched = importlib.import_module("gpulayers.cuda.batched")
+    for name, value in limits.items():
+        monkeypatch.setattr(batched, name, value)
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((5, 6, 4)), rng.standard_normal((5, 4, 7))
+    A, B = (
+        emulated.asarray((x.swapaxes(1, 2) if turn else x).astype(np.float32).copy())
+        for x, turn in zip((a, b), turned, strict=True)
+    )
+    with emulated.count() as events:
+        got = emulated.asnumpy(batched.batched_gemm(A, B, *turned))
+    want = np.stack([x @ y for x, y in zip(a, b, strict=True)])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    launches = sum(n for event, n in events.items() if event.startswith("kernel:"))
+    assert launches == (3 if "MOST_BLOCKS" in limits else 5)
