@@ -158,8 +158,9 @@ def worst_mistakes(
     rows, columns = grid_shape(len(worst), 8)
     cell = 1.25 if max(len(name) for name in names) <= 4 else 1.55
     names = [wrapped(name, _LINE) for name in names]  # as wide as a cell
-    more = 0.38 if any("\n" in name for name in names) else 0.0  # a line above, one below
-    figure = new_figure(max(5.0, cell * columns), max(1.4, (cell + 0.35 + more) * rows + 0.5))
+    words = 0.85 if any("\n" in name for name in names) else 0.5  # inches above and below an image
+    tall = cell * min(max(images.shape[1] / max(images.shape[2], 1), 0.25), 2.0)
+    figure = new_figure(max(5.0, cell * columns), max(1.4, (tall + words) * rows + 0.7))
     head = f"{len(wrong):,} of {len(truth):,} wrong"
     if not len(worst):
         axes = figure.subplots()
