@@ -14,6 +14,7 @@ import numpy as np
 from _gpu.clock import alone
 from _gpu.correct import Poison, hold
 from _gpu.kernels import WINDOW, in_precision, numbers_on
+from gpulayers.cuda.fusible import RELU
 from gpulayers.ops.reference import Reference
 from gpulayers.ops.window import Window
 
@@ -105,8 +106,8 @@ def _few_channels(xp: Any, way: str) -> tuple[dict[str, Run], Check]:
     if way == "forward":
         b = numbers(filters)
         runs: dict[str, Run] = {
-            "by examples": lambda: example_conv.forward(X, W, b, window, True, True),
-            "by products": lambda: conv.forward(X, W, b, window, True, True, special=True),
+            "by examples": lambda: example_conv.forward(X, W, b, window, RELU, True),
+            "by products": lambda: conv.forward(X, W, b, window, RELU, True, special=True),
         }
         return runs, _forward(xp, X, W, b, window)
     pooled = _IMAGES, (rows - side + 1) // 2, (cols - side + 1) // 2, filters
@@ -116,10 +117,10 @@ def _few_channels(xp: Any, way: str) -> tuple[dict[str, Run], Check]:
     own, others = (xp.full((n, each, filters), np.nan, "float32") for n in (parts, choice.parts))
 
     def by_examples() -> Any:
-        return example_conv.backward(X, dZ, winners, W, window, own, True, True), own
+        return example_conv.backward(X, dZ, winners, W, window, own, True, RELU), own
 
     def by_products() -> Any:
-        return conv_step.backward(X, dZ, W, window, winners, others, True, True), others
+        return conv_step.backward(X, dZ, W, window, winners, others, True, RELU), others
 
     runs = {"by examples": by_examples, "by products": by_products}
     return runs, _gradients(xp, X, dZ, W, winners, window, True)

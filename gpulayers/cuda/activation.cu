@@ -53,6 +53,17 @@ __global__ void activation_backward(const T* __restrict__ dy, const T* __restric
     dz[number] = static_cast<T>(static_cast<Acc>(dy[number]) * slope);
 }
 
+// The same from y = act(z), for the functions whose value tells their slope.
+template <typename T, typename Acc, typename Index>
+__global__ void activation_backward_by_value(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dz,
+                                             Index total, int act, Acc alpha, Acc beta)
+{
+    const Index number = thread_number<Index>();
+    if (number >= total) return;
+    const Acc slope = slope_at_value(act, static_cast<Acc>(y[number]), alpha, beta);
+    dz[number] = static_cast<T>(static_cast<Acc>(dy[number]) * slope);
+}
+
 #define SUM_BLOCK 256
 
 // Sums of the columns of `source` (rows, channels), deterministic: no atomics, a fixed order for a given launch.

@@ -7,12 +7,13 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch_elements
+from gpulayers.cuda.fusible import Formula
 from gpulayers.errors import BackendError, suggest
 from gpulayers.ops._protocol import Activation
 from gpulayers.ops.reference import Reference
 
 
-def activation_arguments(kernel: tuple[str, float, float]) -> tuple[int, float, float]:
+def activation_arguments(kernel: Formula) -> tuple[int, float, float]:
     """Return (number, alpha, beta) for the kernels of an activation's ``kernel`` entry.
 
     Raises
@@ -29,6 +30,23 @@ def activation_arguments(kernel: tuple[str, float, float]) -> tuple[int, float, 
     return table.ACTIVATIONS.index(name), alpha, beta
 
 
+def value(Z: Array, formula: Formula) -> Array:
+    """Return act(Z)."""
+    Y = cupy.empty(Z.shape, dtype=Z.dtype)
+    args = (Z, Y, Z.size, *activation_arguments(formula))
+    launch_elements("activation_forward", Z.dtype, Z.size, args, table.index_for(Z.size))
+    return Y
+
+
+def backward_by_value(dY: Array, Y: Array, formula: Formula) -> Array:
+    """Return dZ of Y = act(Z), for an activation that is told by its value."""
+    dZ = cupy.empty(Y.shape, dtype=Y.dtype)
+    args = (dY, Y, dZ, Y.size, *activation_arguments(formula))
+    index = table.index_for(Y.size)
+    launch_elements("activation_backward_by_value", Y.dtype, Y.size, args, index)
+    return dZ
+
+
 class CudaActivation(Reference):
     """A user's own activation (`act.kernel` None) takes the array formulas instead."""
 
@@ -40,14 +58,11 @@ class CudaActivation(Reference):
             if b is not None:
                 launch_elements("bias_add", Z.dtype, Z.size, (Z, b, Z.size, Z.shape[-1]), index)
             return Z
-        Y = cupy.empty(Z.shape, dtype=Z.dtype)
-        numbers = activation_arguments(act.kernel)
         if b is None:
-            args = (Z, Y, Z.size, *numbers)
-            launch_elements("activation_forward", Z.dtype, Z.size, args, index)
-        else:
-            args = (Z, b, Y, Z.size, Z.shape[-1], *numbers)
-            launch_elements("bias_activation", Z.dtype, Z.size, args, index)
+            return value(Z, act.kernel)
+        Y = cupy.empty(Z.shape, dtype=Z.dtype)
+        args = (Z, b, Y, Z.size, Z.shape[-1], *activation_arguments(act.kernel))
+        launch_elements("bias_activation", Z.dtype, Z.size, args, index)
         return Y
 
     def activation_backward(self, dY: Array, Z: Array, act: Activation) -> Array:

@@ -112,3 +112,44 @@ __device__ __forceinline__ Acc activation_slope(int act, Acc z, Acc alpha, Acc b
     default: return one;  // IDENTITY
     }
 }
+
+// The slope told by the value y = f(z), for the functions whose value tells it (fusible.py): those that rise everywhere.
+template <typename Acc>
+__device__ __forceinline__ Acc slope_at_value(int act, Acc y, Acc alpha, Acc beta)
+{
+    const Acc zero = static_cast<Acc>(0);
+    const Acc one = static_cast<Acc>(1);
+    switch (act) {
+    case SIGMOID: return y * (one - y);
+    case RELU: return y > zero ? one : zero;
+    case LEAKY_RELU: return y < zero ? alpha : one;
+    case TANH: return one - y * y;
+    case ELU: return y > zero ? one : y + alpha;
+    case EXPONENTIAL: return y;
+    case SELU: return y > zero ? beta : y + alpha * beta;
+    case SOFTPLUS: return -expm1(-y);
+    default: return one;  // IDENTITY
+    }
+}
+
+// The function that a kernel takes along where it is said that one follows or came before: ReLU, or what is compiled in,
+// -DFUSED=6 (its number), -DFUSED_ALPHA=0.3, -DFUSED_BETA=0.0 (fusible.py).
+#ifndef FUSED
+#define FUSED RELU
+#define FUSED_ALPHA 0.0
+#define FUSED_BETA 0.0
+#endif
+
+template <typename Acc>
+__device__ __forceinline__ Acc fused_value(Acc z)
+{
+    return activation_value<Acc>(FUSED, z, static_cast<Acc>(FUSED_ALPHA), static_cast<Acc>(FUSED_BETA));
+}
+
+// What gets back through it of a gradient where it gave y; where it is shut nothing does, not even NaN.
+template <typename Acc>
+__device__ __forceinline__ Acc fused_gradient(Acc gradient, Acc y)
+{
+    if (FUSED == RELU) return y > static_cast<Acc>(0) ? gradient : static_cast<Acc>(0);
+    return gradient * slope_at_value<Acc>(FUSED, y, static_cast<Acc>(FUSED_ALPHA), static_cast<Acc>(FUSED_BETA));
+}

@@ -95,7 +95,8 @@ def get_kernel(
         ``"int32"`` or ``"int64"``.
     constants : str
         ``"rows=28,cols=28"``: parameters that always have these values, whatever is passed, so
-        that the compiler works with them (for sources with ``SPECIALISE``).
+        that the compiler works with them (for sources with ``SPECIALISE``). Behind them may stand
+        macros, each after a semicolon: ``";FUSED=6"``.
 
     Raises
     ------
@@ -134,7 +135,14 @@ def get_kernel(
 
 
 def _options(dtype: str, constants: str) -> tuple[str, ...]:
-    return (*table.options(dtype), *([f"-DSPECIALISE={constants}"] if constants else []))
+    return (*table.options(dtype), *defines(constants))
+
+
+def defines(constants: str) -> tuple[str, ...]:
+    """The constants of `get_kernel` as options of the compiler."""
+    special, *macros = constants.split(";")
+    found = [f"SPECIALISE={special}", *macros] if special else macros
+    return tuple(f"-D{macro}" for macro in found)
 
 
 def _architecture(spec: table.KernelSpec) -> str:
@@ -287,8 +295,10 @@ def _what(arg: Any) -> str:
     return f"{name} of shape {arg.shape} with strides {arg.strides}"
 
 
-def launch_elements(name: str, dtype: Any, total: int, args: Sequence[Any], index: str) -> None:
+def launch_elements(
+    name: str, dtype: Any, total: int, args: Sequence[Any], index: str, constants: str = ""
+) -> None:
     """Launch a kernel with one thread for each of `total` elements; nothing to do for none."""
     if total:
         block = table.KERNELS[name].block
-        launch(name, dtype, (-(-total // block),), args, index)
+        launch(name, dtype, (-(-total // block),), args, index, constants)

@@ -1,6 +1,7 @@
 // Convolution of NHWC images and its two gradients, each a product whose factors are those of conv.cuh.
 #include "common.cuh"
 #include "words.cuh"
+#include "activation_functions.cuh"
 #include "window.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
@@ -14,19 +15,19 @@
 #include "conv_notes.cuh"
 #include "conv_gradient.cuh"
 
-// z (pixels, filters) = windows of x times w, plus bias, ReLU; pooled: maxima of 2 x 2 pixels and their winners. w has
+// z (pixels, filters) = windows of x times w, plus bias, activation; pooled: maxima of 2 x 2 pixels and their winners. w has
 // `depth` channels; those that x has more are zeros.
 template <typename T, typename Acc, typename Tile>
 __global__ void conv2d_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias,
                                T* __restrict__ z, unsigned char* __restrict__ winners, int pixels, int filters,
-                               int has_bias, int relu, int pooled, int depth, WINDOW_PARAMETERS)
+                               int has_bias, int activated, int pooled, int depth, WINDOW_PARAMETERS)
 {
     SPECIALISE;
     const int taps = kernel_rows * kernel_cols * channels;
     const PixelsByTaps<T, Acc> left = {{x, GEOMETRY, pooled != 0}, pixels, Terms()};
     const FiltersByTaps<T, Acc> right = {w, channels, depth, filters, Lines()};
     const Target<T, Acc> target = {z,       nullptr, bias,          nullptr, winners,   pixels,
-                                   filters, has_bias != 0, false, relu != 0, pooled != 0};
+                                   filters, has_bias != 0, false, activated != 0, pooled != 0};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, taps, taps);
 }
 

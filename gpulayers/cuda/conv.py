@@ -15,6 +15,7 @@ from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.compile import launch
+from gpulayers.cuda.fusible import RELU, Formula, constants
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.product import (
     add_up,
@@ -90,14 +91,15 @@ def forward(
     W: Array,
     b: Array | None,
     window: Window,
-    relu: bool,
+    act: Formula | None,
     pooled: bool = False,
     special: bool = False,
 ) -> tuple[Array, Array]:
-    """Return (Z, winners) of a convolution with bias and ReLU, if `relu`.
+    """Return (Z, winners) of a convolution with bias and the activation `act`, if there is one.
 
     With `pooled`, Z is the maximum over the windows of `POOLING` and winners (uint8, of its shape)
     the place in the window that gave it, 2 i + j; 4 where ReLU left zero. Else winners is empty.
+    Then the activation must be one that is told by its value.
     `special`: by a kernel compiled for this shape, if `SPECIALISED`. X may have more channels than
     W, which are zeros.
     """
@@ -117,13 +119,13 @@ def forward(
         numbers = window_arguments(X.shape, window)
         args = (
             *(X, W, none if b is None else b, Z, winners, pixels, filters),
-            *(b is not None, relu, pooled, depth, *numbers),
+            *(b is not None, act is not None, pooled, depth, *numbers),
         )
         grid = (-(-pixels // choice.rows), -(-filters // choice.cols))
-        constants = ""
+        known = ""
         if special and SPECIALISED:
-            constants = constants_of(numbers, filters, pooled, depth)
-        launch(choice.kernel, X.dtype, grid, args, "int32", constants)
+            known = constants_of(numbers, filters, pooled, depth)
+        launch(choice.kernel, X.dtype, grid, args, "int32", constants(act, known))
     return Z, winners
 
 
@@ -165,7 +167,7 @@ def weight_grad(X: Array, dZ: Array, window: Window, bias: bool) -> Array:
     grid = (-(-rows // choice.rows), -(-filters // choice.cols), choice.parts)
     launch(choice.kernel, X.dtype, grid, args, "int32")
     if choice.parts > 1:
-        add_up(partial, whole, None, False, None)
+        add_up(partial, whole)
     return whole
 
 
@@ -175,7 +177,7 @@ class CudaConv(CudaColumns):
     def conv2d_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         if not serves(X.dtype, X.shape, window, W.shape[3]):
             return super().conv2d_forward(X, W, b, window)
-        return forward(X, W, b, window, relu=False)[0]
+        return forward(X, W, b, window, act=None)[0]
 
     def conv2d_input_grad(self, dZ: Array, W: Array, x_shape: Shape4, window: Window) -> Array:
         if not serves(dZ.dtype, x_shape, window, W.shape[3]):
@@ -190,7 +192,7 @@ class CudaConv(CudaColumns):
     def conv2d_relu_forward(self, X: Array, W: Array, b: Array | None, window: Window) -> Array:
         if not serves(X.dtype, X.shape, window, W.shape[3]):
             return super().conv2d_relu_forward(X, W, b, window)
-        return forward(X, W, b, window, relu=True)[0]
+        return forward(X, W, b, window, act=RELU)[0]
 
     def conv2d_param_grads(self, X: Array, dZ: Array, window: Window) -> tuple[Array, Array]:
         if not serves(X.dtype, X.shape, window, dZ.shape[3]):

@@ -3,6 +3,7 @@
 // before them needs; the gradient before a pooling; and images with more channels.
 #include "common.cuh"
 #include "words.cuh"
+#include "activation_functions.cuh"
 #include "window.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
@@ -100,7 +101,7 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
                                 const Acc* __restrict__ shift, const Acc* __restrict__ inverse, Acc* each,
                                 unsigned* arrived, Acc* sums, int outputs, int inputs, int filters, int span,
                                 int parts, int weight_blocks, int masked, int has_side, int pooled, int has_norm,
-                                int norm_rows, int norm_cols, int norm_relu, int norm_pooled, int members,
+                                int norm_rows, int norm_cols, int norm_activated, int norm_pooled, int members,
                                 int depth, WINDOW_PARAMETERS)
 {
     SPECIALISE;
@@ -129,7 +130,7 @@ __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ d
         const TakeGradients<Tile, T, Acc> norm = {
             {each, arrived, down, members},
             has_norm ? sums : nullptr,
-            {picture, norm_x, norm_winners, scaler, intercept, shift, inverse, norm_relu != 0}};
+            {picture, norm_x, norm_winners, scaler, intercept, shift, inverse, norm_activated != 0}};
         work_out<T, Acc, Tile>(share, left, right, target, taps, taps, norm);
     }
 }

@@ -12,6 +12,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import conv, precision, table
 from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.fusible import Formula, constants
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.norm import Moments, Normed, image_of
 from gpulayers.cuda.product import aligned, candidates, come_in_runs, tile_of_both
@@ -97,8 +98,8 @@ def forward(
         depth,
     )
     grid = (tiles, -(-filters // choice.cols))
-    constants = conv.constants_of(numbers, filters, False, depth) if conv.SPECIALISED else ""
-    launch(kernel, X.dtype, grid, (*args, *numbers), "int32", constants)
+    special = conv.constants_of(numbers, filters, False, depth) if conv.SPECIALISED else ""
+    launch(kernel, X.dtype, grid, (*args, *numbers), "int32", special)
     return Z, Moments(sums, squares, members * choice.rows, members * choice.rows)
 
 
@@ -177,7 +178,7 @@ def backward(
     winners: Array | None,
     grads: Array | None,
     inputs: bool,
-    masked: bool = False,
+    act: Formula | None = None,
     side: Array | None = None,
     before: Before | None = None,
     arrived: Array | None = None,
@@ -193,8 +194,8 @@ def backward(
         dZ is the gradient of `conv.forward`'s pooled Z.
     grads : (parts, taps * W's channels + 1, filters) of the dtype of sums, or None
         In the parts of `backward_choice`; None where nothing learns.
-    masked : bool
-        The input is the output of a ReLU: its gradient counts only where it is positive.
+    act : Formula, optional
+        The input is the output of this activation: its gradient is multiplied by the slope.
     side : of the input's shape, optional
         Added to the input's gradient.
     before : Before, optional
@@ -221,20 +222,23 @@ def backward(
     nobody = cupy.empty(0, dtype=cupy.uint32)
     known: tuple[Any, ...] = (none, codes, none, none, wide, wide, wide, nobody, wide)
     flags: tuple[int, ...] = (0, 0, 0, 0, 0, 1)
+    fused = act  # a kernel has one; behind a normalisation it is that one's own
     if before is not None:
         saved, p, sums = before
         each = cupy.empty((tiles, 2, channels), dtype=sums.dtype)
         known = (saved.X, saved.winners, p["scaler"], p["intercept"], saved.shift, saved.inverse)
         known = (*known, each, arrived, sums)
-        flags = (1, *image_of(saved.X.shape), saved.relu, saved.pooled, _members(tiles))
+        flags = (1, *image_of(saved.X.shape), saved.act is not None, saved.pooled, _members(tiles))
+        fused = saved.act
     args = (
         *(X, dZ, codes if winners is None else winners, W, none if side is None else side),
         *(wide if grads is None else grads, dX, *known),
         *(outputs, pixels, filters, choice.span, choice.parts, weight_blocks),
-        *(masked, side is not None, pooled, *flags, depth),
+        *(act is not None, side is not None, pooled, *flags, depth),
     )
     numbers = window_arguments(X.shape, window)
-    constants = conv.constants_of(numbers, filters, pooled, depth) if conv.SPECIALISED else ""
+    special = conv.constants_of(numbers, filters, pooled, depth) if conv.SPECIALISED else ""
     grid = (weight_blocks + input_blocks,)
-    launch(choice.kernel, X.dtype, grid, (*args, *numbers), "int32", constants)
+    macros = constants(fused if inputs else None, special)
+    launch(choice.kernel, X.dtype, grid, (*args, *numbers), "int32", macros)
     return dX if inputs else None

@@ -6,12 +6,13 @@ from typing import Any
 
 from gpulayers.backend import Array
 from gpulayers.cuda import cublaslt
-from gpulayers.cuda.activation import CudaActivation
+from gpulayers.cuda.activation import CudaActivation, backward_by_value, value
 from gpulayers.cuda.batched import CudaBatches
 from gpulayers.cuda.columns import CudaColumns
 from gpulayers.cuda.conv import CudaConv
 from gpulayers.cuda.embedding import CudaEmbedding
 from gpulayers.cuda.fused import CudaFused
+from gpulayers.cuda.fusible import RELU, Formula
 from gpulayers.cuda.normalization import CudaNormalization
 from gpulayers.cuda.pool import CudaPool
 from gpulayers.cuda.product import CudaProduct
@@ -84,16 +85,28 @@ class CublasLt(Cuda):
             return super().dense_forward(X, W, b, relu)
         return CudaFused.dense_forward(self, X, W, b, relu)
 
+    def dense_step(self, X: Array, W: Array, b: Array, act: Formula | None) -> Array:
+        if not cublaslt.serves(X.shape[0], W.shape[1], X.shape[1], X.dtype):
+            return super().dense_step(X, W, b, act)
+        Z = CudaFused.dense_forward(self, X, W, b, act == RELU)
+        return Z if act is None or act == RELU else value(Z, act)
+
     def dense_parts(self, batch: int, inputs: int, outputs: int, dtype: Any) -> int:
         if not cublaslt.serves(batch, inputs, outputs, dtype):
             return super().dense_parts(batch, inputs, outputs, dtype)
         return 1
 
     def dense_backward(
-        self, X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
+        self,
+        X: Array,
+        W: Array,
+        dZ: Array,
+        grads: Array,
+        before: Formula | None,
+        inputs: bool,
     ) -> Array | None:
         if not cublaslt.serves(X.shape[0], X.shape[1], dZ.shape[1], X.dtype):
-            return super().dense_backward(X, W, dZ, grads, masked, inputs)
+            return super().dense_backward(X, W, dZ, grads, before, inputs)
         if grads.dtype == X.dtype:
             cublaslt.matmul(X, dZ, True, False, out=grads[0, :-1])
         else:  # a plan of half numbers adds up its gradients in float32
@@ -102,4 +115,4 @@ class CublasLt(Cuda):
         if not inputs:
             return None
         dX = cublaslt.matmul(dZ, W, False, True)
-        return self.relu_backward(dX, X) if masked else dX
+        return dX if before is None else backward_by_value(dX, X, before)

@@ -10,6 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import conv, table
 from gpulayers.cuda.compile import launch
+from gpulayers.cuda.fusible import Formula, constants
 from gpulayers.cuda.mega_tiles import example_constants
 from gpulayers.cuda.precision import takes_tensor_cores
 from gpulayers.cuda.product import come_in_runs
@@ -44,7 +45,7 @@ def serves(dtype: Any, x_shape: Shape4, filters: int, window: Window, pooled: bo
     if come_in_runs(dtype, channels, filters) and takes_tensor_cores("convolution", dtype):
         return False
     image = (x_shape[1], x_shape[2], channels)
-    how = (image, filters, window, pooled, False, False)
+    how = (image, filters, window, pooled, None, None)
     return all(example_constants(*how, back)[1] <= _MOST_SHARED for back in (False, True))
 
 
@@ -54,7 +55,7 @@ def parts(batch: int, parameters: int) -> int:
 
 
 def forward(
-    X: Array, W: Array, b: Array, window: Window, relu: bool, pooled: bool
+    X: Array, W: Array, b: Array, window: Window, act: Formula | None, pooled: bool
 ) -> tuple[Array, Array]:
     """Return (Z, winners), as `conv.forward`."""
     n, rows, cols, channels = X.shape
@@ -65,10 +66,10 @@ def forward(
     Z = cupy.empty((n, *out, filters), dtype=X.dtype)
     winners = cupy.empty(Z.shape if pooled else 0, dtype=cupy.uint8)
     if Z.size:
-        how = (relu, False, False)
-        constants, shared = example_constants((rows, cols, channels), filters, window, pooled, *how)
+        how = (act, None, False)
+        known, shared = example_constants((rows, cols, channels), filters, window, pooled, *how)
         args = (X, W, b, Z, winners, n)
-        _launch("example_conv_forward", X, (n,), args, constants, shared)
+        _launch("example_conv_forward", X, (n,), args, constants(act, known), shared)
     return Z, winners
 
 
@@ -80,22 +81,23 @@ def backward(
     window: Window,
     grads: Array | None,
     inputs: bool,
-    masked: bool,
+    act: Formula | None,
 ) -> Array | None:
     """As `conv_step.backward`; `grads` in `parts`."""
     n, rows, cols, channels = X.shape
     dX = cupy.empty(X.shape if inputs else 0, dtype=X.dtype)
     none, codes = cupy.empty(0, dtype="float32"), cupy.empty(0, dtype=cupy.uint8)
-    pooled, how = winners is not None, (False, masked, True)
-    constants, shared = example_constants((rows, cols, channels), W.shape[3], window, pooled, *how)
+    pooled, how = winners is not None, (None, act, True)
+    known, shared = example_constants((rows, cols, channels), W.shape[3], window, pooled, *how)
     args = (X, dZ, codes if winners is None else winners, W, none if grads is None else grads, dX)
     weight_blocks = 0 if grads is None else len(grads)
     grid = (weight_blocks + (min(n, _BLOCKS) if inputs else 0),)
-    _launch("example_conv_backward", X, grid, (*args, n, weight_blocks), constants, shared)
+    fused = constants(act, known)
+    _launch("example_conv_backward", X, grid, (*args, n, weight_blocks), fused, shared)
     return dX if inputs else None
 
 
 def _launch(
-    name: str, X: Array, grid: tuple[int], args: tuple[Any, ...], constants: str, shared: int
+    name: str, X: Array, grid: tuple[int], args: tuple[Any, ...], known: str, shared: int
 ) -> None:
-    launch(name, X.dtype, grid, args, "int32", constants, shared=shared)
+    launch(name, X.dtype, grid, args, "int32", known, shared=shared)

@@ -1,6 +1,7 @@
-// C = A B for matrices as they lie, with bias, ReLU and ReLU's slope; a row of bias gradients; sums in fixed order.
+// C = A B for matrices as they lie, with bias, activation and the slope of the one before; a row of bias gradients; sums in fixed order.
 #include "common.cuh"
 #include "words.cuh"
+#include "activation_functions.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
 #include "copies.cuh"
@@ -17,10 +18,10 @@ template <typename T, typename Acc, typename Tile, typename Rows = bool, typenam
 __global__ void gemm(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                      const T* __restrict__ mask, T* __restrict__ c, Acc* __restrict__ partial, int rows, int cols,
                      int terms, int span, int a_row, int a_term, int b_term, int b_col, int ones, int has_bias,
-                     int relu, int has_mask)
+                     int activated, int has_mask)
 {
     const Target<T, Acc> target = {c,        partial,       bias,          mask,      nullptr, rows, cols,
-                                   has_bias != 0, has_mask != 0, relu != 0, false};
+                                   has_bias != 0, has_mask != 0, activated != 0, false};
     const Matrix<T, Acc, Rows> left = {a, rows, a_row, a_term, ones, Rows(a_term == 1)};
     const Matrix<T, Acc, Cols> right = {b, cols, b_col, b_term, -1, Cols(b_term == 1)};
     work_out<T, Acc, Tile>(share_of_block(), left, right, target, terms, span);
@@ -79,13 +80,13 @@ __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w,
 // c = the sum of `parts` partial products, finished as by gemm; total = c.size. One thread an element.
 template <typename T, typename Acc, typename Index>
 __global__ void sum_parts(const Acc* __restrict__ partial, const T* __restrict__ bias, const T* __restrict__ mask,
-                          T* __restrict__ c, Index total, int parts, int cols, int has_bias, int relu, int has_mask)
+                          T* __restrict__ c, Index total, int parts, int cols, int has_bias, int activated, int has_mask)
 {
     const Index number = thread_number<Index>();
     if (number >= total) return;
     Acc sum = static_cast<Acc>(0);
     for (int part = 0; part < parts; ++part) sum += partial[part * total + number];
     const Target<T, Acc> target = {c,        nullptr,       bias,          mask,      nullptr, 0, cols,
-                                   has_bias != 0, has_mask != 0, relu != 0, false};
+                                   has_bias != 0, has_mask != 0, activated != 0, false};
     c[number] = static_cast<T>(finished(target, number, static_cast<int>(number % cols), sum));
 }

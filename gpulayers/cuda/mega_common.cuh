@@ -28,14 +28,17 @@ __device__ __forceinline__ Pack<N> load(const float* place)
     return *reinterpret_cast<const Pack<N>*>(place);
 }
 
-// The slope of an activation from its value: those that have one are listed in mega_constants.py.
+// A stage's activation; of those with constants a kernel has one (example_conv.py).
+template <class S>
+__device__ __forceinline__ float stage_value(float z)
+{
+    return activation_value<float>(S::activation, z, FUSED_ALPHA, FUSED_BETA);
+}
+
 template <int ACTIVATION>
 __device__ __forceinline__ float slope_at(float y)
 {
-    if (ACTIVATION == RELU) return y > 0.0f ? 1.0f : 0.0f;
-    if (ACTIVATION == TANH) return 1.0f - y * y;
-    if (ACTIVATION == SIGMOID) return y * (1.0f - y);
-    return 1.0f;
+    return slope_at_value<float>(ACTIVATION, y, FUSED_ALPHA, FUSED_BETA);
 }
 
 // The larger one; NaN is larger than anything.

@@ -68,13 +68,13 @@ __device__ void conv_forward(float* shared)
                         best = sum[pixel][g];
                         winner = pixel;
                     }
-                const float y = activation_value<float>(S::activation, best + bias.at[g], 0.0f, 0.0f);
+                const float y = stage_value<S>(best + bias.at[g]);
                 shared[output_place<S>(tile / ACROSS, tile % ACROSS, filter + g)] = y;
                 reinterpret_cast<unsigned char*>(shared + S::winners)[tile * S::filters + filter + g] = winner;
             } else {
 #pragma unroll
                 for (int pixel = 0; pixel < TILE; ++pixel) {
-                    const float y = activation_value<float>(S::activation, sum[pixel][g] + bias.at[g], 0.0f, 0.0f);
+                    const float y = stage_value<S>(sum[pixel][g] + bias.at[g]);
                     const int place = output_place<S>(row + pixel / S::tile_cols, col + pixel % S::tile_cols, filter + g);
                     shared[place] = y;
                 }

@@ -27,7 +27,7 @@ __device__ void dense_forward(float* shared, const float* param)
         float sum = param[S::bias + col];
 #pragma unroll 8
         for (int share = 0; share < S::shares; ++share) sum += shared[S::scratch + share * S::outputs + col];
-        shared[S::output + col] = activation_value<float>(S::activation, sum, 0.0f, 0.0f);
+        shared[S::output + col] = stage_value<S>(sum);
     }
 }
 

@@ -142,7 +142,7 @@ __device__ void norm_forward(float* shared)
                 winner = pixel;
             }
         }
-        shared[output_place<S>(row, col, filter)] = activation_value<float>(S::activation, best, 0.0f, 0.0f);
+        shared[output_place<S>(row, col, filter)] = stage_value<S>(best);
         if constexpr (S::pooled) reinterpret_cast<unsigned char*>(shared + S::winners)[i] = winner;
     }
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import math
 
+from gpulayers.cuda.fusible import Formula
 from gpulayers.cuda.mega_constants import THREADS
 from gpulayers.cuda.table import ACTIVATIONS
 from gpulayers.ops.window import Window
@@ -65,10 +66,17 @@ def spread_constants(image: Sizes, filters: int, window: Window) -> tuple[dict[s
 
 @functools.cache
 def example_constants(
-    image: Sizes, filters: int, window: Window, pooled: bool, relu: bool, masked: bool, back: bool
+    image: Sizes,
+    filters: int,
+    window: Window,
+    pooled: bool,
+    act: Formula | None,
+    before: Formula | None,
+    back: bool,
 ) -> tuple[str, int]:
     """The constants of example_conv.cu as `compile.get_kernel` takes them, and the bytes of shared
-    memory that a block needs, ahead or `back`; `masked`: the image is the output of a ReLU."""
+    memory that a block needs, ahead or `back`; `act` is the activation of the output, `before` that
+    which the image is the output of."""
     end = 0
 
     def take(size: int) -> int:
@@ -83,7 +91,6 @@ def example_constants(
     spread, room = spread_constants(image, filters, window)
     padded = (rows + top + bottom) * (cols + left + right) * channels
     outputs = known["out_rows"] * known["out_cols"] * filters
-    relu_number = ACTIVATIONS.index("relu")
     places = {"weights": take(known["parameters"] - filters), "input": take(padded)}
     places["input_size"], output = padded, take(outputs)
     places |= {"output": output, "gradient": output}  # one ahead, the other back
@@ -99,12 +106,16 @@ def example_constants(
         **known,
         **spread,
         **places,
-        "activation": relu_number if relu else 0,
-        "before": relu_number if masked else 0,
+        "activation": _number(act),
+        "before": _number(before),
         **{"output_top": 0, "output_left": 0, "output_cols": known["out_cols"]},
         **{"partial": 0, "dropped": 0},
     }
     return ",".join(f"{name}={value}" for name, value in constants.items()), 4 * end
+
+
+def _number(act: Formula | None) -> int:
+    return 0 if act is None else ACTIVATIONS.index(act[0])
 
 
 def widest(*numbers: int) -> int:

@@ -1,9 +1,10 @@
-// Batch normalisation inside a planned step, with what follows it there: ReLU, 2 x 2 max pooling and the sum with a
+// Batch normalisation inside a planned step, with what follows it there: activation, 2 x 2 max pooling and the sum with a
 // shortcut. Two launches forward (column_moments of batchnorm.cu, norm_forward), two back (norm_gradient_sums,
 // norm_input_grad): a launch cannot read sums over all rows before the one that makes them has ended, so each second
 // one first adds up the parts that the first left, for its own columns. Where a convolution stands before the layer or
 // behind it, that one's kernel makes the sums (conv_step.cu).
 #include "common.cuh"
+#include "activation_functions.cuh"
 #include "rows.cuh"
 #include "columns.cuh"
 #include "norm.cuh"
@@ -42,7 +43,7 @@ __device__ __forceinline__ Moments<Acc> moments_of(const T* __restrict__ x, int 
     return {centre, spread / static_cast<Acc>(rows)};
 }
 
-// y = ReLU(scaler * x_hat + intercept), pooled, + side; each where wanted. running = keep * running + (1 - keep) *
+// y = act(scaler * x_hat + intercept), pooled, + side; each where wanted. running = keep * running + (1 - keep) *
 // batch, for mean and variance. sums and squares are those of column_moments (step 0) or of conv2d_moments (step is
 // span), of `parts` spans of `span` rows.
 template <typename T, typename Acc, typename Index>
@@ -52,7 +53,7 @@ __global__ void norm_forward(const T* __restrict__ x, const Acc* __restrict__ su
                              Acc* __restrict__ shift, Acc* __restrict__ inverse, T* __restrict__ y,
                              unsigned char* __restrict__ winners, Index rows, Index span, Index step,
                              Index outputs, Index out_span, int parts, int channels, int width, int image_rows,
-                             int image_cols, int relu, int pooled, int has_side, Acc eps, Acc keep, Acc rest)
+                             int image_cols, int activated, int pooled, int has_side, Acc eps, Acc keep, Acc rest)
 {
     __shared__ Acc shifts[MOST_COLUMNS];
     __shared__ Acc inverses[MOST_COLUMNS];
@@ -92,9 +93,10 @@ __global__ void norm_forward(const T* __restrict__ x, const Acc* __restrict__ su
                     winner = quarter;
                 }
             }
-        if (relu && best <= static_cast<Acc>(0)) best = static_cast<Acc>(0);
+        if (activated) best = fused_value(best);
         const Index place = number * channels + share.column;
-        if (pooled) winners[place] = static_cast<unsigned char>(relu && !(best > static_cast<Acc>(0)) ? NO_WINNER : winner);
+        const bool shut = FUSED == RELU && activated && !(best > static_cast<Acc>(0));
+        if (pooled) winners[place] = static_cast<unsigned char>(shut ? NO_WINNER : winner);
         if (has_side) best += static_cast<Acc>(side[place]);
         y[place] = static_cast<T>(best);
     }
@@ -107,7 +109,7 @@ __global__ void norm_gradient_sums(const T* __restrict__ x, const T* __restrict_
                                    const unsigned char* __restrict__ winners, const T* __restrict__ scaler,
                                    const T* __restrict__ intercept, const Acc* __restrict__ shift,
                                    const Acc* __restrict__ inverse, Acc* __restrict__ sums, Index outputs,
-                                   Index out_span, int channels, int width, int image_rows, int image_cols, int relu,
+                                   Index out_span, int channels, int width, int image_rows, int image_cols, int activated,
                                    int pooled)
 {
     __shared__ Acc part[BLOCK];
@@ -121,7 +123,7 @@ __global__ void norm_gradient_sums(const T* __restrict__ x, const T* __restrict_
     for (Index number = share.first; number < share.last; number += BLOCK / width) {
         const Acc gradient = static_cast<Acc>(dy[number * channels + share.column]);
         const Passed<Acc> passed =
-            passed_on<Index>(picture, x, winners, column, number, channels, share.column, relu != 0, gradient);
+            passed_on<Index>(picture, x, winners, column, number, channels, share.column, activated != 0, gradient);
         sum += passed.gradient;
         product += passed.gradient * passed.x_hat;
     }
@@ -134,15 +136,16 @@ __global__ void norm_gradient_sums(const T* __restrict__ x, const T* __restrict_
     }
 }
 
-// The gradient of normalized(x) at a pixel: what pooling and ReLU let through of dy.
+// The gradient of normalized(x) at a pixel: what pooling and activation let through of dy.
 template <typename T, typename Acc, typename Index>
 __device__ __forceinline__ Acc gradient_at(const Picture& picture, const T* __restrict__ dy,
                                            const unsigned char* __restrict__ winners, const Column<Acc>& column,
-                                           Acc value, Index pixel, int channels, int number, bool relu)
+                                           Acc value, Index pixel, int channels, int number, bool activated)
 {
+    const Acc slope = activated ? slope_of<T>(column, value) : static_cast<Acc>(1);
     if (!picture.pooled) {
-        if (relu && !(normalized<T>(column, value) > static_cast<Acc>(0))) return static_cast<Acc>(0);
-        return static_cast<Acc>(dy[pixel * channels + number]);
+        if (activated && is_shut<T>(column, value)) return static_cast<Acc>(0);
+        return static_cast<Acc>(dy[pixel * channels + number]) * slope;
     }
     const Index line = pixel / picture.cols;
     const Index image = line / picture.rows;
@@ -151,7 +154,7 @@ __device__ __forceinline__ Acc gradient_at(const Picture& picture, const T* __re
     if (row / 2 >= picture.rows / 2 || col / 2 >= picture.cols / 2) return static_cast<Acc>(0);
     const Index window = (image * (picture.rows / 2) + row / 2) * (picture.cols / 2) + col / 2;
     const Index place = window * channels + number;
-    return winners[place] == 2 * (row % 2) + col % 2 ? static_cast<Acc>(dy[place]) : static_cast<Acc>(0);
+    return winners[place] == 2 * (row % 2) + col % 2 ? static_cast<Acc>(dy[place]) * slope : static_cast<Acc>(0);
 }
 
 // dx = scaler * inverse * (dy - (sum(dy) + x_hat * sum(dy * x_hat)) * weight), weight = 1 / rows; sums are those of
@@ -162,7 +165,7 @@ __global__ void norm_input_grad(const T* __restrict__ x, const T* __restrict__ d
                                 const T* __restrict__ intercept, const Acc* __restrict__ shift,
                                 const Acc* __restrict__ inverse, const Acc* __restrict__ sums, T* __restrict__ dx,
                                 Index rows, Index span, int parts, int channels, int width, int image_rows,
-                                int image_cols, int relu, int pooled, Acc weight)
+                                int image_cols, int activated, int pooled, Acc weight)
 {
     __shared__ Acc part[BLOCK];
     const Stretch<Index> share = stretch_of(rows, channels, width, span);
@@ -185,7 +188,7 @@ __global__ void norm_input_grad(const T* __restrict__ x, const T* __restrict__ d
         const Index place = pixel * channels + share.column;
         const Acc value = static_cast<Acc>(x[place]);
         const Acc gradient =
-            gradient_at<T>(picture, dy, winners, column, value, pixel, channels, share.column, relu != 0);
+            gradient_at<T>(picture, dy, winners, column, value, pixel, channels, share.column, activated != 0);
         const Acc means = (sum + standardized(column, value) * product) * weight;
         dx[place] = static_cast<T>(factor * (gradient - means));
     }

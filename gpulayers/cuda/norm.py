@@ -1,4 +1,4 @@
-"""Batch normalisation inside a planned step, with the ReLU, pooling and sum that follow it."""
+"""Batch normalisation inside a planned step, with activation, pooling and sum that follow it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch
+from gpulayers.cuda.fusible import Formula, constants
 from gpulayers.cuda.geometry import column_blocks
 from gpulayers.ops._sums import sum_dtype
 
@@ -37,7 +38,7 @@ class Normed(NamedTuple):
     shift: Array
     inverse: Array
     winners: Array
-    relu: bool
+    act: Formula | None
     pooled: bool
 
 
@@ -46,12 +47,12 @@ def forward(
     parameters: dict[str, Array],
     eps: float,
     momentum: float,
-    relu: bool,
+    act: Formula | None,
     pooled: bool,
     side: Array | None,
     moments: Moments | None = None,
 ) -> tuple[Array, Normed]:
-    """Return ReLU(scaler * X_hat + intercept), pooled, + side; each where wanted.
+    """Return act(scaler * X_hat + intercept), pooled, + side; each where wanted.
 
     Parameters
     ----------
@@ -59,9 +60,10 @@ def forward(
     parameters : those of the layer, whose running mean and variance are updated
     momentum : float
         The weight of the running ones' past.
-    relu : bool
+    act : Formula, optional
     pooled : bool
-        The maxima of windows of 2 x 2 pixels, a row or column that is left over counts for none.
+        The maxima of windows of 2 x 2 pixels, a row or column that is left over counts for none;
+        only with activations that are told by their value.
     side : of the result's shape, optional
     moments : Moments, optional
         Those of X, if they are known.
@@ -83,10 +85,10 @@ def forward(
         *(cupy.empty(0, dtype=X.dtype) if side is None else side,),
         *(p["running_mean"], p["running_var"], shift, inverse, Y, winners),
         *(rows, span, step, outputs, out_span, parts, channels, width, *image_of(X.shape)),
-        *(relu, pooled, side is not None, eps, momentum, 1.0 - momentum),
+        *(act is not None, pooled, side is not None, eps, momentum, 1.0 - momentum),
     )
-    launch("norm_forward", X.dtype, (across, max(out_parts, 1)), args, index)
-    return Y, Normed(X, shift, inverse, winners, relu, pooled)
+    launch("norm_forward", X.dtype, (across, max(out_parts, 1)), args, index, constants(act))
+    return Y, Normed(X, shift, inverse, winners, act, pooled)
 
 
 def _moments(X: Array) -> Moments:
@@ -115,10 +117,11 @@ def gradient_sums(dY: Array, saved: Normed, parameters: dict[str, Array], grads:
     width, across, out_span, _ = _spans(outputs, channels)
     args = (
         *(*_known(dY, saved, parameters, grads), outputs, max(out_span, 1), channels, width),
-        *(*image_of(saved.X.shape), saved.relu, saved.pooled),
+        *(*image_of(saved.X.shape), saved.act is not None, saved.pooled),
     )
     index = table.index_for(saved.X.size, grads.size)
-    launch("norm_gradient_sums", dY.dtype, (across, len(grads)), args, index)
+    fused = constants(saved.act)
+    launch("norm_gradient_sums", dY.dtype, (across, len(grads)), args, index, fused)
 
 
 def input_grad(dY: Array, saved: Normed, parameters: dict[str, Array], grads: Array) -> Array:
@@ -129,10 +132,10 @@ def input_grad(dY: Array, saved: Normed, parameters: dict[str, Array], grads: Ar
     width, across, span, parts = _spans(rows, channels)
     args = (
         *(*_known(dY, saved, parameters, grads), dX, rows, span, len(grads), channels, width),
-        *(*image_of(saved.X.shape), saved.relu, saved.pooled, 1.0 / rows),
+        *(*image_of(saved.X.shape), saved.act is not None, saved.pooled, 1.0 / rows),
     )
     index = table.index_for(saved.X.size, grads.size)
-    launch("norm_input_grad", dY.dtype, (across, parts), args, index)
+    launch("norm_input_grad", dY.dtype, (across, parts), args, index, constants(saved.act))
     return dX
 
 

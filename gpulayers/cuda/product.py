@@ -10,6 +10,7 @@ import cupy
 from gpulayers.backend import Array
 from gpulayers.cuda import precision, table
 from gpulayers.cuda.compile import launch, launch_elements
+from gpulayers.cuda.fusible import RELU, Formula, constants
 from gpulayers.cuda.table_tiles import FORMS, REACH, TILES, Tile
 from gpulayers.cuda.tune import Candidate, Key, choose, switched_on
 from gpulayers.errors import BackendError
@@ -218,17 +219,26 @@ def partial_sums(parts: int, rows: int, cols: int, like: Array) -> Array:
     return cupy.empty((parts, rows, cols) if parts > 1 else 0, dtype=sum_dtype(like))
 
 
-def add_up(partial: Array, out: Array, bias: Array | None, relu: bool, mask: Array | None) -> None:
-    """out = the sum of the partial products in their order, and what follows it."""
+def add_up(
+    partial: Array,
+    out: Array,
+    bias: Array | None = None,
+    act: Formula | None = None,
+    mask: Array | None = None,
+    before: Formula = RELU,
+) -> None:
+    """out = the sum of the partial products in their order, and what follows it, as `gemm` has
+    it."""
     none = cupy.empty(0, dtype=out.dtype)
     parts, cols = partial.shape[0], out.shape[-1]
-    flags = (bias is not None, relu, mask is not None)
+    flags = (bias is not None, act is not None, mask is not None)
     args = (
         *(partial, none if bias is None else bias, none if mask is None else mask, out),
         *(out.size, parts, cols, *flags),
     )
     index = table.index_for(partial.size)
-    launch_elements("sum_parts", out.dtype, out.size, args, index)
+    fused = constants(act if mask is None else before)
+    launch_elements("sum_parts", out.dtype, out.size, args, index, fused)
 
 
 def gemm(
@@ -237,9 +247,10 @@ def gemm(
     transpose_a: bool = False,
     transpose_b: bool = False,
     bias: Array | None = None,
-    relu: bool = False,
+    act: Formula | None = None,
     mask: Array | None = None,
     bias_row: bool = False,
+    before: Formula = RELU,
 ) -> Array:
     """Return op(A) op(B), op the matrix or its transpose; rows may lie apart.
 
@@ -247,10 +258,10 @@ def gemm(
     ----------
     bias : (cols,), optional
         Added to every row.
-    relu : bool
-        Cut the result off at zero.
+    act : Formula, optional
+        The activation of the result; not with `mask`.
     mask : of the result's shape, optional
-        The result counts only where this is positive: the way back through a ReLU.
+        What the activation `before` gave: the result is multiplied by the slope that this tells.
     bias_row : bool
         One row more, the sums of op(B)'s columns.
 
@@ -274,8 +285,9 @@ def gemm(
             part = slice(first, first + REACH)
             out[:, part] = gemm(
                 *(A, B[part] if transpose_b else B[:, part], transpose_a, transpose_b),
-                *(None if bias is None else bias[part], relu),
+                *(None if bias is None else bias[part], act),
                 *(None if mask is None else cupy.ascontiguousarray(mask[:, part]), bias_row),
+                before,
             )
         return out
     name = gemm_name(transpose_a, transpose_b)
@@ -303,12 +315,14 @@ def gemm(
         *(rows, cols, terms, choice.span),
         *((1, a_line) if transpose_a else (a_line, 1)),
         *((1, b_line) if transpose_b else (b_line, 1)),
-        *(rows - 1 if bias_row else -1, bias is not None, relu, mask is not None),
+        *(rows - 1 if bias_row else -1, bias is not None, act is not None, mask is not None),
     )
     grid = (-(-rows // choice.rows), -(-cols // choice.cols), parts)
-    launch(choice.kernel, A.dtype, grid, args, "int32")
+    # with several parts it is `add_up` that goes on
+    fused = constants(act if mask is None else before) if parts == 1 else ""
+    launch(choice.kernel, A.dtype, grid, args, "int32", fused)
     if parts > 1:
-        add_up(partial, out, bias, relu, mask)
+        add_up(partial, out, bias, act, mask, before)
     return out
 
 
@@ -335,7 +349,7 @@ def dense_choice(batch: int, inputs: int, outputs: int, dtype: Any) -> Candidate
 
 
 def dense_backward(
-    X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
+    X: Array, W: Array, dZ: Array, grads: Array, before: Formula | None, inputs: bool
 ) -> Array | None:
     """The way back through a dense layer in one launch: the gradients of weight and bias, and that
     of the input if `inputs`.
@@ -344,8 +358,8 @@ def dense_backward(
     ----------
     grads : (parts, n_in + 1, n_out), of the dtype of sums
         Filled with the gradient of the weight, the bias's below it, in the parts of `dense_choice`.
-    masked : bool
-        The input is the output of a ReLU: its gradient counts only where it is positive.
+    before : Formula, optional
+        The input is the output of this activation: its gradient is multiplied by the slope.
     """
     (batch, n_in), n_out = X.shape, dZ.shape[1]
     choice = dense_choice(batch, n_in, n_out, X.dtype)
@@ -355,9 +369,10 @@ def dense_backward(
     input_blocks = -(-batch // choice.rows) * -(-n_in // choice.cols) if inputs else 0
     args = (
         *(X, W, dZ, grads, dX),
-        *(batch, n_in, n_out, choice.span, choice.parts, weight_blocks, masked),
+        *(batch, n_in, n_out, choice.span, choice.parts, weight_blocks, before is not None),
     )
-    launch(choice.kernel, X.dtype, (weight_blocks + input_blocks,), args, "int32")
+    fused = constants(before if inputs else None)
+    launch(choice.kernel, X.dtype, (weight_blocks + input_blocks,), args, "int32", fused)
     return dX if inputs else None
 
 
@@ -379,14 +394,14 @@ class CudaProduct(Reference):
         return gemm(A, B, transpose_a, transpose_b)
 
     def dense_forward(self, X: Array, W: Array, b: Array, relu: bool) -> Array:
-        return gemm(X, W, bias=b, relu=relu)
+        return gemm(X, W, bias=b, act=RELU if relu else None)
+
+    def dense_step(self, X: Array, W: Array, b: Array, act: Formula | None) -> Array:
+        """`dense_forward` with any activation that is told by its value, for a plan."""
+        return gemm(X, W, bias=b, act=act)
 
     def dense_parts(self, batch: int, inputs: int, outputs: int, dtype: Any) -> int:
         """In how many parts `dense_backward` gives the gradients."""
         return dense_choice(batch, inputs, outputs, dtype).parts
 
-    def dense_backward(
-        self, X: Array, W: Array, dZ: Array, grads: Array, masked: bool, inputs: bool
-    ) -> Array | None:
-        """The function of that name, for a plan."""
-        return dense_backward(X, W, dZ, grads, masked, inputs)
+    dense_backward = staticmethod(dense_backward)

@@ -1,6 +1,7 @@
 // What a planned step does before and after the way through a recurrent network's steps: one launch each.
 #include "common.cuh"
 #include "words.cuh"
+#include "activation_functions.cuh"
 #include "tile.cuh"
 #include "fragments.cuh"
 #include "copies.cuh"

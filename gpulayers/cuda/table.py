@@ -119,6 +119,12 @@ _SPECS = (
     KernelSpec(
         "activation_backward", "activation.cu", f"activation_backward<{_MAP}>", (*_A3, INDEX, *_ACT)
     ),
+    KernelSpec(
+        "activation_backward_by_value",
+        "activation.cu",
+        f"activation_backward_by_value<{_MAP}>",
+        (*_A3, INDEX, *_ACT),
+    ),
     # the bias gradient: partial sums in Acc, then their sums; or in one pass
     KernelSpec(
         "column_sums",

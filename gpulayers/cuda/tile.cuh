@@ -134,7 +134,7 @@ struct Target {
     const T* mask;
     unsigned char* winners;
     int rows, cols;
-    bool has_bias, has_mask, relu, pooled;
+    bool has_bias, has_mask, activated, pooled;
     const T* side;  // null, or what is added at last
     bool in_parts;
     int each, kept;
@@ -150,13 +150,14 @@ __device__ __forceinline__ int wanted_row(const Target<T, Acc>& target, int row)
     return place < target.kept ? number * target.kept + place : -1;
 }
 
-// What follows a sum: bias, ReLU (NaN stays), the slope of the ReLU before, told by that one's output, and the side.
+// What follows a sum: bias, activation, the slope of the one before, told by its output, and the side; a kernel has one
+// activation (activation_functions.cuh).
 template <typename T, typename Acc>
 __device__ __forceinline__ Acc finished(const Target<T, Acc>& target, long long place, int col, Acc sum)
 {
     if (target.has_bias) sum += static_cast<Acc>(target.bias[col]);
-    if (target.relu && sum <= static_cast<Acc>(0)) sum = static_cast<Acc>(0);
-    if (target.has_mask && !(static_cast<Acc>(target.mask[place]) > static_cast<Acc>(0))) sum = static_cast<Acc>(0);
+    if (target.activated) sum = fused_value(sum);
+    if (target.has_mask) sum = fused_gradient(sum, static_cast<Acc>(target.mask[place]));
     if (target.side) sum += static_cast<Acc>(target.side[place]);
     return sum;
 }
@@ -217,7 +218,8 @@ __device__ __forceinline__ void put(const Target<T, Acc>& target, const Share& s
             for (int j = 0; j < OWN; ++j) {
                 out[j] = target.pooled ? maximum_of(sum, first + j, winners + j) : sum[i][first + j];
                 if (!shared && j < count) out[j] = finished(target, place + j, col + first + j, out[j]);
-                if (target.relu && target.pooled && !(out[j] > static_cast<Acc>(0))) winners[j] = OWN;
+                if (FUSED == RELU && target.activated && target.pooled && !(out[j] > static_cast<Acc>(0)))
+                    winners[j] = OWN;
             }
             if (shared) {
                 const long long all = static_cast<long long>(wanted_row(target, target.rows - 1) + 1) * target.cols;

@@ -148,7 +148,7 @@ struct Before {
     const T* intercept;
     const Acc* shift;
     const Acc* inverse;
-    bool relu;
+    bool activated;
 };
 
 // The gradients of its scaler and intercept in parts, as norm_gradient_sums leaves them: of the rows of a group the
@@ -192,7 +192,7 @@ __device__ __forceinline__ void follow(const TakeGradients<Tile, T, Acc>& take, 
     for (int row = first + own_line<Tile>(); row < last; row += TILE_BLOCK / Tile::WIDTH) {
         const Acc dy = static_cast<Acc>(target.values[static_cast<long long>(row) * cols + known]);
         const Passed<Acc> passed =
-            passed_on<long long>(b.picture, b.x, b.winners, column, row, cols, known, b.relu, dy);
+            passed_on<long long>(b.picture, b.x, b.winners, column, row, cols, known, b.activated, dy);
         sum += passed.gradient;
         product += passed.gradient * passed.x_hat;
     }

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpulayers.backend import Array
 from gpulayers.cuda import conv, conv_step, product
+from gpulayers.cuda.fusible import RELU
 from gpulayers.cuda.geometry import window_arguments
 from gpulayers.cuda.tune_key import Key
 from gpulayers.ops._sums import sum_dtype
@@ -109,7 +110,7 @@ class DenseBackward:
         batch, rows, cols = self._shape
         parts = product.dense_choice(batch, rows, cols, X.dtype).parts
         grads = _parts((parts, rows + 1, cols), X)
-        dX = product.dense_backward(X, W, dZ, grads, True, True)
+        dX = product.dense_backward(X, W, dZ, grads, RELU, True)
         return [grads, dX]
 
     def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:
@@ -195,7 +196,7 @@ class ConvForward(_Conv):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         X, W, b = inputs
-        args = (X, W, b, self._window, True, self._pooled)
+        args = (X, W, b, self._window, RELU, self._pooled)
         return list(conv.forward(*args, special=self._special))
 
     def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:
@@ -281,7 +282,7 @@ class ConvBackward(_Conv):
         parts = conv_step.backward_choice(self._x_shape, *how).parts
         grads = _parts((parts, self._window.taps * X.shape[3] + 1, self._filters), X)
         won = winners[0] if winners else None
-        dX = conv_step.backward(X, dZ, W, self._window, won, grads, self._both, masked=True)
+        dX = conv_step.backward(X, dZ, W, self._window, won, grads, self._both, act=RELU)
         return [grads] if dX is None else [grads, dX]
 
     def expected(self, inputs: Sequence[Host], outputs: Sequence[Host]) -> list[tuple[Host, Host]]:

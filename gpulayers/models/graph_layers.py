@@ -1,13 +1,13 @@
 """Layers of a planned network on a GPU that are neither convolution nor dense, with what follows
-them: batch normalisation, dropout, global average pooling, gates."""
+them: batch normalisation with its activation, dropout, global average pooling, gates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from gpulayers.activations import ReLU
 from gpulayers.backend import Array
+from gpulayers.cuda.fusible import RELU, Formula, formula_of, is_told_by_value
 from gpulayers.layers import BatchNorm1D, BatchNorm2D, Dropout, GlobalAvgPool2D, Pool2D
 from gpulayers.models.blocks import Activation, GatedActivation
 from gpulayers.models.graph_draws import Draws
@@ -18,14 +18,24 @@ from gpulayers.models.plan_nodes import LayerNode
 from gpulayers.ops._kernels import kernels_for
 from gpulayers.ops.window import Window
 
-__all__ = ["DropoutStep", "GateStep", "GlobalPoolStep", "NormStep", "is_fixed", "layer_step"]
+__all__ = [
+    "DropoutStep",
+    "GateStep",
+    "GlobalPoolStep",
+    "NormStep",
+    "is_fixed",
+    "layer_step",
+    "name_of",
+    "plain",
+]
 
 
 class NormStep(Fused):
-    """Batch normalisation that learns, with ReLU and 2 x 2 max pooling; two launches each way, of
-    which a convolution before it or behind it takes the first along.
+    """Batch normalisation that learns, with activation and 2 x 2 max pooling; two launches each
+    way, of which a convolution before it or behind it takes the first along.
 
-    The slope of its own ReLU is worked out anew from the input, which the way back reads anyhow.
+    The slope of its own activation is worked out anew from the input, which the way back reads
+    anyhow.
 
     Attributes
     ----------
@@ -37,19 +47,18 @@ class NormStep(Fused):
         The convolution that makes the sums of the way back.
     """
 
-    takes_slope = False
-
-    def __init__(self, layers: Sequence[Any], relu: bool, pooled: bool) -> None:
-        name = type(layers[0]).__name__
-        name += (" + ReLU" if relu else "") + (" + max pooling" if pooled else "")
-        super().__init__(layers, name)
-        self._relu, self._pooled = relu, pooled
+    def __init__(self, layers: Sequence[Any], act: Formula | None, pooled: bool) -> None:
+        super().__init__(layers, name_of(layers[0], act, pooled))
+        self._act, self._pooled = act, pooled
         self.side: Any = None
         self.moments: Any = None
         self.behind: Any = None
 
     def settings(self) -> Any:
         return self.layers[0].momentum, self.layers[0].epsilon
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        return False
 
     def places(self) -> list[Place]:
         return [(self.layers[0], "scaler"), (self.layers[0], "intercept")]
@@ -60,7 +69,7 @@ class NormStep(Fused):
         layer, side = self.layers[0], self.side
         Y, self._saved = norm.forward(
             *(contiguous(X), layer.parameters, layer.epsilon, layer.momentum),
-            *(self._relu, self._pooled, None if side is None else contiguous(side)),
+            *(self._act, self._pooled, None if side is None else contiguous(side)),
             self.moments,
         )
         return Y
@@ -103,8 +112,10 @@ class DropoutStep(Fused):
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
         self._active = layer.trainable and layer.p > 0
-        self.takes_slope = self._active
         self.draws: Any = None
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        return self._active and act == RELU  # it keeps a bit of each number
 
     @property
     def wants_gradient(self) -> bool:
@@ -125,8 +136,8 @@ class DropoutStep(Fused):
         if not self._active:
             return X
         offset = self.draws.reserve(dropout.blocks_of(X.size))
-        p, state = self.layers[0].p, self.draws.state
-        Y, self._saved = dropout.forward(contiguous(X), state, offset, p, self.masks_input)
+        p, state, masked = self.layers[0].p, self.draws.state, self.input_act is not None
+        Y, self._saved = dropout.forward(contiguous(X), state, offset, p, masked)
         return Y
 
     def backward(self, dY: Array, inputs: bool) -> Array | None:
@@ -141,10 +152,11 @@ class DropoutStep(Fused):
 class GlobalPoolStep(Fused):
     """The average of each channel over the image, as a pooling with one window."""
 
-    takes_slope = False
-
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        return False
 
     def places(self) -> list[Place]:
         return []
@@ -166,10 +178,11 @@ class GlobalPoolStep(Fused):
 class GateStep(Fused):
     """tanh(F) * sigmoid(G) of two halves of the channels, a launch each way."""
 
-    takes_slope = False
-
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        return False
 
     def places(self) -> list[Place]:
         return []
@@ -189,7 +202,7 @@ class GateStep(Fused):
 def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
     """A node for the layers from node `i` on, and of how many nodes it takes the place; None where
     they stay what they are."""
-    layer = _plain(nodes, i)
+    layer = plain(nodes, i)
     if type(layer) is GlobalAvgPool2D:
         return GlobalPoolStep(layer), 1
     if type(layer) is Dropout:
@@ -199,24 +212,33 @@ def layer_step(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
     if type(layer) not in (BatchNorm1D, BatchNorm2D) or not layer.trainable:
         return None, 0
     layers = [layer]
-    after = _plain(nodes, i + 1)
-    relu = type(after) is Activation and type(after.act_fn) is ReLU
-    if relu:
+    after = plain(nodes, i + 1)
+    act = formula_of(after.act_fn) if type(after) is Activation else None
+    if act is not None:
         layers.append(after)
-        after = _plain(nodes, i + 2)
+        after = plain(nodes, i + 2)
     pooled = type(layer) is BatchNorm2D and type(after) is Pool2D and is_halving(after)
+    pooled = pooled and (act is None or is_told_by_value(act))
     if pooled:
         layers.append(after)
-    return NormStep(layers, relu, pooled), len(layers)
+    return NormStep(layers, act, pooled), len(layers)
+
+
+def name_of(layer: Any, act: Formula | None, pooled: bool) -> str:
+    """What a step of these is called."""
+    parts = [type(layer).__name__]
+    if act is not None:
+        parts.append("ReLU" if act == RELU else act[0].replace("_", " "))
+    return " + ".join([*parts, *(["max pooling"] if pooled else [])])
 
 
 def is_fixed(node: Node) -> bool:
     """Whether a node is a layer that, being frozen, changes nothing and treats examples alone."""
-    layer = _plain([node], 0)
+    layer = plain([node], 0)
     return type(layer) in (BatchNorm1D, BatchNorm2D) and not layer.trainable
 
 
-def _plain(nodes: Sequence[Node], i: int) -> Any:
+def plain(nodes: Sequence[Node], i: int) -> Any:
     """The one layer of node `i`, which the node computes by the layer's own formulas; else None."""
     node = nodes[i] if i < len(nodes) else None
     return node.layers[0] if type(node) is LayerNode else None

@@ -1,7 +1,7 @@
 """What the nodes of a captured step have beyond a `Node`.
 
-Their gradients go where the step wants them, in parts that its update adds up, and the slope of a
-ReLU is taken along by the node behind it.
+Their gradients go where the step wants them, in parts that its update adds up, and the slope of an
+activation is taken along by the node behind it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpulayers.backend import Array
+from gpulayers.cuda.fusible import Formula
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.plan_node import Node
 
@@ -23,30 +24,32 @@ class Fused(Node):
 
     Attributes
     ----------
-    ends_with_relu : bool
-        Whether the output is that of a ReLU whose slope the node behind may take along.
-    takes_slope : bool
-        Whether it can do that for the node before.
-    masks_input : bool
-        Whether the input's gradient goes through the ReLU that made the input.
+    ends_with : Formula or None
+        The activation of the output, whose slope the node behind may take along.
+    input_act : Formula or None
+        The activation that made the input, if the input's gradient goes through it here.
     leaves_slope : bool
         Whether the node behind does that for this one.
     grads : array (parts, ...)
         Where the gradients go; unless the layer is frozen.
     """
 
-    ends_with_relu = False
-    takes_slope = True
+    ends_with: Formula | None = None
 
     def __init__(self, layers: Sequence[Any], name: str) -> None:
         super().__init__(layers, name)
-        self.masks_input = self.leaves_slope = False
+        self.input_act: Formula | None = None
+        self.leaves_slope = False
         self.grads: Any = None
         self._saved: Any = None
 
     @property
     def learns(self) -> bool:
         return self.layers[0].trainable
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        """Whether the input's gradient can go through such an activation of the node before."""
+        return True
 
     def places(self) -> list[Place]:
         """The parameters that learn, in the order of their gradients within a part."""

@@ -1,266 +1,34 @@
-"""Convolutions and dense layers of a planned network on a GPU, each a launch or two."""
+"""Which nodes a captured step has for a chain of layers, and how their gradients are gathered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpulayers.activations import Identity, ReLU
+from gpulayers.activations import Identity
 from gpulayers.backend import Array
+from gpulayers.cuda.fusible import RELU, formula_of, is_told_by_value
 from gpulayers.cuda.table_tiles import REACH
-from gpulayers.layers import Conv1D, Flatten
-from gpulayers.layers import _arguments as check
-from gpulayers.models.graph_draws import Draws
-from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step
+from gpulayers.layers import Conv1D, Conv2D, Flatten, FullyConnected, Pool2D
+from gpulayers.models.blocks import Activation
+from gpulayers.models.graph_layers import NormStep, is_fixed, layer_step, plain
 from gpulayers.models.graph_node import Fused, Place
+from gpulayers.models.graph_products import ConvStep, DenseStep, RowStep, SumStep
 from gpulayers.models.graph_sequence import SequenceStep, sequence_step
-from gpulayers.models.plan_conv import ConvNode, PooledNode
-from gpulayers.models.plan_node import Node, backward_through, contiguous, first_wanting
+from gpulayers.models.plan_conv import ConvNode, PooledNode, is_halving
+from gpulayers.models.plan_node import Node, backward_through, first_wanting
 from gpulayers.models.plan_nodes import DenseNode, LayerNode, ResidualNode, nodes_of
-from gpulayers.ops._kernels import kernels_for
-from gpulayers.ops.window import Window
 
 __all__ = [
     "ConvStep",
     "Fused",
+    "acts_of",
     "backward_into",
     "graph_nodes",
     "leaves",
     "places_of",
     "refusal",
 ]
-
-
-class _Product(Fused):
-    """A layer with a weight, and a bias whose gradient is the last row of the weight's."""
-
-    def places(self) -> list[Place]:
-        return [(self.layers[0], "W"), (self.layers[0], "b")] if self.learns else []
-
-    def take(self, region: Array) -> None:
-        cols = self.layers[0].parameters["W"].shape[-1]
-        self.grads = region.reshape(len(region), -1, cols)
-
-
-class ConvStep(_Product):
-    """A convolution with bias, ReLU and 2 x 2 max pooling, one launch each way.
-
-    Attributes
-    ----------
-    inputs : bool
-        Whether the input's gradient will be wanted.
-    behind, before : NormStep or None
-        The normalisations of its output and of its input, which it makes sums for on its way.
-    takes_side : bool
-        Whether it begins a residual block.
-    side : array or None
-        Is added to the next gradient of the input: what goes around that block.
-    """
-
-    def __init__(self, node: Node, relu: bool, pooled: bool) -> None:
-        super().__init__(node.layers, node.name)
-        self._conv, self._relu, self._pooled = node.layers[0], relu, pooled
-        self.ends_with_relu = relu and not pooled
-        self.plain = not relu and not pooled
-        self.inputs = True
-        self.takes_side = False
-        self.behind: NormStep | None = None
-        self.before: NormStep | None = None
-        self.side: Any = None
-        self._arrived: Any = None
-
-    def settings(self) -> Any:
-        layer = self._conv
-        return layer.kernel_shape, layer.stride, layer.pad, layer.dilation
-
-    def prepare(self, draws: Draws | None) -> None:
-        from gpulayers.cuda import conv_step  # needs CuPy
-
-        if self.behind is not None or self.before is not None:
-            self._arrived = conv_step.counters(max(self._weight.shape[2:]))
-
-    def _window(self, X: Array) -> Window:
-        layer = self._conv
-        return check.window_2d(
-            layer.kernel_shape, layer.stride, layer.pad, layer.dilation, X.shape[1:3], self.name
-        )
-
-    @property
-    def _weight(self) -> Array:
-        return self._conv.parameters["W"]
-
-    def forward(self, X: Array) -> Array:
-        from gpulayers.cuda import conv, conv_step, example_conv  # needs CuPy
-
-        X, window, winners = contiguous(X), self._window(X), None
-        W, b = self._weight, self._conv.parameters["b"].reshape(-1)
-        if self._by_example(X, window):
-            Y, winners = example_conv.forward(X, W, b, window, self._relu, self._pooled)
-            self._saved = X, window, Y, winners if self._pooled else None
-            return Y
-        if not self.inputs:
-            X = conv_step.pad(X, conv_step.padded_channels(W.shape[2], W.shape[3], X.dtype))
-        if self.behind is not None:
-            Y, self.behind.moments = conv_step.forward(X, W, b, window, self._arrived)
-        else:
-            args = (X, W, b, window, self._relu, self._pooled)
-            Y, winners = conv.forward(*args, special=True)
-        self._saved = X, window, Y, winners if self._pooled else None
-        return Y
-
-    def _by_example(self, X: Array, window: Window) -> bool:
-        """Whether the images are so small that blocks take them whole."""
-        from gpulayers.cuda import example_conv  # needs CuPy
-
-        if self.behind is not None or self.before is not None or self.takes_side:
-            return False
-        return example_conv.serves(X.dtype, X.shape, self._weight.shape[3], window, self._pooled)
-
-    def _choice(self) -> Any:
-        from gpulayers.cuda import conv_step  # needs CuPy
-
-        X, window, Y, _ = self._saved
-        flags = self._pooled, self.inputs, X.dtype
-        return conv_step.backward_choice(X.shape, Y.shape[3], window, *flags)
-
-    def parts(self) -> int:
-        from gpulayers.cuda import example_conv  # needs CuPy
-
-        X, window, _, _ = self._saved
-        if self._by_example(X, window):
-            return example_conv.parts(len(X), self._weight.size + self._weight.shape[3])
-        return self._choice().parts
-
-    def parts_before(self) -> int:
-        """In how many parts the sums come that the normalisation before it wants."""
-        from gpulayers.cuda import conv_step  # needs CuPy
-
-        return conv_step.parts_before(self._saved[0].shape, self._choice())
-
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        from gpulayers.cuda import conv_step, example_conv  # needs CuPy
-
-        X, window, Y, winners = self._saved
-        dY = contiguous(dY).reshape(Y.shape)
-        if self.ends_with_relu and not self.leaves_slope:
-            dY = kernels_for(dY).relu_backward(dY, Y)
-        if not inputs and not self.learns:
-            return None
-        if self._by_example(X, window):
-            return example_conv.backward(
-                *(X, dY, winners, self._weight, window),
-                *(self.grads if self.learns else None, inputs, self.masks_input),
-            )
-        return conv_step.backward(
-            *(X, dY, self._weight, window, winners),
-            *(self.grads if self.learns else None, inputs, self.masks_input, self.side),
-            *(None if self.before is None else self.before.before(), self._arrived),
-        )
-
-    def forget(self) -> None:
-        super().forget()
-        self.side = None
-
-
-class RowStep(ConvStep):
-    """A convolution along time with bias and ReLU, as one of images of one row."""
-
-    def settings(self) -> Any:
-        layer = self._conv
-        return layer.kernel_width, layer.stride, layer.pad, layer.dilation
-
-    def _window(self, X: Array) -> Window:
-        layer = self._conv
-        return check.window_1d(
-            layer.kernel_width, layer.stride, layer.pad, layer.dilation, X.shape[2], self.name
-        )
-
-    @property
-    def _weight(self) -> Array:
-        return self._conv.parameters["W"][None]
-
-    def forward(self, X: Array) -> Array:
-        return super().forward(X[:, None])[:, 0]
-
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        dX = super().backward(dY, inputs)
-        return None if dX is None else dX[:, 0]
-
-
-class DenseStep(_Product):
-    """A dense layer with bias and ReLU, one launch each way."""
-
-    def __init__(self, node: DenseNode, relu: bool) -> None:
-        super().__init__(node.layers, node.name)
-        self.ends_with_relu = relu
-
-    def forward(self, X: Array) -> Array:
-        p, X = self.layers[0].parameters, contiguous(X)
-        Y = kernels_for(X).dense_forward(X, p["W"], p["b"].reshape(-1), self.ends_with_relu)
-        self._saved = X, Y
-        return Y
-
-    def parts(self) -> int:
-        X, Y = self._saved
-        engine: Any = kernels_for(X)
-        return engine.dense_parts(X.shape[0], X.shape[1], Y.shape[1], X.dtype)
-
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        from gpulayers.cuda import product  # needs CuPy
-
-        X, Y = self._saved
-        dY = contiguous(dY)
-        if self.ends_with_relu and not self.leaves_slope:
-            dY = kernels_for(dY).relu_backward(dY, Y)
-        W = self.layers[0].parameters["W"]
-        if not self.learns:
-            mask = X if self.masks_input else None
-            return product.gemm(dY, W, transpose_b=True, mask=mask) if inputs else None
-        engine: Any = kernels_for(X)
-        return engine.dense_backward(X, W, dY, self.grads, self.masks_input, inputs)
-
-
-class SumStep(ResidualNode):
-    """A residual block; batch normalisation at the end of its body takes the sum along, and a
-    convolution at its beginning that of the gradients."""
-
-    def __init__(self, node: ResidualNode) -> None:
-        Node.__init__(self, [], node.name)
-        self.body = on_gpu(node.body)
-        self.side = None if node.side is None else on_gpu(node.side)
-        if self.entry is not None:
-            self.entry.takes_side = True
-
-    def forward(self, X: Array) -> Array:
-        last = self.exit
-        if last is None:
-            return super().forward(X)
-        Y = side = X
-        for node in self.body[:-1]:
-            Y = node.forward(Y)
-        for node in self.side or ():
-            side = node.forward(side)
-        last.side = side
-        return last.forward(Y)
-
-    @property
-    def entry(self) -> ConvStep | None:
-        """The convolution that gives the gradient of the block's input, if it is one."""
-        first = self.body[0] if self.body and self.side is None else None
-        return first if isinstance(first, ConvStep) else None
-
-    @property
-    def exit(self) -> NormStep | None:
-        """The normalisation that takes the sum along, if it is one."""
-        last = self.body[-1] if self.body else None
-        return last if isinstance(last, NormStep) else None
-
-    def backward(self, dY: Array, inputs: bool) -> Array | None:
-        first = self.entry
-        if first is None or not inputs:
-            return super().backward(dY, inputs)
-        first.side = contiguous(dY)
-        return backward_through(self.body, dY, inputs)
 
 
 def graph_nodes(layers: Sequence[Any]) -> list[Node]:
@@ -276,9 +44,9 @@ def on_gpu(nodes: Sequence[Node]) -> list[Node]:
     before: Any = None
     node: Any
     for node in chain:
-        both = isinstance(node, Fused) and isinstance(before, Fused)
-        if both and node.takes_slope and before.ends_with_relu:
-            node.masks_input = before.leaves_slope = True
+        act = before.ends_with if isinstance(before, Fused) else None
+        if act is not None and isinstance(node, Fused) and node.takes_slope_of(act):
+            node.input_act, before.leaves_slope = act, True
         if isinstance(before, SequenceStep):
             before.join(node)
         _join_norm(before, node)
@@ -316,28 +84,65 @@ def _replaced(nodes: Sequence[Node]) -> Iterator[Node]:
         node, taken = layer_step(nodes, i)
         if node is None:
             node, taken = sequence_step(nodes, i), 1
+        if node is None:
+            node, taken = _activated(nodes, i)
         if node is not None:
             yield node
+            i += taken
         else:
             yield from _replacement(nodes[i])
-        i += taken
+            i += 1
 
 
 def _replacement(node: Any) -> Iterator[Node]:
     if isinstance(node, PooledNode):
         yield from _replaced(node.nodes)
     elif isinstance(node, ResidualNode):
-        yield SumStep(node)
+        side = None if node.side is None else on_gpu(node.side)
+        yield SumStep(node.name, on_gpu(node.body), side)
     elif isinstance(node, ConvNode) and _reached(node) and (node.halves or node._pool is None):
-        yield ConvStep(node, node._relu, node.halves)
+        yield ConvStep(node.layers, RELU if node._relu else None, node.halves)
     elif isinstance(node, DenseNode):
-        yield DenseStep(node, node._relu)
+        yield DenseStep(node.layers, RELU if node._relu else None)
     elif type(node) is LayerNode and type(node.layers[0]) is Conv1D and _reached(node):
-        relu = type(node.layers[0].act_fn) is ReLU
-        known = relu or type(node.layers[0].act_fn) is Identity
-        yield RowStep(node, relu, False) if known else node
+        yield RowStep(node.layers, None, False) if _ends_plain(node) else node
     else:
         yield node
+
+
+def _activated(nodes: Sequence[Node], i: int) -> tuple[Node | None, int]:
+    """A node for the product that node `i` is with an activation, and perhaps a pooling, that no
+    node of a plan has taken along yet, and of how many nodes it takes the place."""
+    node: Any = nodes[i]
+    layers, taken = list(node.layers), 1
+    if not layers or type(layers[0]) not in (Conv1D, Conv2D, FullyConnected):
+        return None, 0
+    if _ends_plain(node):
+        after = plain(nodes, i + 1)
+        act = formula_of(after.act_fn) if type(after) is Activation else None
+        layers, taken = [*layers, after], 2
+    elif type(node) is LayerNode:
+        act = formula_of(layers[0].act_fn)
+    else:
+        return None, 0
+    if act is None or not is_told_by_value(act):
+        return None, 0
+    if type(layers[0]) is FullyConnected:
+        return DenseStep(layers, act), taken
+    if not _reached(node):
+        return None, 0
+    if type(layers[0]) is Conv1D:
+        return RowStep(layers, act, False), taken
+    after = plain(nodes, i + taken)
+    pooled = type(after) is Pool2D and is_halving(after)
+    return ConvStep([*layers, after] if pooled else layers, act, pooled), taken + pooled
+
+
+def _ends_plain(node: Any) -> bool:
+    """Whether a node is a layer without an activation and nothing behind it."""
+    if type(node) is LayerNode:
+        return type(node.layers[0].act_fn) is Identity
+    return isinstance(node, ConvNode | DenseNode) and len(node.layers) == 1 and not node._relu
 
 
 def _reached(node: Node) -> bool:
@@ -352,6 +157,13 @@ def leaves(nodes: Sequence[Node]) -> Iterator[Node]:
             yield from leaves(list(node.parts()))
         else:
             yield node
+
+
+def acts_of(layers: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The layers' activations with their constants, as they are now: the captured ones are those of
+    the nodes."""
+    acts: list[Any] = [getattr(layer, "act_fn", None) for layer in layers]
+    return [(act, *act.__dict__.values()) for act in acts if act is not None]
 
 
 def places_of(node: Node) -> list[Place]:

@@ -21,6 +21,7 @@ from gpulayers.models.graph_layers import DropoutStep
 from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_nodes import (
     Fused,
+    acts_of,
     backward_into,
     graph_nodes,
     leaves,
@@ -125,6 +126,7 @@ class GraphNetwork(CompiledNetwork):
         if self._layers is None:
             self._layers = [layer for _, layer in self.network.walk()]
         signature = [(layer.trainable, numbers_of(layer.optimizer)) for layer in self._layers]
+        signature += acts_of(self._layers)
         settings = [node.settings() for node in leaves(self._nodes)]
         if (signature, settings) == self._signature:
             return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpulayers.backend import Array
+from gpulayers.cuda.fusible import Formula
 from gpulayers.layers import GRU, LSTM, RNN
 from gpulayers.models.graph_node import Fused, Place
 from gpulayers.models.plan_node import Node, contiguous
@@ -32,8 +33,6 @@ class SequenceStep(Fused):
         Whether input and output have time first, between recurrent layers in a row.
     """
 
-    takes_slope = False
-
     def __init__(self, layer: Any) -> None:
         super().__init__([layer], type(layer).__name__)
         self._kind = _KINDS[type(layer)]
@@ -43,6 +42,9 @@ class SequenceStep(Fused):
         """Leave time in front for the node behind, if that is a recurrent layer too."""
         if isinstance(after, SequenceStep) and self.layers[0].return_sequences:
             self.time_first_out = after.time_first_in = True
+
+    def takes_slope_of(self, act: Formula) -> bool:
+        return False
 
     def settings(self) -> Any:
         layer = self.layers[0]

@@ -7,7 +7,8 @@ import functools
 import numpy as np
 
 from gpulayers.cuda import table
-from tests.kernels import gold
+from gpulayers.cuda.fusible import RELU, Formula
+from tests.kernels import fused, gold
 from tests.kernels.arrays import (
     COMBINATIONS,
     WIDE,
@@ -86,6 +87,16 @@ def backward(launcher: Launcher, name: str, dtype: str, index: str) -> None:
     close(dz, upstream * gold.slope(name, values, ALPHA, BETA), dtype, LOOSE)
 
 
+def backward_by_value(launcher: Launcher, act: Formula, dtype: str, index: str) -> None:
+    y, values = fused.outputs(act, dtype, 259)
+    dy, upstream = rounded(random(259, seed="dy"), dtype)
+    dz = poisoned(y.shape, dtype)
+    args = (dy, y, dz, y.size, _number(act[0]), *act[1:])
+    name = "activation_backward_by_value"
+    launcher.launch(name, dtype, index, blocks(y.size, name), args)
+    close(dz, upstream * fused.slope_at_value(act, values), dtype, LOOSE)
+
+
 def special(launcher: Launcher, name: str) -> None:
     """Kinks, infinities and NaN; at NaN a slope is NaN unless picked by comparing."""
     z = store(np.array(SPECIAL), "float32")
@@ -150,6 +161,14 @@ CASES = [
         for f in (forward, backward)
     ),
     *(functools.partial(special, name=n) for n in table.ACTIVATIONS),
+    *(
+        functools.partial(backward_by_value, act=act, dtype="float32", index="int32")
+        for act in (RELU, *fused.BY_VALUE)
+    ),
+    *(
+        functools.partial(backward_by_value, act=fused.TANH, dtype=d, index=i)
+        for d, i in COMBINATIONS
+    ),
     *(
         functools.partial(f, name=n, dtype=d, index=i)
         for (d, i), n in zip(

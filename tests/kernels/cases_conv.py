@@ -7,9 +7,10 @@ import re
 
 import numpy as np
 
-from gpulayers.cuda import table
+from gpulayers.cuda import fusible, table
+from gpulayers.cuda.fusible import RELU, Formula
 from gpulayers.cuda.table_tiles import TILES
-from tests.kernels import gold
+from tests.kernels import fused, gold
 from tests.kernels.arrays import WIDE, Launcher, close, load, poisoned, random, rounded, store
 from tests.kernels.cases_gemm import seen
 from tests.kernels.gold import Geometry
@@ -85,6 +86,7 @@ def forward(
     pooled: bool = False,
     special: bool = False,
     depth: int | None = None,
+    act: Formula = RELU,
 ) -> None:
     """`special`: compiled for this geometry; `depth`: the channels that are not zeros."""
     count = _filters(name)
@@ -103,18 +105,19 @@ def forward(
     if pooled:
         want, want_winners = gold.max_pool(want, _pool(g, count))
     if follow:
-        want = np.where(want + shift <= 0, 0, want + shift)
+        want = fused.value(act, want + shift)
     z = poisoned(shape, dtype)
     pixels = (4 if pooled else 1) * z.size // count
     numbers = (pixels, count, follow, follow, pooled, depth or g.ch, *g.numbers)
     grid = _grid(name, pixels, count)
     args = (x, of_channels(w, g, depth), bias, z, winners, *numbers)
     known = constants(g, count, pooled, special, depth)
-    launcher.launch(name, dtype, index, grid, args, constants=known)
+    launcher.launch(name, dtype, index, grid, args, constants=fusible.constants(act, known))
     close(z, want, dtype, factor=4)
     if want_winners is not None:
+        shuts = follow and act == RELU
         np.testing.assert_array_equal(
-            winners, np.where(load(z, dtype) > 0, want_winners, 4) if follow else want_winners
+            winners, np.where(load(z, dtype) > 0, want_winners, 4) if shuts else want_winners
         )
 
 
@@ -194,4 +197,8 @@ CASES = [
         for d in dtypes
     ),
     functools.partial(weight_grad, g=RUNS, name="conv2d_weight_grad_tensor", parts=3),
+    functools.partial(forward, g=POOLED, follow=True, pooled=True, act=fused.TANH),
+    functools.partial(
+        forward, g=RUNS_POOLED, name="conv2d_forward_tensor", pooled=True, act=fused.LEAKY
+    ),
 ]

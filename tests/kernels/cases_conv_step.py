@@ -8,8 +8,10 @@ import re
 
 import numpy as np
 
+from gpulayers.cuda import fusible
+from gpulayers.cuda.fusible import RELU, Formula
 from gpulayers.cuda.table_tiles import TILES
-from tests.kernels import gold
+from tests.kernels import fused, gold
 from tests.kernels.arrays import (
     WIDE,
     Launcher,
@@ -110,11 +112,14 @@ def backward(
     inputs: bool = True,
     special: bool = False,
     depth: int | None = None,
+    act: Formula = RELU,
 ) -> None:
     """`norm`: "relu" or "pooled", with ReLU before the pooling, of a normalisation before it;
     `special`: compiled for this geometry; `depth`: the channels that are not zeros."""
     tile, count, ch = TILES[_tile(name)], _filters(name), g.ch
     x, image = rounded(with_channels(random(*g.shape), depth), dtype)
+    if masked and act != RELU:
+        x, image = fused.outputs(act, dtype, *g.shape)
     stored, winners, dz = _gradient(g, dtype, pooled, count)
     w, filters = rounded(random(g.columns_shape[1], count, seed="w"), dtype)
     added, beside = rounded(random(*g.shape, seed="side"), dtype)
@@ -128,7 +133,7 @@ def backward(
 
     double = norm == "pooled"
     shape = Shape(g.n, *((1 + double) * n + double for n in g.shape[1:3]), ch, 1, 1, double)
-    layer = Layer(shape, dtype, relu=bool(norm))
+    layer = Layer(shape, dtype, relu=bool(norm), act=act)
     codes = layer.codes if double else layer.codes[:0]
     arrived, sums = _arrived(across, groups), poisoned((groups, 2, ch), WIDE[dtype])
     each = poisoned((tiles, 2, ch), WIDE[dtype])
@@ -139,6 +144,7 @@ def backward(
     args = (x, stored, winners, stored_w, added if side else added[:0], grads, dx, *known)
     grid = (weight_blocks + (tiles * across if inputs else 0),)
     compiled = constants(g, count, pooled, special, depth)
+    compiled = fusible.constants(act, compiled)
     launcher.launch(name, dtype, index, grid, (*args, *numbers, *flags), constants=compiled)
 
     dz, filters = seen(dz.reshape(-1, count), name, dtype), seen(filters, name, dtype)
@@ -150,7 +156,7 @@ def backward(
     if not inputs:
         return
     want = gold.col2im(dz @ filters.T, g)
-    want = np.where(image > 0, want, 0) if masked else want
+    want = want * fused.slope_at_value(act, image) if masked else want
     close(dx, want + beside if side else want, dtype, factor=4)
     assert not arrived.any(), "the next launch counts from zero"
     if norm:
@@ -244,5 +250,11 @@ CASES = [
     *(  # pixels of all runs that a thread asks for
         functools.partial(backward, g=MANY, name=f"conv2d_backward{tile}", dtype=d, pooled=True)
         for tile, d in (("_warpgroup", "float16"), ("_warpgroup_large", "bfloat16"))
+    ),
+    functools.partial(backward, g=TILED, masked=True, act=fused.SELU),
+    functools.partial(backward, g=TILED, norm="relu", act=fused.TANH),
+    functools.partial(backward, g=POOLED, norm="pooled", act=fused.LEAKY),
+    functools.partial(
+        backward, g=RUNS, name="conv2d_backward_tensor", masked=True, act=fused.SOFTPLUS
     ),
 ]

@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 
+from gpulayers.cuda.fusible import RELU, Formula, constants
 from gpulayers.cuda.table_tiles import TILES
+from tests.kernels import fused
 from tests.kernels.arrays import (
     COMBINATIONS,
     WIDE,
@@ -58,6 +60,7 @@ def product(
     extras: bool = False,
     apart: int = 0,
     askew: bool = False,
+    act: Formula = RELU,
 ) -> None:
     """`askew`: the result begins where no 16 bytes can be stored."""
     rows, cols, terms = size
@@ -65,24 +68,26 @@ def product(
     a, x, a_steps = _matrix(rows - extras, terms, dtype, layout[0] == "t", apart)
     b, y, b_steps = _matrix(terms, cols, dtype, layout[1] == "t", apart)
     bias, shift = rounded(random(cols, seed="bias"), dtype)
-    mask, gate = rounded(random(rows, cols, seed="mask"), dtype)
+    mask, gate = fused.outputs(act, dtype, rows, cols, seed="mask")
     c = poisoned(rows * cols + askew, dtype)[int(askew) :].reshape(rows, cols)
     partial = poisoned((parts, rows, cols) if parts > 1 else 0, WIDE[dtype])
     span = -(-terms // parts)
     tile = TILES[re.sub("^gemm(_[nt]{2})?", "", name)]
     grid = (-(-rows // tile.rows), -(-cols // tile.cols), parts)
     numbers = (rows, cols, terms, span, *a_steps, *b_steps, ones, extras, extras, extras)
-    launcher.launch(name, dtype, index, grid, (a, b, bias, mask, c, partial, *numbers))
+    args, known = (a, b, bias, mask, c, partial, *numbers), constants(act)
+    launcher.launch(name, dtype, index, grid, args, constants=known)
     if parts > 1:
         args = (partial, bias, mask, c, c.size, parts, cols, extras, extras, extras)
-        launcher.launch("sum_parts", dtype, index, blocks(c.size, "sum_parts"), args)
+        grid = blocks(c.size, "sum_parts")
+        launcher.launch("sum_parts", dtype, index, grid, args, constants=known)
     x, y = seen(x, name, dtype), seen(y, name, dtype)
     want = np.zeros((rows, cols))
     for k in range(terms):
         want[: rows - extras] += np.outer(x[:, k], y[k])
         want[rows - extras :] += y[k]
     if extras:
-        want = np.where(gate > 0, np.maximum(want + shift, 0), 0)
+        want = fused.value(act, want + shift) * fused.slope_at_value(act, gate)
     close(c, want, dtype, factor=4)
 
 
@@ -183,6 +188,8 @@ CASES = [
         functools.partial(product, size=(5, 9, 37), dtype=d, index=i, parts=3, extras=True)
         for d, i in (*COMBINATIONS, ("float32", "int64"))
     ),
+    functools.partial(product, size=(5, 9, 37), parts=3, extras=True, act=fused.ELU),
+    functools.partial(product, size=(66, 11, 9), extras=True, act=fused.SIGMOID),
     functools.partial(product, size=(65, 3, 17), layout="nt", apart=3, extras=True),
     functools.partial(product, size=(3, 65, 17), layout="tn", apart=2),
     functools.partial(product, size=(4, 6, 5), layout="tt", apart=1),

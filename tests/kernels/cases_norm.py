@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.kernels import gold
+from gpulayers.cuda.fusible import RELU, Formula, constants
+from tests.kernels import fused, gold
 from tests.kernels.arrays import WIDE, Launcher, close, poisoned, random, rounded, store
 
 EPS, KEEP = 0.25, 0.75
@@ -67,8 +68,11 @@ class Shape:
 class Layer:
     """Input, parameters, and what the layer makes of them in float64."""
 
-    def __init__(self, shape: Shape, dtype: str, relu: bool, offset: float = 0.0) -> None:
-        self.shape, self.relu = shape, relu
+    def __init__(
+        self, shape: Shape, dtype: str, relu: bool, offset: float = 0.0, act: Formula = RELU
+    ) -> None:
+        """`relu`: whether there is an activation, `act`."""
+        self.shape, self.relu, self.act = shape, relu, act
         values = random(shape.pixels, shape.channels) + offset
         if shape.channels > 1:
             values[:, 1] = np.arange(shape.pixels)  # the middle one becomes zero, with intercept
@@ -84,13 +88,14 @@ class Layer:
         windows = shape.windows(rounded(normalized, dtype)[1])
         self.winners = windows.argmax(axis=1)
         self.best = windows.max(axis=1)
-        self.y = np.maximum(self.best, 0) if relu else self.best
-        self.codes = np.where(relu & (self.y <= 0), 4, self.winners).astype("u1")
+        self.y = fused.value(act, self.best) if relu else self.best
+        shut = (self.y <= 0) & relu & (act == RELU)
+        self.codes = np.where(shut, 4, self.winners).astype("u1")
 
     def gradient(self, upstream: np.ndarray) -> np.ndarray:
         """Of scaler * x_hat + intercept, (pixels, channels)."""
         size = 4 if self.shape.pooled else 1
-        through = np.where((self.y > 0) | (not self.relu), upstream, 0)
+        through = upstream * fused.slope(self.act, self.best) if self.relu else upstream
         chosen = np.arange(size)[None, :, None] == self.winners[:, None]
         return self.shape.spread(chosen * through[:, None])
 
@@ -111,8 +116,9 @@ def forward(
     side: bool = False,
     offset: float = 0.0,
     step: int = 0,
+    act: Formula = RELU,
 ) -> None:
-    layer, channels = Layer(shape, dtype, relu, offset), shape.channels
+    layer, channels = Layer(shape, dtype, relu, offset, act), shape.channels
     spans = [layer.values[k : k + shape.span] for k in range(0, shape.pixels, shape.span)]
     sums = [gold.column_sums(own - layer.values[k * step]) for k, own in enumerate(spans)]
     squares = [gold.column_sums((own - own.mean(axis=0)) ** 2) for own in spans]
@@ -137,7 +143,7 @@ def forward(
     )
     args = (*args, side, EPS, KEEP, 1 - KEEP)
     grid = (shape.across, shape.parts(shape.outputs))
-    launcher.launch("norm_forward", dtype, index, grid, args)
+    launcher.launch("norm_forward", dtype, index, grid, args, constants=constants(act))
     want_shift, want_inverse = layer.saved(dtype)
     close(shift, want_shift.astype("f8"), WIDE[dtype], 20.0)
     close(inverse, want_inverse.astype("f8"), WIDE[dtype], 4.0)
@@ -148,15 +154,18 @@ def forward(
         np.testing.assert_array_equal(winners, layer.codes)
 
 
-def sums(launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool) -> None:
-    layer, channels = Layer(shape, dtype, relu), shape.channels
+def sums(
+    launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool, act: Formula = RELU
+) -> None:
+    layer, channels = Layer(shape, dtype, relu, act=act), shape.channels
     dy, upstream = rounded(random(shape.outputs, channels, seed="dy"), dtype)
     parts = shape.parts(shape.outputs)
     found = poisoned((parts, 2, channels), WIDE[dtype])
     codes = layer.codes if shape.pooled else layer.codes[:0]
     args = (layer.x, dy, codes, layer.s, layer.b, *layer.saved(dtype), found)
     args = (*args, shape.outputs, shape.span, channels, shape.width, *layer.flags())
-    launcher.launch("norm_gradient_sums", dtype, index, (shape.across, parts), args)
+    grid = (shape.across, parts)
+    launcher.launch("norm_gradient_sums", dtype, index, grid, args, constants=constants(act))
     through = shape.windows(layer.gradient(upstream))
     products = shape.windows(layer.gradient(upstream) * layer.x_hat)
     for k in range(parts):
@@ -165,9 +174,11 @@ def sums(launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool) -
             close(found[k, row], gold.column_sums(values[own].sum(axis=1)), WIDE[dtype], 40.0)
 
 
-def grad(launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool) -> None:
+def grad(
+    launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool, act: Formula = RELU
+) -> None:
     """The parts of the sums are more than the lines of a block; all but one cancel."""
-    layer, channels = Layer(shape, dtype, relu), shape.channels
+    layer, channels = Layer(shape, dtype, relu, act=act), shape.channels
     dy, upstream = rounded(random(shape.outputs, channels, seed="dy"), dtype)
     gradient = layer.gradient(upstream)
     totals = [gold.column_sums(gradient * layer.x_hat), gold.column_sums(gradient)]
@@ -179,7 +190,8 @@ def grad(launcher: Launcher, shape: Shape, dtype: str, index: str, relu: bool) -
     args = (layer.x, dy, codes, layer.s, layer.b, *layer.saved(dtype), store(parts, WIDE[dtype]))
     args = (*args, dx, shape.pixels, shape.span, len(parts), channels, shape.width, *layer.flags())
     grid = (shape.across, shape.parts(shape.pixels))
-    launcher.launch("norm_input_grad", dtype, index, grid, (*args, 1.0 / shape.pixels))
+    args = (*args, 1.0 / shape.pixels)
+    launcher.launch("norm_input_grad", dtype, index, grid, args, constants=constants(act))
     columns = zip(gradient.T.tolist(), layer.x_hat.T.tolist(), layer.inv_std, strict=True)
     want = np.array([gold.standardized_grad(*column) for column in columns]).T
     close(dx, want * layer.scaler, dtype, 16.0)
@@ -238,6 +250,15 @@ CASES = [
     *(
         functools.partial(f, shape=IMAGES, dtype=d, index=i, relu=True)
         for d, i in (("float64", "int64"), ("float16", "int32"), ("bfloat16", "int64"))
+        for f in (forward, sums, grad)
+    ),
+    *(
+        functools.partial(f, shape=s, dtype=d, index="int32", relu=True, act=act)
+        for s, d, act in (
+            (NARROW, "float32", ("gelu_tanh", 0.0, 0.0)),
+            (IMAGES, "float32", fused.ELU),
+            (IMAGES, "bfloat16", fused.TANH),
+        )
         for f in (forward, sums, grad)
     ),
 ]

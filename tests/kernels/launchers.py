@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gpulayers.cuda import table
-from gpulayers.cuda.compile import load_source
+from gpulayers.cuda.compile import defines, load_source
 from tests.kernels.arrays import Launcher
 from tests.support import sample
 
@@ -81,16 +81,12 @@ class EmulatedLauncher:
 
         module = HostModule(
             self.sources.get(file) or load_source(file),
-            options=(*table.options(*dtypes), *_special(constants)),
+            options=(*table.options(*dtypes), *defines(constants)),
             name_expressions=expressions,
             name=file,
         )
         for expression in expressions:
             self._kernels[file, expression, constants] = module[expression]
-
-
-def _special(constants: str) -> tuple[str, ...]:
-    return (f"-DSPECIALISE={constants}",) if constants else ()
 
 
 class PtxLauncher:
@@ -136,7 +132,7 @@ class PtxLauncher:
         instances = tuple(together) if expression in together else (expression,)
         options = table.options(*sorted(together.values()) if expression in together else (dtype,))
         code = self.sources.get(spec.file) or load_source(spec.file)
-        options = (*dict.fromkeys(options), *_special(constants))
+        options = (*dict.fromkeys(options), *defines(constants))
         architecture = f"compute_{spec.only}a" if spec.only else self.architecture
         text, names = ptx.compile_ptx(code, instances, options, spec.file, architecture)
         packed = spec.pack(dtype, index, args)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from gpulayers import random
+from gpulayers.cuda.fusible import RELU
 from gpulayers.errors import BackendError
 from gpulayers.layers import FullyConnected
 from gpulayers.models import Sequential
@@ -120,11 +121,11 @@ def test_the_way_back_of_a_dense_layer(emulated: Backend, cublaslt: ModuleType, 
     assert engine.dense_parts(13, 17, 11, np.dtype("float32")) == 1
     grads = emulated.xp.empty((1, 18, 11), dtype=dtype)
     X, W, dZ = (emulated.asarray(array) for array in (x, w, dz))
-    dX = engine.dense_backward(X, W, dZ, grads, True, True)
+    dX = engine.dense_backward(X, W, dZ, grads, RELU, True)
     dW = np.concatenate([x.T @ dz, dz.sum(axis=0)[None]])
     np.testing.assert_allclose(grads.get()[0], dW, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dX.get(), (dz @ w.T) * (x > 0), rtol=1e-5, atol=1e-5)
-    assert engine.dense_backward(X, W, dZ, grads, True, False) is None
+    assert engine.dense_backward(X, W, dZ, grads, RELU, False) is None
 
 
 def test_tf32_where_it_is_asked_for(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulayers.cuda.fusible import RELU
 from gpulayers.cuda.table_tiles import TILES
 from gpulayers.errors import BackendError
 from gpulayers.ops import use_engine
@@ -110,7 +111,7 @@ def test_more_columns_than_a_grid_reaches(
     a, b, bias, gate = numbers(3, 5), numbers(5, 47), numbers(47), numbers(4, 47, seed=2)
     got = subject.gemm(
         *(device.asarray(a), device.asarray(b.T.copy() if transposed else b), False, transposed),
-        *(device.asarray(bias), True, device.asarray(gate), True),
+        *(device.asarray(bias), RELU, device.asarray(gate), True),
     )
     want = np.vstack([a, np.ones((1, 5))]).astype("f8") @ b + bias
     assert_close(got, np.where(gate > 0, np.maximum(want, 0), 0), factor=3)

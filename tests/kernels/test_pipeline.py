@@ -19,8 +19,8 @@ pytestmark = pytest.mark.emulated
 
 BANKS, RUN, TOGETHER, BLOCK = 128, 16, 8, 256
 HEADERS = (
-    *("common.cuh", "words.cuh", "tile.cuh", "fragments.cuh", "copies.cuh", "stages.cuh"),
-    *("pipeline.cuh", "warpgroup.cuh", "group.cuh"),
+    *("common.cuh", "words.cuh", "activation_functions.cuh", "tile.cuh", "fragments.cuh"),
+    *("copies.cuh", "stages.cuh", "pipeline.cuh", "warpgroup.cuh", "group.cuh"),
 )
 #: the places that a thread writes and reads, by the functions of the kernels
 PLACES = r"""
