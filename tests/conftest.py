@@ -49,6 +49,7 @@ import signal
 import sys
 import tempfile
 import threading
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,7 @@ import pytest
 
 import gpulayers.backend
 import gpulayers.ops._kernels
+import gpulayers.random
 from gpulayers.ops import use_engine
 from gpulayers.ops.compiled import unavailable_reason as compiled_reason
 from tests.support import fake_cupy, stand_in
@@ -250,6 +252,12 @@ def pytest_collection(session: pytest.Session) -> None:
         # What is wrong with a file, or missing for it, its own collection tells.
         with contextlib.suppress(BaseException):
             importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers(request: pytest.FixtureRequest) -> None:
+    """Each test draws its own, whichever ran before it in the same process."""
+    gpulayers.random.seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 # ------------------------------------------------------------------------------------- backends

@@ -1,4 +1,5 @@
-"""The loss of a planned step in a half type, or with smoothed labels."""
+"""The loss of a planned step in a half type, with smoothed labels, or where examples count
+differently."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch
 from gpulayers.ops._sums import sum_dtype
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "weighted_cross_entropy"]
 
 
 def cross_entropy(
@@ -36,4 +37,38 @@ def cross_entropy(
     args = (logits, labels, factor, losses, dlogits, *numbers)
     grid = (-(-rows // (table.KERNELS["cross_entropy_step"].block // 32)),)
     launch("cross_entropy_step", logits.dtype, grid, args, table.index_for(logits.size))
+    return losses, dlogits
+
+
+def weighted_cross_entropy(
+    logits: Array,
+    labels: Array,
+    scale: Array | None,
+    weights: Array | None,
+    ignored: int | None,
+    mean: bool,
+    smoothing: float = 0.0,
+) -> tuple[Array, Array]:
+    """Return (losses, dlogits) as `cross_entropy`, of the loss of `losses.SoftmaxCrossEntropy` with
+    class weights or an ignored label; the losses add up to that of the batch.
+
+    Parameters
+    ----------
+    weights : (classes,) of the dtype of sums, optional
+    ignored : int, optional
+        The label of examples that count nothing.
+    mean : bool
+        Over what the examples count, not the sum.
+    """
+    rows, classes = logits.shape
+    losses = cupy.empty(rows, dtype=sum_dtype(logits))
+    dlogits = cupy.empty(logits.shape, dtype=logits.dtype)
+    none = cupy.empty(0, dtype=losses.dtype)
+    known = (none if weights is None else weights, none if scale is None else scale)
+    flags = (weights is not None, ignored is not None, mean, scale is not None)
+    label = (ignored or 0) % 2**64  # as its 64 bits
+    args = (logits, labels, *known, losses, dlogits, rows, classes, *flags, label, smoothing)
+    name = "weighted_cross_entropy_step"
+    grid = (-(-rows // (table.KERNELS[name].block // 32)),)
+    launch(name, logits.dtype, grid, args, table.index_for(logits.size))
     return losses, dlogits

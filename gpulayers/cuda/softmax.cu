@@ -159,3 +159,89 @@ __global__ void cross_entropy_step(const T* __restrict__ logits, const long long
                                         : of_label);
     }
 }
+
+// What an example with this label counts. A label outside [0, classes) counts as the class that is next to it.
+template <typename Acc>
+struct ClassWeights {
+    const Acc* weights;  // null: one for every class
+    int classes;
+    bool ignores;
+    long long ignored;
+};
+
+template <typename Acc>
+__device__ __forceinline__ Acc weight_of(const ClassWeights<Acc>& known, long long label)
+{
+    if (known.ignores && label == known.ignored) return static_cast<Acc>(0);
+    if (!known.weights) return static_cast<Acc>(1);
+    const long long last = known.classes - 1;
+    return known.weights[label < 0 ? 0 : label > last ? last : label];
+}
+
+// The same where examples count differently: those of class y `weights[y]`, if there are weights, and those labelled
+// `ignored`, if `ignores`, nothing, whatever their logits. With u = (1 - s) w_y [class is the label] + s / classes w_class
+// losses = -sum(u log softmax(z)) of each row, dlogits = (softmax(z) sum(u) - u) * scale[0]; of a mean both over the sum of
+// what the examples count, nothing if that is nothing. Each warp adds it up by itself.
+template <typename T, typename Acc, typename Index>
+__global__ void weighted_cross_entropy_step(const T* __restrict__ logits, const long long* __restrict__ labels,
+                                            const Acc* __restrict__ weights, const Acc* __restrict__ scale,
+                                            Acc* __restrict__ losses, T* __restrict__ dlogits, Index rows, int classes,
+                                            int weighted, int ignores, int mean, int scaled,
+                                            unsigned long long ignored, Acc smoothing)
+{
+    const Index row = row_number<Index, 32>();
+    if (row >= rows) return;
+    Acc* const warps = nullptr;  // a warp needs none
+    const int lane = threadIdx.x % 32;
+    const T* source = logits + row * classes;
+    T* target = dlogits + row * classes;
+    const long long label = labels[row];
+    const ClassWeights<Acc> known = {weighted ? weights : nullptr, classes, ignores != 0,
+                                     static_cast<long long>(ignored)};
+    if (ignores && label == known.ignored) {
+        for (int c = lane; c < classes; c += 32) target[c] = static_cast<T>(0.0f);
+        if (lane == 0) losses[row] = static_cast<Acc>(0);
+        return;
+    }
+
+    Acc over = static_cast<Acc>(1);
+    if (mean) {
+        Acc sum = static_cast<Acc>(0);
+        for (Index other = lane; other < rows; other += 32) sum += weight_of(known, labels[other]);
+        sum = reduce_row<32, false>(sum, warps);
+        over = sum > static_cast<Acc>(0) ? static_cast<Acc>(1) / sum : static_cast<Acc>(0);
+    }
+    Acc highest = minus_infinity<Acc>();
+    for (int c = lane; c < classes; c += 32) highest = larger(highest, static_cast<Acc>(source[c]));
+    highest = reduce_row<32, true>(highest, warps);
+    Acc total = static_cast<Acc>(0);
+    Acc below = static_cast<Acc>(0);  // how far the logits are below the highest, each times its class's weight
+    Acc all = static_cast<Acc>(0);    // the classes' weights
+    for (int c = lane; c < classes; c += 32) {
+        const Acc shifted = static_cast<Acc>(source[c]) - highest;
+        const Acc own = known.weights ? known.weights[c] : static_cast<Acc>(1);
+        total += exp(shifted);
+        below -= own * shifted;
+        all += own;
+    }
+    total = reduce_row<32, false>(total, warps);
+    below = reduce_row<32, false>(below, warps);
+    all = reduce_row<32, false>(all, warps);
+    const Acc share = smoothing / static_cast<Acc>(classes);
+    const Acc hit = (static_cast<Acc>(1) - smoothing) * weight_of(known, label);
+    const Acc factor = scaled ? over * scale[0] : over;
+    for (int c = lane; c < classes; c += 32) {
+        const Acc own = known.weights ? known.weights[c] : static_cast<Acc>(1);
+        const Acc wanted = c == label ? hit + share * own : share * own;
+        const Acc p = exp(static_cast<Acc>(source[c]) - highest) / total;
+        target[c] = static_cast<T>((p * (hit + share * all) - wanted) * factor);
+    }
+    if (lane == 0) {
+        const bool is_class = label >= 0 && label < classes;
+        const Acc of_label = is_class ? highest - static_cast<Acc>(source[label]) : not_a_number<Acc>();
+        Acc loss = hit * (log(total) + of_label);
+        // without smoothing the others count for nothing, infinite though they may be
+        if (smoothing > static_cast<Acc>(0)) loss += share * (all * log(total) + below);
+        losses[row] = loss * over;
+    }
+}

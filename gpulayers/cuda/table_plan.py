@@ -3,7 +3,7 @@ surrounds them."""
 
 from __future__ import annotations
 
-from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, WINDOW, KernelSpec
+from gpulayers.cuda.spec import ARRAY, INDEX, INT, REAL, WINDOW, WORD, KernelSpec
 from gpulayers.cuda.table_tiles import CORES, tiled
 
 _MAP = "{T}, {Acc}, {Index}"
@@ -95,6 +95,12 @@ SPECS = (
         "softmax.cu",
         f"cross_entropy_step<{_MAP}>",
         (*(ARRAY,) * 5, INDEX, INT, INT, REAL, REAL),
+    ),
+    KernelSpec(
+        "weighted_cross_entropy_step",
+        "softmax.cu",
+        f"weighted_cross_entropy_step<{_MAP}>",
+        (*(ARRAY,) * 6, INDEX, *(INT,) * 5, WORD, REAL),
     ),
     # ---- flat.cu, judge.cu: all parameters in one
     KernelSpec(

@@ -15,9 +15,9 @@ import numpy as np
 from gpulayers import backend
 from gpulayers.backend import Array
 from gpulayers.cuda.table import INT32_LIMIT
-from gpulayers.losses import SoftmaxCrossEntropy
 from gpulayers.models.graph_draws import Draws
 from gpulayers.models.graph_layers import DropoutStep
+from gpulayers.models.graph_loss import StepLoss
 from gpulayers.models.graph_node import Place
 from gpulayers.models.graph_nodes import (
     Fused,
@@ -34,8 +34,8 @@ from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
 from gpulayers.models.plan_checks import check_device
-from gpulayers.models.plan_node import Node, contiguous
-from gpulayers.ops._kernels import current_engine, kernels_for, use_engine
+from gpulayers.models.plan_node import Node
+from gpulayers.ops._kernels import current_engine, use_engine
 from gpulayers.optimizers._master import is_half
 
 __all__ = ["APART", "GraphNetwork", "draws_for"]
@@ -74,6 +74,7 @@ class GraphNetwork(CompiledNetwork):
         self._scale: LossScale | None = None
         asked = products.current() if precision is None else precision
         self._multiplied = asked if asked in products.PRECISIONS else "fp32"
+        self._step_loss = StepLoss(self.loss)
         self._why_not = self._reason()
         self._programs: dict[Any, Program] = {}
         self._choices: dict[Any, Any] = {}
@@ -96,14 +97,9 @@ class GraphNetwork(CompiledNetwork):
 
         return precision.use_precision(self._multiplied)
 
-    def _base_loss(self) -> Any:
-        # a trainer's loss in half types computes in float32, scaled; the graph does so by itself
-        return self.loss.base if hasattr(self.loss, "scaler") else self.loss
-
     def _reason(self) -> str | None:
-        base = self._base_loss()
-        if type(base) is not SoftmaxCrossEntropy or not base._counts_all:
-            return "the loss is no cross-entropy of all examples alike"
+        if not self._step_loss.serves:
+            return "the loss is no SoftmaxCrossEntropy"
         numbers = sum(p.size for _, la in self.network.walk() for p in la.parameters.values())
         if numbers > INT32_LIMIT:
             return f"its parameters are {numbers} numbers, one update takes {INT32_LIMIT}"
@@ -139,6 +135,7 @@ class GraphNetwork(CompiledNetwork):
         self._kept = Kept([(la, name) for la, name in others if (id(la), name) not in learned])
         self._draws = draws_for(nodes)
         self.prepare_nodes(nodes)
+        self._step_loss.prepare(self.network.dtype)
         self._recorder = graph.Recorder()
         dtype = self.network.dtype
         if dtype == np.float16 and self._scale is None:
@@ -271,9 +268,8 @@ class GraphNetwork(CompiledNetwork):
 
     def _launch(self, program: Program, update: bool) -> None:
         """Forward, loss, backward and, if wanted, update."""
-        n, flat_update = len(program.X), self._flat
-        scale = 1.0 / n if self.loss.reduction == "mean" else 1.0
-        draws = self._draws
+        flat_update, draws = self._flat, self._draws
+        loss_scale = None if self._scale is None else self._scale.state.scale
         try:
             if draws is not None:
                 draws.begin()
@@ -281,9 +277,9 @@ class GraphNetwork(CompiledNetwork):
             Y = program.X
             for node in self._nodes:
                 Y = node.forward(Y)
-            losses, dY = self._losses(Y, program.labels, scale)
+            losses, dY = self._step_loss.launch(Y, program.labels, loss_scale)
             counter = self._counter() if flat_update is None else flat_update.step
-            self._finish(program, losses, Y, counter, scale)
+            self._finish(program, losses, Y, counter, self._step_loss.scale(len(Y)))
             if flat_update is not None:
                 if program.work is None:
                     program.make_room(self._nodes, flat_update)
@@ -295,16 +291,6 @@ class GraphNetwork(CompiledNetwork):
         finally:
             for node in self._nodes:
                 node.forget()
-
-    def _losses(self, Y: Array, labels: Array, scale: float) -> tuple[Array, Array]:
-        """The loss of each example, and the gradient of their sum times `scale`."""
-        from gpulayers.cuda import loss_step  # needs CuPy
-
-        smoothing = self._base_loss().label_smoothing
-        if not is_half(Y.dtype) and not smoothing:
-            return kernels_for(Y).softmax_cross_entropy_both(Y, labels, scale)
-        state = None if self._scale is None else self._scale.state.scale
-        return loss_step.cross_entropy(contiguous(Y), labels, state, scale, smoothing)
 
     def _fetch(self, program: Program) -> None:
         """Have the batch where the first node takes it from: `_staged` has copied it there."""

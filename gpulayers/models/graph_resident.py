@@ -221,7 +221,8 @@ def checked_batch_size(plan: Any, resident: Resident, batch_size: int | None) ->
             f"{name}.run: the parameters are {plan.network.dtype}, the data was prepared for "
             f"{resident.dtype}: Resident(..., dtype=network.dtype)"
         )
-    low, high = resident.label_range
+    loss = getattr(plan.loss, "base", plan.loss)
+    low, high = resident.range_of_labels(getattr(loss, "ignore_index", None))
     if not 0 <= low <= high < plan.output_shape[0]:
         raise ParameterError(
             f"{name}.run: labels must be in 0..{plan.output_shape[0] - 1}, got {low}..{high}"

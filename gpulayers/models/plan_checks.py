@@ -190,7 +190,10 @@ class Makeup:
 
     def _loss_formula(self) -> Any:
         loss = self._loss
-        return None if loss is None else (loss._plain, loss._counts_all, loss.label_smoothing)
+        if loss is None:
+            return None
+        weights = None if loss.class_weights is None else tuple(loss.class_weights)
+        return loss.reduction, loss.label_smoothing, weights, loss.ignore_index
 
     def _changed(self) -> str:
         for chain, layers in self._chains:

@@ -110,7 +110,8 @@ class Resident:
         self.labels = self.xp.ascontiguousarray(
             backend.to_backend(labels, place).astype("int64", copy=False)
         )
-        self.label_range = int(self.labels.min()), int(self.labels.max())
+        self._ranges: dict[int | None, tuple[int, int]] = {}
+        self.label_range = self.range_of_labels()
         self.pixels = Pixels() if pixels is None else pixels
         channels = self.images.shape[-1]
         if len(self.pixels.mean) not in (1, channels):
@@ -127,6 +128,15 @@ class Resident:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def range_of_labels(self, ignored: int | None = None) -> tuple[int, int]:
+        """The smallest and the largest label, but for the ignored one; 0 and 0 if there is no
+        other. The first call waits for the device."""
+        if ignored not in self._ranges:
+            counted = self.labels if ignored is None else self.labels[self.labels != ignored]
+            both = (int(counted.min()), int(counted.max())) if counted.size else (0, 0)
+            self._ranges[ignored] = both
+        return self._ranges[ignored]
 
     @property
     def example_shape(self) -> tuple[int, ...]:

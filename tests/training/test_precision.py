@@ -1,5 +1,6 @@
 """`Trainer(precision=...)`: half types with master weights, a float32 loss and a loss scale."""
 
+import importlib
 import re
 
 import numpy as np
@@ -193,7 +194,8 @@ def test_tensor_cores_need_a_gpu(few):
 
 
 def test_tensor_cores_of_an_old_gpu(few, emulated: Backend, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gpulayers.cuda.precision.capability", lambda: 75)
+    precisions = importlib.import_module("gpulayers.cuda.precision")
+    monkeypatch.setattr(precisions, "capability", lambda: 75)
     with pytest.raises(BackendError, match=r"Trainer: .*tf32.* 8\.0"):
         Trainer(dense(), few, precision="tf32")
 
