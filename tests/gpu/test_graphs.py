@@ -68,6 +68,17 @@ def normed(_: bool) -> list[Any]:
     ]
 
 
+def activated(_: bool) -> list[Any]:
+    """Activations that the layers before take along, and one that they do not."""
+    return [
+        *(Conv2D(8, (3, 3), pad=1, act_fn="Tanh"), Pool2D(2, 2), Conv2D(16, (3, 3), pad=1)),
+        *(Activation("SELU"), Conv2D(8, (2, 2), pad=1), BatchNorm2D(), Activation("GELU")),
+        *(Flatten(), FullyConnected(16, act_fn="LeakyReLU(alpha=0.1)")),
+        *(FullyConnected(8, act_fn="GELU"), FullyConnected(8, act_fn="SoftPlus")),
+        *(Dropout(0.2), FullyConnected(CLASSES, act_fn="ELU(alpha=2.0)")),
+    ]
+
+
 def recurrent(large: bool) -> list[Any]:
     """On a device as wide as many blocks together, with barriers between them."""
     return [LSTM(512 if large else 6), GRU(5, return_sequences=False), FullyConnected(CLASSES)]
@@ -136,8 +147,8 @@ class Run:
 
 @pytest.mark.parametrize(
     ("layers", "shape"),
-    [(convolutional, IMAGES), (recurrent, SEQUENCES)],
-    ids=["conv", "recurrent"],
+    [(convolutional, IMAGES), (recurrent, SEQUENCES), (activated, IMAGES)],
+    ids=["conv", "recurrent", "activated"],
 )
 def test_replays_are_the_layers_steps(device: Backend, layers: Any, shape: Any) -> None:
     """Batches of two sizes in turn: the graphs share their memory."""
@@ -186,6 +197,41 @@ def test_replays_on_tensor_cores(device: Backend, layers: Any, precision: str) -
         back = [name for name in names if name.startswith("conv2d_backward")]
         assert back
         assert all("Tensor" in name for name in back)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_activations_on_tensor_cores(device: Backend, precision: str) -> None:
+    """Their slopes are told by rounded values."""
+    cuda = importlib.import_module("gpulayers.cuda.precision")
+    if not cuda.has_tensor_cores():
+        pytest.skip("needs tensor cores")
+    half = precision == "fp16"
+    planned, plain = (
+        Run(device, activated, IMAGES, "float16" if half else "float32") for _ in "ab"
+    )
+    for run in (planned, plain):
+        run.loss = WideLoss(run.loss, run.scaler) if half else run.loss
+    random.seed(1)
+    got = planned.by_plan(loss=planned.loss, precision=precision)
+    random.seed(1)
+    loose = 2e-2 if half else 2e-3
+    np.testing.assert_allclose(got, plain.by_layers(), rtol=loose, atol=loose)
+    planned.check(plain, 1e-2 if half else 2e-3)
+
+
+def test_replays_with_class_weights(device: Backend) -> None:
+    """And an ignored label; nothing that counts in the smaller batches."""
+    planned, plain = Run(device, convolutional, IMAGES), Run(device, convolutional, IMAGES)
+    for run in (planned, plain):
+        run.labels = device.asarray(np.array([1, -100, 1, 0, 2]))
+        weights = {"class_weights": [0.5, 0.0, 2.0], "ignore_index": -100, "label_smoothing": 0.1}
+        run.loss = SoftmaxCrossEntropy(**weights)
+    random.seed(1)
+    got = planned.by_plan(loss=planned.loss)
+    random.seed(1)
+    np.testing.assert_allclose(got, plain.by_layers(), rtol=2e-4, atol=1e-6)
+    assert got[3] == 0.0
+    planned.check(plain, 2e-4)
 
 
 def test_replays_in_double_precision(device: Backend) -> None:
