@@ -1,5 +1,5 @@
-"""The loss of a planned step in a half type, with smoothed labels, or where examples count
-differently."""
+"""The loss of a planned step: cross-entropy in a half type, with smoothed labels, or where examples
+count differently; the squared error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpulayers.cuda import table
 from gpulayers.cuda.compile import launch
 from gpulayers.ops._sums import sum_dtype
 
-__all__ = ["cross_entropy", "weighted_cross_entropy"]
+__all__ = ["cross_entropy", "squared_error", "weighted_cross_entropy"]
 
 
 def cross_entropy(
@@ -72,3 +72,24 @@ def weighted_cross_entropy(
     grid = (-(-rows // (table.KERNELS[name].block // 32)),)
     launch(name, logits.dtype, grid, args, table.index_for(logits.size))
     return losses, dlogits
+
+
+def squared_error(outputs: Array, targets: Array, scale: Array | None) -> tuple[Array, Array]:
+    """Return (losses, doutputs): half the sum of squares of each example's distances from its
+    targets, of a half type in float32; and the gradient of their sum, multiplied by the loss scale.
+
+    Parameters
+    ----------
+    outputs, targets : (n, ...), not empty
+    scale : (1,) float32, optional
+        The loss scale, on the device.
+    """
+    rows, name = len(outputs), "squared_error_step"
+    losses = cupy.empty(rows, dtype=sum_dtype(outputs))
+    doutputs = cupy.empty(outputs.shape, dtype=outputs.dtype)
+    factor = cupy.empty(0, dtype=losses.dtype) if scale is None else scale
+    width = outputs.size // rows
+    args = (outputs, targets, factor, losses, doutputs, rows, width, scale is not None)
+    grid = (-(-rows // (table.KERNELS[name].block // 32)),)
+    launch(name, outputs.dtype, grid, args, table.index_for(outputs.size))
+    return losses, doutputs

@@ -102,6 +102,12 @@ SPECS = (
         f"weighted_cross_entropy_step<{_MAP}>",
         (*(ARRAY,) * 6, INDEX, *(INT,) * 5, WORD, REAL),
     ),
+    KernelSpec(
+        "squared_error_step",
+        "squared_error.cu",
+        f"squared_error_step<{_MAP}>",
+        (*(ARRAY,) * 5, INDEX, INT, INT),
+    ),
     # ---- flat.cu, judge.cu: all parameters in one
     KernelSpec(
         "sum_sections",

@@ -71,7 +71,6 @@ def captured(plan: GraphNetwork, source: Any) -> Need:
     """What a captured step takes: captures of two small batches, in which nothing is computed, tell
     what an example does; the rest grows with their number."""
     from gpulayers.models.graph_plan import APART, draws_for
-    from gpulayers.models.graph_program import Program
     from gpulayers.models.graph_sections import Sections
 
     nodes, places = plan.new_nodes()
@@ -86,7 +85,7 @@ def captured(plan: GraphNetwork, source: Any) -> Need:
         beside.prepare_nodes(nodes)
         shape = m, *plan.batch_shape[1:]
         with plan._settings(False):  # tensor cores take arrays of their own
-            beside._launch(Program(shape, plan.network.dtype, source, dry=True), False)
+            beside._launch(plan.new_program(shape, source, dry=True), False)
 
     once = 0
     if layout is not None and plan._flat is None:  # they are to be moved into one array first

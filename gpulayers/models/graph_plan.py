@@ -33,7 +33,7 @@ from gpulayers.models.graph_scale import LossScale
 from gpulayers.models.graph_sequence import SequenceStep
 from gpulayers.models.graph_update import FlatUpdate, Kept, numbers_of
 from gpulayers.models.plan import CompiledNetwork
-from gpulayers.models.plan_checks import check_device
+from gpulayers.models.plan_checks import check_device, check_targets
 from gpulayers.models.plan_node import Node
 from gpulayers.ops._kernels import current_engine, use_engine
 from gpulayers.optimizers._master import is_half
@@ -99,7 +99,7 @@ class GraphNetwork(CompiledNetwork):
 
     def _reason(self) -> str | None:
         if not self._step_loss.serves:
-            return "the loss is no SoftmaxCrossEntropy"
+            return "the loss is neither SoftmaxCrossEntropy nor the squared error"
         numbers = sum(p.size for _, la in self.network.walk() for p in la.parameters.values())
         if numbers > INT32_LIMIT:
             return f"its parameters are {numbers} numbers, one update takes {INT32_LIMIT}"
@@ -202,7 +202,11 @@ class GraphNetwork(CompiledNetwork):
     def _staged(self, X: Array, labels: Array) -> Program:
         """The program for such a batch, which is copied to where that takes it from."""
         X = self._checked(X)
-        self._check_labels(labels, X)
+        if self._step_loss.takes_labels:
+            self._check_labels(labels, X)
+        else:
+            shape = (len(X), *self.output_shape)
+            check_targets(self.network.name, self.device, labels, X, shape)
         self._ready()
         program = self._program(X.shape)
         program.X[...] = X
@@ -223,8 +227,14 @@ class GraphNetwork(CompiledNetwork):
         if program is None:
             while len(self._programs) >= _KEPT:
                 del self._programs[next(iter(self._programs))]
-            program = self._programs[key] = Program(shape, self.network.dtype, source)
+            program = self._programs[key] = self.new_program(shape, source)
         return program
+
+    def new_program(self, shape: tuple[int, ...], source: Any = None, dry: bool = False) -> Program:
+        """One for batches of this shape."""
+        dtype = self.network.dtype
+        labels = self._step_loss.room(shape[0], self.output_shape, dtype)
+        return Program(shape, dtype, labels, source, dry)
 
     def _execute(self, program: Program, update: bool) -> None:
         """Launch the step, with the update or without, by its graph where there is one."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import backend
+from gpulayers.backend import Array
 from gpulayers.models.graph_node import Fused
 from gpulayers.models.graph_nodes import leaves, places_of
 from gpulayers.models.graph_sections import Sections
@@ -22,6 +23,8 @@ class Program:
 
     Attributes
     ----------
+    labels : array
+        What the loss takes of each example.
     source : Resident or None
         From where the step takes its batches; None if they are copied to X and labels.
     dry : bool
@@ -29,12 +32,17 @@ class Program:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: Any, source: Any = None, dry: bool = False
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        labels: Array,
+        source: Any = None,
+        dry: bool = False,
     ) -> None:
         xp = backend.module("cupy")
         self.source, self.dry = source, dry
         self.X = xp.empty(shape, dtype=dtype)
-        self.labels = xp.empty(shape[0], dtype="int64")
+        self.labels = labels
         self.loss = xp.empty(1, dtype="float32" if is_half(dtype) else dtype)
         self.outputs: Any = None
         self.work: Any = None

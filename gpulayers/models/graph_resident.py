@@ -44,6 +44,8 @@ class ResidentNetwork(GraphNetwork):
             return self._why_not
         if current_engine() in ("cublas", "reference"):
             return f"the engine is {current_engine()}"
+        if not self._step_loss.takes_labels:
+            return "the loss takes targets of the outputs' shape, a Resident has labels"
         if len(self.output_shape) != 1:
             return f"an output has shape {self.output_shape}, cross-entropy takes (n_classes,)"
         return None

@@ -192,8 +192,8 @@ class Sequential(Composite):
             Of the largest batch, n_ex included.
         loss : "cross_entropy", "squared_error" or object
             An object has ``forward(labels, outputs)`` and ``backward()``, or is a `SquaredError`,
-            whose targets have the outputs' shape. A GPU's step is captured for cross-entropy, with
-            smoothing, class weights and ignored labels too.
+            whose targets have the outputs' shape. A GPU's step is captured for these two,
+            cross-entropy also with smoothing, class weights and ignored labels.
         optimizer : str or optimizer, optional
             Copied into every layer; None keeps the layers' own.
         precision : "fp32", "tf32", "fp64", "fp16" or "bf16", optional

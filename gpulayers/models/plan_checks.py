@@ -126,6 +126,26 @@ def check_device(name: str, device: int | None, *arrays: Array) -> None:
             )
 
 
+def check_targets(
+    name: str, device: int | None, targets: Any, X: Array, shape: tuple[int, ...]
+) -> None:
+    """See to it that a batch's targets are of the outputs' shape, and where the batch is.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+        If they are not.
+    """
+    home, place = backend.home_of(name, "the targets", targets), backend.backend_of(X)
+    if home != place:
+        raise BackendError(f"{name}: the batch is a {place} array, the targets are a {home} array")
+    check_device(name, device, targets)
+    if targets.dtype.kind == "c":
+        raise DTypeError(f"{name}: targets must be numbers of one part, got {targets.dtype}")
+    if targets.shape != shape:
+        raise ShapeError(f"{name}: SquaredError expects targets of shape {shape}, got {targets.shape}")
+
+
 class Makeup:
     """What decides how a plan computes: the layers in their order, activations, windows and what
     else tells the sizes of outputs, the sizes of the parameters, and the formula of a

@@ -32,6 +32,7 @@ from tests.kernels import (
     cases_sequence,
     cases_sequence_plan,
     cases_softmax,
+    cases_squared_error,
     cases_standardize,
     cases_update,
 )
@@ -46,6 +47,7 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "conv.cu": [*cases_conv.CASES, *cases_conv_few.CASES["conv.cu"]],
     "conv_step.cu": [*cases_conv_step.CASES, *cases_conv_few.CASES["conv_step.cu"]],
     "softmax.cu": [*cases_softmax.CASES, *cases_loss_step.CASES],
+    "squared_error.cu": cases_squared_error.CASES,
     "standardize.cu": cases_standardize.CASES,
     "batchnorm.cu": cases_batchnorm.CASES,
     "dropout.cu": cases_dropout.CASES,

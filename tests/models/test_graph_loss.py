@@ -1,18 +1,20 @@
-"""Label smoothing, class weights and ignored labels in the captured step, against the layers with
-the loss as they have it."""
+"""Label smoothing, class weights, ignored labels and the squared error in the captured step,
+against the layers with the loss as they have it."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gpulayers import random
-from gpulayers.errors import ParameterError, ShapeError
+from gpulayers.errors import BackendError, DTypeError, ParameterError, ShapeError
 from gpulayers.layers import Conv2D, Flatten, FullyConnected
 from gpulayers.losses import SoftmaxCrossEntropy
+from gpulayers.models.plan_loss import SquaredErrorOfOutputs
 from gpulayers.models.resident import Resident
 from gpulayers.training.precision import WideLoss
 from tests.conftest import Backend
@@ -158,3 +160,64 @@ def test_another_formula_is_told(emulated: Backend, name: str, value: Any) -> No
     setattr(loss, name, value)
     with pytest.raises(ParameterError, match="changed since the plan was made: the loss"):
         run.step()
+
+
+class Regression(Run):
+    """Trained towards targets of the outputs' shape."""
+
+    def __init__(self, backend: Backend, layers: Any, **options: Any) -> None:
+        super().__init__(backend, layers, "SGD(lr=0.001, momentum=0.9)")
+        shape = self.network.forward(self.X, retain_derived=False).shape
+        targets = np.random.default_rng(5).standard_normal(shape).astype("f4")
+        self.loss, self.labels = SquaredErrorOfOutputs(), backend.asarray(targets)
+        if options:
+            self.compile(**options)
+
+
+def coding() -> list[Any]:
+    """To outputs as images, of another number of channels."""
+    first = Conv2D(4, (3, 3), pad=1, act_fn="Tanh"), Conv2D(2, (3, 3), pad=1, act_fn="Sigmoid")
+    return [*first, Conv2D(3, (1, 1))]
+
+
+@pytest.mark.parametrize("layers", [layers, coding])
+def test_the_squared_error(emulated: Backend, layers: Any) -> None:
+    plain, planned = (
+        Regression(emulated, layers),
+        Regression(emulated, layers, loss="squared_error"),
+    )
+    sizes = (BATCH, 2, BATCH, BATCH)
+    with fake_cupy.count() as events:
+        got = [planned.step(n) for n in sizes]
+    np.testing.assert_allclose(got, [plain.step(n) for n in sizes], rtol=2e-5)
+    same(planned, plain)
+    assert events["graph_launch"] == 2 and "captured" in planned.plan.describe()
+    assert planned.step(0) == plain.step(0) == 0.0
+    wide = planned.labels.astype("float64")
+    assert float(planned.plan.step(planned.X, wide)) == pytest.approx(plain.step(), rel=1e-5)
+
+
+def test_the_squared_error_in_half_types(emulated: Backend) -> None:
+    plain = Regression(emulated, coding)
+    want = [plain.step() for _ in range(4)]
+    for precision in ("fp16", "bf16"):
+        planned = Regression(emulated, coding, loss="squared_error", precision=precision)
+        got = [planned.step() for _ in range(20)]
+        skipped = got.count(got[0]) - 1  # while the loss scale is too large
+        np.testing.assert_allclose(got[skipped : skipped + 4], want, rtol=0.02)
+        assert (skipped > 0) == (planned.plan.loss_scale is not None) == (precision == "fp16")
+
+
+def test_targets_that_do_not_fit_are_told(emulated: Backend) -> None:
+    run = Regression(emulated, coding, loss="squared_error")
+    before = run.parameters()
+    shape = re.escape(f"SquaredError expects targets of shape {(BATCH, *SHAPE[:2], 3)}, got ")
+    for targets in (run.labels[:2], run.labels[..., :1], run.labels[0]):
+        with pytest.raises(ShapeError, match=shape):
+            run.plan.step(run.X, targets)
+    with pytest.raises(DTypeError, match="complex64"):
+        run.plan.step(run.X, run.labels.astype("complex64"))
+    with pytest.raises(BackendError, match="the targets are a numpy array"):
+        run.plan.step(run.X, emulated.asnumpy(run.labels))
+    for name, array in run.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
