@@ -104,7 +104,7 @@ SPECS = (
     ),
     KernelSpec(
         "squared_error_step",
-        "squared_error.cu",
+        "softmax.cu",
         f"squared_error_step<{_MAP}>",
         (*(ARRAY,) * 5, INDEX, INT, INT),
     ),

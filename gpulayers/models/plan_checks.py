@@ -143,7 +143,9 @@ def check_targets(
     if targets.dtype.kind == "c":
         raise DTypeError(f"{name}: targets must be numbers of one part, got {targets.dtype}")
     if targets.shape != shape:
-        raise ShapeError(f"{name}: SquaredError expects targets of shape {shape}, got {targets.shape}")
+        raise ShapeError(
+            f"{name}: SquaredError expects targets of shape {shape}, got {targets.shape}"
+        )
 
 
 class Makeup:

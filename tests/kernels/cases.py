@@ -46,8 +46,11 @@ CASES: dict[str, list[Callable[[Launcher], None]]] = {
     "gemm.cu": cases_gemm.CASES,
     "conv.cu": [*cases_conv.CASES, *cases_conv_few.CASES["conv.cu"]],
     "conv_step.cu": [*cases_conv_step.CASES, *cases_conv_few.CASES["conv_step.cu"]],
-    "softmax.cu": [*cases_softmax.CASES, *cases_loss_step.CASES],
-    "squared_error.cu": cases_squared_error.CASES,
+    "softmax.cu": [
+        *cases_softmax.CASES,
+        *cases_loss_step.CASES,
+        *cases_squared_error.CASES,
+    ],
     "standardize.cu": cases_standardize.CASES,
     "batchnorm.cu": cases_batchnorm.CASES,
     "dropout.cu": cases_dropout.CASES,

@@ -1,4 +1,4 @@
-"""squared_error.cu: rows shorter and longer than a warp; far from the targets; scaled."""
+"""softmax.cu, the squared error of a planned step: rows shorter and longer than a warp; scaled."""
 
 from __future__ import annotations
 
