@@ -21,7 +21,8 @@ _BY_VALUE_IF_RISING = ("leaky_relu", "elu")
 def formula_of(act: Any) -> Formula | None:
     """The formula of an activation; None for identity, and where kernels have no code for it."""
     formula = getattr(act, "kernel", None)
-    return None if formula is None or formula[0] == "identity" else formula
+    known = formula is not None and formula[0] in table.ACTIVATIONS and formula[0] != "identity"
+    return formula if known else None
 
 
 def is_told_by_value(formula: Formula) -> bool:

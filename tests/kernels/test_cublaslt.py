@@ -128,6 +128,24 @@ def test_the_way_back_of_a_dense_layer(emulated: Backend, cublaslt: ModuleType, 
     assert engine.dense_backward(X, W, dZ, grads, RELU, False) is None
 
 
+def test_a_dense_layer_with_what_a_plan_takes_along(
+    emulated: Backend, cublaslt: ModuleType
+) -> None:
+    x, w, b, dz = numbers(13, 17), numbers(17, 11), numbers(11), numbers(13, 11)
+    engine: Any = kernels_for(emulated.asarray(x))
+    X, W, B, dZ = (emulated.asarray(array) for array in (np.tanh(x), w, b, dz))
+    for act, expected in (
+        (("tanh", 0.0, 0.0), np.tanh),
+        (RELU, lambda z: np.maximum(z, 0)),
+        (None, lambda z: z),
+    ):
+        Y = engine.dense_step(X, W, B, act)
+        np.testing.assert_allclose(Y.get(), expected(np.tanh(x) @ w + b), rtol=1e-5, atol=1e-5)
+    grads = emulated.xp.empty((1, 18, 11), dtype="float32")
+    dX = engine.dense_backward(X, W, dZ, grads, ("tanh", 0.0, 0.0), True)
+    np.testing.assert_allclose(dX.get(), (dz @ w.T) / np.cosh(x) ** 2, rtol=1e-4, atol=1e-5)
+
+
 def test_tf32_where_it_is_asked_for(
     emulated: Backend, cublaslt: ModuleType, built: ctypes.CDLL
 ) -> None:
