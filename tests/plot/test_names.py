@@ -131,6 +131,18 @@ def test_names_of_neighbours_do_not_overlap(
     assert not any(box.overlaps(image) for box in boxes for image in pictures)
 
 
+def test_tall_images_are_as_wide_as_square_ones() -> None:
+    scores = np.random.default_rng(5).standard_normal((40, 4))
+    truth = (scores.argmax(axis=1) + 1) % 4
+    widths: list[float] = []
+    for shape in ((8, 8), (14, 8)):
+        X = np.random.default_rng(6).random((40, *shape, 1))
+        figure = plot.worst_mistakes(Scores(scores), X, truth, most=16)
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_window_extent().width)
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
 def test_long_names_beside_a_matrix_leave_room_for_it() -> None:
     figure = plot.confusion_matrix(np.eye(4, dtype=int) + 1, [name * 4 for name in LONG])
     figure.draw_without_rendering()
