@@ -89,9 +89,9 @@ __global__ void conv2d_moments(const T* __restrict__ x, const T* __restrict__ w,
 
 // The way back, both products at once. The first `weight_blocks` blocks work out grads (parts, taps * depth + 1, filters):
 // windows of x, transposed, times dz, the bias's gradient below it; w has `depth` channels, those that x has more are left
-// out, and then there are no others. The others work out dx: what the windows hand back to the inputs, times [x > 0] if
-// masked, + side if there is one; and if has_norm, sums of it, see TakeGradients: x is then what a normalisation of norm_x
-// has put out.
+// out, and then there are no others. The others work out dx: what the windows hand back to the inputs, times the slope
+// that x tells if masked, + side if there is one; and if has_norm, sums of it, see TakeGradients: x is then what a
+// normalisation of norm_x has put out.
 template <typename T, typename Acc, typename Tile>
 __global__ void conv2d_backward(const T* __restrict__ x, const T* __restrict__ dz,
                                 const unsigned char* __restrict__ winners, const T* __restrict__ w,

@@ -45,7 +45,8 @@ __global__ void batched_gemm(const T* __restrict__ a, const T* __restrict__ b, T
 }
 
 // The way back through a dense layer, both products at once: the first `weight_blocks` blocks work out grads, which is
-// (parts, inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times [x > 0] if masked.
+// (parts, inputs + 1, outputs), x^T dz and the bias's gradient below it; the others dx = dz w^T, times the slope
+// that x tells if masked.
 template <typename T, typename Acc, typename Tile>
 __global__ void dense_backward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ dz,
                                Acc* __restrict__ grads, T* __restrict__ dx, int batch, int inputs, int outputs,

@@ -1,5 +1,5 @@
 """Matrix products on a GPU by a kernel of our own: no cuBLAS, which CuPy refuses in a captured
-stream, and what follows a product (bias, ReLU, its slope) in the same pass."""
+stream, and what follows a product (bias, activation or the slope of one) in the same pass."""
 
 from __future__ import annotations
 

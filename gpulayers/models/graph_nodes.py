@@ -161,9 +161,14 @@ def leaves(nodes: Sequence[Node]) -> Iterator[Node]:
 
 def acts_of(layers: Sequence[Any]) -> list[tuple[Any, ...]]:
     """The layers' activations with their constants, as they are now: the captured ones are those of
-    the nodes."""
-    acts: list[Any] = [getattr(layer, "act_fn", None) for layer in layers]
-    return [(act, *act.__dict__.values()) for act in acts if act is not None]
+    the nodes. Of arrays it counts which they are."""
+    found: list[tuple[Any, ...]] = []
+    for layer in layers:
+        act: Any = getattr(layer, "act_fn", None)
+        if act is not None:
+            known: dict[str, Any] = act.__dict__
+            found.append((act, *(id(v) if hasattr(v, "shape") else v for v in known.values())))
+    return found
 
 
 def places_of(node: Node) -> list[Place]:

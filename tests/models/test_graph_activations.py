@@ -241,6 +241,33 @@ def test_activations_of_ones_own(emulated: Backend, act: Any) -> None:
     same(planned, plain, 2e-4)
 
 
+class Sloped(ActivationBase):
+    """Somebody's own with an array."""
+
+    def __init__(self, slope: Array) -> None:
+        self.slope = slope
+
+    def fn(self, z: Array) -> Array:
+        return z * self.slope
+
+    def grad(self, x: Array) -> Array:
+        return xp_of(x).zeros_like(x) + self.slope
+
+
+def test_another_array_is_another_graph(emulated: Backend) -> None:
+    def layers() -> list[Any]:
+        slope = emulated.asarray(np.array([0.5, 2, 1, 1], np.float32))
+        return [Flatten(), FullyConnected(4, act_fn=Sloped(slope)), FullyConnected(CLASSES)]
+
+    plain, planned = pair(emulated, layers)
+    losses: list[list[float]] = []
+    for run in (plain, planned):
+        found = [run.step(), run.step(), run.step()]
+        run.network[1].act_fn.slope = emulated.asarray(np.array([1, 1, 0.2, 2], np.float32))
+        losses.append([*found, run.step(), run.step(), run.step()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
+
+
 def test_other_constants_are_another_graph(emulated: Backend) -> None:
     """Of an activation that is taken along, and of one that is not."""
 
